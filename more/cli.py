@@ -1,0 +1,251 @@
+"""`python -m more COMMAND`: the one command line. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from more import __version__
+from more.errors import UserError
+from more.progress import console
+
+app = typer.Typer(
+    name="more", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False,
+    help="Weakly supervised segmentation from tags to masks: "
+         "**train** → **localize** → **refine** → **evaluate** → **export** → **report**.")
+
+Run = Annotated[Path, typer.Option("--run", help="run folder, e.g. checkpoints/voc12_vit_b")]
+Data = Annotated[Path, typer.Option("--data", help="shard set with the images")]
+Overrides = Annotated[list[str] | None, typer.Option(
+    "--set", help="section.key=value; repeatable")]
+AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON on stdout")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
+) -> None:
+    # The deepspeed launcher puts --local_rank before the command; the environment has it too.
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="settings, e.g. configs/voc12_vit_b.py")],
+    train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
+    run: Annotated[Path | None, typer.Option(
+        "--run", help="run folder [default: checkpoints/CONFIG_NAME]")] = None,
+    val_set: Annotated[Path | None, typer.Option(
+        "--val", help="shard set with masks, scored while training")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[str, typer.Option(
+        "--resume", help="auto: newest complete checkpoint of the run, else start; never; or a "
+                         "checkpoint folder")] = "auto",
+) -> None:
+    """Train MoRe. The same command resumes an interrupted run.
+
+    Example: `python -m more train configs/shapes_micro.py --train data/shapes_train
+    --val data/shapes_val --run checkpoints/shapes`
+
+    Several processes: `torchrun --nproc_per_node=2 -m more train …` or
+    `deepspeed --num_gpus 2 --module more train …`
+    """
+    from more.config.load import load_config
+    from more.data.shards.reader import ShardSet
+
+    settings = load_config(config, overrides or [])
+    images = ShardSet(train_set, kind="images", check="full")
+    masks = ShardSet(val_set, kind="images", check="full") if val_set else None
+    from more.engine.distributed import setup, teardown
+    from more.engine.trainer import Trainer, check_classes
+
+    check_classes(settings, images, masks)
+    world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
+    try:
+        Trainer(settings, images, masks, run or Path("checkpoints") / settings.name, world,
+                resume).fit()
+    finally:
+        teardown()
+
+
+@app.command()
+def localize(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="where the seed shards go")],
+    maps: Annotated[list[str] | None, typer.Option(
+        "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
+                      "--out [default: lam]")] = None,
+    tags: Annotated[str, typer.Option(
+        "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
+    checkpoint: Annotated[str, typer.Option(help="latest or a checkpoint folder")] = "latest",
+    batch: Annotated[int, typer.Option(help="images a forward; 0 = inference.batch")] = 0,
+) -> None:
+    """Compute seeds (CAM, LAM, fused maps, decoder probabilities), multi-scale with flips.
+
+    Example: `python -m more localize --run checkpoints/shapes --data data/shapes_train
+    --out checkpoints/shapes/seeds --map cam --map lam`
+    """
+    from more.engine.distributed import launched_world
+    from more.pseudo.localize import KINDS, Request
+    from more.pseudo.localize import localize as job
+
+    kinds = tuple(dict.fromkeys(maps or ["lam"]))
+    _one_of("--tags", tags, ("true", "predicted"))
+    for kind in kinds:
+        _one_of("--map", kind, KINDS)
+    rank, world = launched_world()
+    tally = job(run, data, out, Request(kinds, tags, batch), checkpoint, rank, world)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def refine(
+    seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="where the mask shards go")],
+    config: Annotated[Path | None, typer.Option(
+        "--config", help="settings with a crf section [default: released values]")] = None,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(help="processes; 0 = one per core")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
+    ignore_below: Annotated[float, typer.Option(
+        help="pixels of lower confidence become 255; 0 = off")] = 0.0,
+) -> None:
+    """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
+
+    Example: `python -m more refine checkpoints/shapes/seeds/lam --data data/shapes_train
+    --out checkpoints/shapes/masks/lam`
+    """
+    from dataclasses import asdict
+
+    from more.config.load import config_from_dict, load_config
+    from more.filtering.crf import CRFParams
+    from more.pseudo.refine import refine as job
+
+    _one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
+    settings = load_config(config, overrides or []) if config else config_from_dict({})
+    tally = job(seeds, data, out, workers=workers, params=CRFParams(**asdict(settings.crf)),
+                engine=engine, ignore_below=ignore_below or None)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="mask or seed shards")],
+    data: Data,
+    threshold: Annotated[float | None, typer.Option(
+        help="background threshold of seeds [default: as recorded]")] = None,
+    sweep: Annotated[bool, typer.Option(help="score thresholds 0.1 … 0.9 as well")] = False,
+    classes: Annotated[str | None, typer.Option(
+        help="comma-separated names: also the mean over these")] = None,
+    save: Annotated[Path | None, typer.Option(
+        help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score seeds or masks against the data set's truth: IoU, precision, recall, FP/TP.
+
+    Example: `python -m more evaluate checkpoints/shapes/masks/lam --data data/shapes_train`
+    """
+    import json
+
+    from more.data.shards.format import write_atomic
+    from more.evaluation.evaluate import evaluate as job
+
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    result = job(path, data, threshold=threshold, classes=names, sweep=sweep)
+    text = json.dumps(result.to_json(), indent=1, allow_nan=False)
+    if save:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(save, text.encode())
+    if as_json:
+        print(text)
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
+
+
+@app.command()
+def export(
+    masks: Annotated[Path, typer.Argument(help="mask shards made by `more refine`")],
+    out: Annotated[Path, typer.Option("--out", help="folder for the files")],
+    format: Annotated[str, typer.Option(help="png: one index PNG per image")] = "png",
+    palette: Annotated[bool, typer.Option(help="with the VOC colour palette")] = True,
+) -> None:
+    """Write masks as files that other tools read.
+
+    Example: `python -m more export checkpoints/shapes/masks/lam --format png --out masks_png`
+    """
+    from more.pseudo.export import export_png
+
+    _one_of("--format", format, ("png",))
+    tally = export_png(masks, out, palette=palette)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def report(
+    run: Run,
+    data: Annotated[Path | None, typer.Option(
+        "--data", help="images and truth [default: as recorded with the seeds]")] = None,
+    images: Annotated[int, typer.Option(help="pictures in the grid")] = 12,
+) -> None:
+    """One HTML file with scores, curves and pictures that opens from disk.
+
+    Example: `python -m more report --run checkpoints/shapes`
+    """
+    from more.evaluation.report import build_report
+
+    print(build_report(run, data, images=images))
+
+
+@app.command()
+def config(
+    file: Annotated[Path, typer.Argument(help="settings file")],
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option(help="with the meaning of every setting")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the resolved settings of a file.
+
+    Example: `python -m more config configs/voc12_vit_b.py --set optim.lr=1e-4 --explain`
+    """
+    import json
+
+    from more.config.load import flatten, load_config, to_dict
+
+    settings = load_config(file, overrides or [])
+    if as_json:
+        print(json.dumps(to_dict(settings), indent=1))
+        return
+    for key, value, meaning in flatten(settings):
+        print(f"{key} = {value!r}" + (f"    # {meaning}" if explain else ""))
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{option} {value}: unknown", f"choose one of {', '.join(allowed)}")
+
+
+def main() -> None:
+    """Run the command line; a `UserError` prints its message and exits with 2."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"error: {error}", highlight=False, markup=False, style="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Settings of a run: the schema (`schema.py`) and its reader (`load.py`)."""

@@ -1,0 +1,170 @@
+"""Read `configs/*.py` (mmengine syntax, `_base_` inheritance), apply overrides, check, print."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from more.config.schema import CHOICES, PAPER, Config
+from more.errors import UserError, nearest
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """The checked configuration of a file with `key=value` overrides on top.
+
+    Args:
+        path: a Python file in mmengine's config syntax.
+        overrides: `"train.lr=1e-4"` strings; values are Python literals, else plain text.
+
+    Raises:
+        UserError: no such file, unknown key (names the nearest), wrong type or value.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(p.stem for p in Path("configs").glob("*.py"))
+        near = nearest(file.stem, known) or ", ".join(known)
+        raise UserError(f"{path}: no such configuration file",
+                        f"give a file under configs/ ({near})" if near else "give a .py file")
+    tree = _read(file)
+    tree.setdefault("name", file.stem)
+    for text in overrides:
+        key, value = _parse_override(text)
+        _put(tree, key, value)
+    return config_from_dict(tree, source=str(file))
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
+    """The configuration of a nested dict (as `to_dict` gives); the same checks as a file."""
+    tree = {key: _plain(value) for key, value in tree.items()}
+    if tree.get("variant") == "paper":
+        for key, value in PAPER.items():
+            if _get(tree, key) is None:
+                _put(tree, key, value)
+    config = _build(Config, tree, "", source)
+    _check(config, source)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dict of a configuration (tuples become lists)."""
+    return _plain(dataclasses.asdict(config))
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, value, meaning) of every setting."""
+    for item in dataclasses.fields(config):
+        value, key = getattr(config, item.name), f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value, item.metadata["meaning"]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    from mmengine.config import Config as Reader
+
+    try:
+        return _plain(Reader.fromfile(str(file)).to_dict())
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read: {error}",
+                        "see configs/ for working examples") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: no '='", "write --set section.key=value")
+    try:
+        return key.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key.strip(), {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{key}: {section} is a value, not a section", "see `more config`")
+    tree[leaf] = value
+
+
+def _get(tree: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
+
+
+def _build(kind: type, tree: Any, prefix: str, source: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: {prefix[:-1]} must be a section, not {tree!r}",
+                        f"write {prefix[:-1]}=dict(...)")
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = _nearest_setting(prefix, key, hints)
+            raise UserError(f"{source}: unknown setting {prefix}{key}",
+                            f"did you mean {near}?" if near else f"known: {', '.join(hints)}")
+    values = {key: _build(hint, tree[key], f"{prefix}{key}.", source)
+              if dataclasses.is_dataclass(hint)
+              else _cast(tree[key], hint, f"{source}: {prefix}{key}")
+              for key, hint in hints.items() if key in tree}
+    return kind(**values)
+
+
+def _nearest_setting(prefix: str, key: str, hints: typing.Iterable[str]) -> str:
+    """Full names of the settings that an unknown key may have meant."""
+    full = [name for name, _, _ in flatten(Config())]
+    same_leaf = [name for name in full if name.rsplit(".", 1)[-1] == key]
+    return (" or ".join(same_leaf)
+            or nearest(f"{prefix}{key}", [f"{prefix}{hint}" for hint in hints])
+            or nearest(f"{prefix}{key}", full))
+
+
+def _cast(value: Any, hint: type, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if hint is str and value is None:
+        return "none"
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where} = {value!r} is not of type {hint.__name__}",
+                        f"give a {hint.__name__}")
+    return value
+
+
+def _check(config: Config, source: str) -> None:
+    flat = {key: value for key, value, _ in flatten(config)}
+
+    def need(good: bool, key: str, rule: str) -> None:
+        if not good:
+            raise UserError(f"{source}: {key} = {flat[key]!r}: {rule}", f"change {key}")
+
+    for key, allowed in CHOICES.items():
+        need(flat[key] in allowed, key, f"must be one of {', '.join(map(str, allowed))}")
+    for key in ("model.num_classes", "data.crop", "train.iterations", "train.global_batch",
+                "inference.size", "inference.batch", "checkpoint.every", "checkpoint.keep",
+                "train.log_every"):
+        need(flat[key] >= 1, key, "must be at least 1")
+    for key in ("cam.scales", "inference.scales", "inference.segment_scales"):
+        need(len(flat[key]) > 0 and flat[key][0] == 1, key, "the first scale must be 1")
+    for high, low in (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
+                      ("cam.late_high", "cam.late_low")):
+        need(0 <= flat[low] <= flat[high] <= 1, high, f"needs 0 <= {low} <= {high} <= 1")
+    for key in ("data.mean", "data.std"):
+        need(len(flat[key]) == 3, key, "needs three numbers (R, G, B on the 0..255 scale)")
+    need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
+         "a custom backbone needs patch_size, embed_dim, depth and num_heads")

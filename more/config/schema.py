@@ -1,0 +1,261 @@
+"""Every setting of MoRe with its meaning, default and check. Defaults: the released VOC recipe.
+
+A field is declared `name: type = setting(default, "meaning")`; the meaning is printed by
+`more config FILE --explain`. Section numbers refer to the paper's released recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A dataclass field with its meaning in the metadata (mutable defaults are copied)."""
+    metadata = {"meaning": meaning}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone, tokens and heads."""
+
+    backbone: str = setting("vit_base_patch16_224.augreg_in21k_ft_in1k",
+                            "any timm ViT by name, or 'custom' with model.vit")
+    vit: dict = setting({}, "sizes of a custom ViT: patch_size, embed_dim, depth, num_heads, …")
+    weights: str = setting("timm", "'timm' (hub), 'none', or a .safetensors/.pth file")
+    num_classes: int = setting(20, "foreground classes; one class token each")
+    image_size: int = setting(0, "side of the native position grid in pixels; 0 = data.crop")
+    aux_layer: int = setting(-3, "block whose patch tokens feed the auxiliary classifier")
+    regularising_tokens: int = setting(4, "register-like tokens before the class tokens")
+    regularising_std: float = setting(1.0, "spread of their first position vectors")
+    register_init: str = setting("random", "'random' (released) or 'registers': start from the "
+                                 "backbone's own register tokens where it has them")
+    token_init: str = setting("copied", "'copied' (released) or 'perturbed' class tokens")
+    token_noise: float = setting(0.1, "standard deviation of the perturbation")
+    pooling: str = setting("max", "how patch tokens become class logits: max (released), average, "
+                           "lse")
+    decoder_width: int = setting(512, "hidden channels of the LargeFOV decoder")
+    graph: bool = setting(True, "Graph Category Representation on the class tokens")
+    graph_neighbours: str = setting("classes", "'classes': half the class count (released), or "
+                                    "'patches': half of the patches (paper)")
+    graph_gate: str = setting("channel_sums", "'channel_sums' (released) or 'inner' (paper)")
+    graph_output: str = setting("released", "'released' (LayerNorm, residual) or 'paper'")
+    graph_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
+    lam_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
+    gradient_checkpointing: bool = setting(False, "recompute blocks in backward to save memory")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images become tensors."""
+
+    crop: int = setting(448, "side of a training crop in pixels")
+    augment: str = setting("voc", "'voc' (random resized crop), 'coco' (scale, crop, pad) or 'none'")
+    min_area: float = setting(0.32, "smallest share of the image in a crop")
+    jitter: float = setting(0.8, "probability of colour jitter")
+    mean: tuple = setting((123.675, 116.28, 103.53), "channel means, 0..255")
+    std: tuple = setting((58.395, 57.12, 57.375), "channel deviations, 0..255")
+    workers: int = setting(2, "loader processes per rank; 0 loads in the trainer")
+
+
+@dataclass(frozen=True)
+class CamConfig:
+    """CAM views and the thresholds that turn CAMs into masks."""
+
+    scales: tuple = setting((1.0, 0.5, 0.75, 1.5), "sizes of the multi-scale CAM; 1 comes first")
+    high: float = setting(0.7, "above: a class")
+    low: float = setting(0.25, "below: background; between: uncertain")
+    background: float = setting(0.5, "threshold of labels without an uncertain band")
+    cre_high: float = setting(0.5, "high threshold of the CRE mask, early")
+    cre_low: float = setting(0.25, "low threshold of the CRE mask, early")
+    late_high: float = setting(0.6, "high threshold of the CRE and URE masks, late")
+    late_low: float = setting(0.35, "low threshold of the CRE and URE masks, late")
+    late_after: int = setting(10000, "'late' begins after this iteration index")
+    par_iterations: int = setting(10, "pixel-adaptive refinement rounds")
+    par_dilations: tuple = setting((1, 2, 4, 8, 12, 24), "offsets of its neighbours in pixels")
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One number for every term of the objective."""
+
+    cls: float = setting(1.0, "classification")
+    cls_aux: float = setting(1.0, "auxiliary classification")
+    mcl: float = setting(1.0, "class-token decorrelation")
+    ptc: float = setting(0.3, "patch contrast")
+    cre: float = setting(0.2, "confident-region term")
+    ure: float = setting(0.1, "uncertain-region term")
+    seg: float = setting(0.12, "segmentation of the refined labels")
+    energy: float = setting(0.05, "dense energy")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """A term counts while the iteration index is greater than its number (-1: always)."""
+
+    cls: int = setting(-1, "classification")
+    cls_aux: int = setting(-1, "auxiliary classification")
+    mcl: int = setting(-1, "class-token decorrelation")
+    ptc: int = setting(-1, "patch contrast")
+    cre: int = setting(-1, "confident-region term")
+    ure: int = setting(-1, "uncertain-region term")
+    seg: int = setting(2000, "segmentation")
+    energy: int = setting(2000, "dense energy")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Terms of the objective, their weights, starts and constants."""
+
+    weights: TermConfig = setting(TermConfig, "weights in the total")
+    start: StartConfig = setting(StartConfig, "iteration index after which a term counts")
+    temperature: float = setting(0.5, "CRE temperature")
+    mcl_form: str = setting("plain", "'plain' (released scripts) or 'mixed' (published COCO log)")
+    cre_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
+    cre_reduction: str = setting("released", "'released' or 'pairs' (paper)")
+    ure_form: str = setting("released", "'released' (shifted token, at most 8) or 'paper'")
+    pseudo_label: str = setting("cam", "decoder's labels come from 'cam' (released) or 'lam' (paper)")
+    exclude_padding: bool = setting(False, "leave padded borders out of the loss masks (paper)")
+    energy_weight: float = setting(1e-7, "weight inside the dense energy")
+    energy_sigma_rgb: float = setting(15.0, "colour deviation of its bilateral filter")
+    energy_sigma_xy: float = setting(100.0, "spatial deviation at full size, pixels")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with poly decay."""
+
+    lr: float = setting(6e-5, "learning rate of the encoder")
+    head_lr_scale: float = setting(10.0, "factor for classifiers, graph and decoder")
+    token_lr_scale: float = setting(1.0, "factor for class and regularising tokens")
+    betas: tuple = setting((0.9, 0.999), "AdamW's decay rates")
+    eps: float = setting(1e-8, "AdamW's epsilon")
+    weight_decay: float = setting(0.01, "on everything, as released")
+    warmup: int = setting(1500, "updates of linear warm-up")
+    warmup_ratio: float = setting(1e-6, "first factor of the warm-up")
+    power: float = setting(0.9, "exponent of the poly decay")
+    frozen_steps: int = setting(0, "updates in which the transformer's blocks stay as loaded")
+    clip: float = setting(0.0, "largest gradient norm; 0 = off, as released")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and seed."""
+
+    iterations: int = setting(20000, "updates")
+    global_batch: int = setting(4, "images per update over all ranks")
+    micro_batch: int = setting(0, "most images per rank and pass; 0 = no limit")
+    seed: int = setting(1, "of weights, sample order, augmentation and URE's choices")
+    log_every: int = setting(20, "updates between records")
+    threads: int = setting(0, "CPU threads per rank; 0 = cores divided by local ranks")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training."""
+
+    every: int = setting(2000, "updates between evaluations; 0 = only at the end")
+    images: int = setting(0, "images of the validation set to use; 0 = all")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every: int = setting(1000, "updates between checkpoints; one more is written at the end")
+    keep: int = setting(2, "newest checkpoints kept")
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """The engine."""
+
+    zero_stage: int = setting(1, "0: replicas; 1: optimiser state spread over the ranks")
+    timeout_minutes: int = setting(10, "longest wait for another rank")
+    bucket_mb: int = setting(50, "megabytes per gradient reduction")
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """From checkpoint to maps."""
+
+    size: int = setting(448, "images are resized to this square")
+    scales: tuple = setting((1.0, 0.5, 0.75, 1.25, 1.5), "sizes of CAM and LAM; 1 comes first")
+    segment_scales: tuple = setting((1.0, 1.25, 1.5), "sizes of the decoder's route")
+    threshold: float = setting(0.5, "a seed's background threshold")
+    seed_scale: float = setting(2.0, "stored maps have this many cells per token and side")
+    batch: int = setting(4, "images per forward")
+    tag_threshold: float = setting(0.5, "probability from which a class counts as predicted")
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Dense CRF after inference."""
+
+    iterations: int = setting(10, "mean-field steps")
+    gaussian_xy: float = setting(1.0, "pixels")
+    gaussian_compat: float = setting(3.0, "weight of the spatial term")
+    bilateral_xy: float = setting(67.0, "pixels")
+    bilateral_rgb: float = setting(3.0, "grey levels")
+    bilateral_compat: float = setting(4.0, "weight of the bilateral term")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = setting("run", "name of the run; the file's name unless given")
+    variant: str = setting("released", "'released' or 'paper': defaults where the two differ")
+    precision: str = setting("fp32", "'fp32' or 'bf16' (autocast, fp32 weights)")
+    model: ModelConfig = setting(ModelConfig, "the network")
+    data: DataConfig = setting(DataConfig, "images and augmentation")
+    cam: CamConfig = setting(CamConfig, "CAMs and thresholds")
+    loss: LossConfig = setting(LossConfig, "the objective")
+    optim: OptimConfig = setting(OptimConfig, "the optimiser")
+    train: TrainConfig = setting(TrainConfig, "length, batch, seed")
+    eval: EvalConfig = setting(EvalConfig, "evaluation while training")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig, "checkpoints")
+    deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "the engine")
+    inference: InferenceConfig = setting(InferenceConfig, "from checkpoint to maps")
+    crf: CrfConfig = setting(CrfConfig, "dense CRF")
+
+
+PAPER = {
+    "model.graph_neighbours": "patches",
+    "model.graph_gate": "inner",
+    "model.graph_output": "paper",
+    "model.graph_similarity": "cosine",
+    "model.lam_similarity": "cosine",
+    "loss.cre_similarity": "cosine",
+    "loss.cre_reduction": "pairs",
+    "loss.ure_form": "paper",
+    "loss.pseudo_label": "lam",
+    "loss.exclude_padding": True,
+}
+"""What `variant = "paper"` changes; every key is also an option of its own."""
+
+CHOICES = {
+    "variant": ("released", "paper"),
+    "precision": ("fp32", "bf16"),
+    "model.token_init": ("copied", "perturbed"),
+    "model.register_init": ("random", "registers"),
+    "model.pooling": ("max", "average", "lse"),
+    "model.graph_neighbours": ("classes", "patches"),
+    "model.graph_gate": ("channel_sums", "inner"),
+    "model.graph_output": ("released", "paper"),
+    "model.graph_similarity": ("dot", "cosine"),
+    "model.lam_similarity": ("dot", "cosine"),
+    "data.augment": ("voc", "coco", "none"),
+    "loss.mcl_form": ("plain", "mixed"),
+    "loss.cre_similarity": ("dot", "cosine"),
+    "loss.cre_reduction": ("released", "pairs"),
+    "loss.ure_form": ("released", "paper"),
+    "loss.pseudo_label": ("cam", "lam"),
+    "deepspeed.zero_stage": (0, 1),
+}
+"""Fields that take one of a few values."""

@@ -1,0 +1,1 @@
+"""Data: shard sets, the order of samples, transforms and datasets."""

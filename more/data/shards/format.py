@@ -1,0 +1,107 @@
+"""Names and file helpers of shard format 1.
+
+A shard set is a folder of `shard-00000.h5 …` and `manifest.json`. One shard holds, per row:
+
+| dataset | type | meaning |
+|---|---|---|
+| `ids` | UTF-8, fixed width `[N]` | name of the image |
+| `tags` | uint8 `[N, C]` | 1 where the image shows the class |
+| `sizes` | int32 `[N, 2]` | height and width of the image in pixels |
+| `image/bytes` | uint8 `[M]` | all files of the shard, one after another |
+| `image/offsets` | int64 `[N+1]` | row i is bytes[offsets[i]:offsets[i+1]] |
+| `mask/…`, `seed/…`, `confidence/…` | likewise | where the set has them |
+| `crc32` | uint32 `[N, P]` | per row and payload, in the order of the attribute `payloads` |
+
+A payload of zero bytes means that the row has none. Every dataset carries fletcher32 sums, so
+that a flipped bit raises on reading. Nothing in the file depends on time or machine: the same
+input gives the same bytes, hence the same sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+KINDS = ("images", "seeds", "masks")
+PAYLOADS = ("image", "mask", "seed", "confidence")
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 64 * 1024
+IGNORE = 255
+TEMPORARY = ".tmp."
+
+
+def shard_name(number: int) -> str:
+    """File name of shard `number`: `shard-00007.h5`."""
+    return f"shard-{number:05d}.h5"
+
+
+def sidecar_path(shard: Path) -> Path:
+    """The entry file beside a finished shard: `shard-00007.json`."""
+    return shard.with_suffix(".json")
+
+
+def temporary_path(final: Path) -> Path:
+    """A name in the same folder that no reader takes for a finished file."""
+    return final.with_name(f"{final.name}{TEMPORARY}{os.getpid()}")
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Delete what interrupted writers left in `folder`; the number of files removed.
+
+    Call it only while holding the folder's lock.
+    """
+    stale = sorted(folder.glob(f"*{TEMPORARY}*"))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def commit(temporary: Path, final: Path) -> None:
+    """Give a complete temporary file its final name so that a power cut cannot undo half of it."""
+    sync(temporary)
+    os.replace(temporary, final)
+    sync(final.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: readers see the old content or the new one, never a part."""
+    temporary = temporary_path(path)
+    try:
+        temporary.write_bytes(data)
+        commit(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with sorted keys: equal values give equal bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return text.encode("utf-8") + b"\n"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

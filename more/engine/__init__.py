@@ -1,0 +1,1 @@
+"""Training: ranks, DeepSpeed engine, schedule, checkpoints, records and the loop."""

@@ -1,0 +1,160 @@
+"""Ranks, device and process group: the one place that chooses them.
+
+Works alone (`python -m more train`), under torchrun, under deepspeed and under srun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """True on the rank that prints and writes."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over ranks, the same on each."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Element-wise mean over ranks (counts that normalise a loss)."""
+        return self.sum(tensor.detach()) / self.size if self.size > 1 else tensor
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        box: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(box, value)
+        return box
+
+
+def launched_world() -> tuple[int, int]:
+    """(rank, world size) from the launcher's environment, without making a group."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def setup(timeout_minutes: int = 10, threads: int = 0) -> World:
+    """Join the process group (gloo on CPU, nccl on CUDA) and pick this rank's device.
+
+    Args:
+        timeout_minutes: longest wait for another rank in a collective.
+        threads: CPU threads of this process; 0 = cores divided by the ranks of this machine.
+    """
+    _fill_environment()
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, _cores() // local_size))
+    deepspeed = import_deepspeed()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,
+                               timeout=timedelta(minutes=timeout_minutes))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+
+
+def teardown() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without the C++ build that its CPU backend starts but we never use."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
+    import deepspeed
+    import deepspeed.comm.torch as backend
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available() and hasattr(backend, "build_shm_op"):
+        backend.build_shm_op = lambda: None
+    return deepspeed
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _fill_environment() -> None:
+    """The five launcher variables: from SLURM, else a world of one."""
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+        os.environ.setdefault("LOCAL_WORLD_SIZE",
+                              os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for key, value in alone.items():
+        os.environ.setdefault(key, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        _choose_interface()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _choose_interface() -> None:
+    """Name the network interface that reaches the master, where the user has not.
+
+    A host name that resolves to loopback makes gloo and nccl listen where no peer can reach them.
+    """
+    import psutil
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((os.environ["MASTER_ADDR"], 9))
+            address = probe.getsockname()[0]
+        except OSError:
+            return
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -1,0 +1,65 @@
+"""Scores while training: CAM, LAM (true tags) and decoder at one scale, over all ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from more.config.schema import Config
+from more.data.dataset import make_eval_loader
+from more.data.shards.reader import ShardSet
+from more.engine.distributed import World
+from more.evaluation.metrics import confusion_matrix, scores
+from more.localization.maps import minmax
+from more.localization.regions import cam_to_label
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, data: ShardSet, config: Config,
+             world: World) -> dict[str, float]:
+    """mIoU in percent of the three routes, one scale, no flip; a quick look, not the final score.
+
+    Args:
+        network: `MoReNetwork`.
+        data: shard set with masks; rank r takes images r, r + world, …
+        config: settings (`inference.size`, thresholds, `eval.images`).
+        world: ranks; the confusion matrices are summed over them.
+
+    Returns:
+        {"cam": …, "lam": …, "decoder": …}.
+    """
+    network.eval()
+    classes = data.num_classes + 1
+    totals = {name: torch.zeros(classes, classes, dtype=torch.float64)
+              for name in ("cam", "lam", "decoder")}
+    for batch in make_eval_loader(data, config.data, config.inference.size, world.rank, world.size,
+                                  config.inference.batch, limit=config.eval.images):
+        labels = _labels(network, batch["images"].to(world.device),
+                         batch["tags"].to(world.device), config)
+        for row, truth in enumerate(batch["masks"]):
+            for name, label in labels.items():
+                predicted = _at_size(label[row], truth.shape)
+                totals[name] += confusion_matrix(truth, predicted, classes)
+    return {name: 100 * scores(world.sum(total.to(world.device)).cpu().numpy()).miou
+            for name, total in totals.items()}
+
+
+def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
+            config: Config) -> dict[str, torch.Tensor]:
+    """Label maps `[B,S,S]` of the three routes at the inference size."""
+    size = images.shape[-2:]
+    maps = network(images, mode="maps")
+    result = {}
+    for name, threshold in (("cam", config.cam.background), ("lam", config.inference.threshold)):
+        raw = maps[name].float()
+        full = F.interpolate(raw.relu() if name == "cam" else raw, size, mode="bilinear")
+        result[name] = cam_to_label(minmax(full), tags, background=threshold, ignore_middle=False)
+    logits = network(images, mode="segment").float()
+    result["decoder"] = F.interpolate(logits, size, mode="bilinear").argmax(1)
+    return result
+
+
+def _at_size(label: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+    resized = F.interpolate(label[None, None].float(), shape, mode="nearest")
+    return resized[0, 0].byte().cpu().numpy()

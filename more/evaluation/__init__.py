@@ -1,0 +1,1 @@
+"""Scores against true masks, and the report page of a run."""

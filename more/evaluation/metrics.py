@@ -1,0 +1,107 @@
+"""Segmentation scores from a confusion matrix (method.md §4.12).
+
+`H[t, p]` counts pixels of true class `t` that were predicted as `p`; row and column 0 are the
+background. Counting goes through torchmetrics (imported on first use, so that importing this
+module stays cheap); the scores themselves are numpy in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from more.data.shards.format import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of one confusion matrix; per-class arrays are `[K]` float64, background first.
+
+    A class that is neither true nor predicted has NaN everywhere. `confusion` is FP/TP: the
+    lower, the fewer stray pixels; inf for a class that was only ever predicted wrongly.
+    """
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    miou: float
+    iou: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    confusion: np.ndarray
+
+
+def confusion_matrix(truth: Tensor | np.ndarray, predicted: Tensor | np.ndarray,
+                     num_classes: int, pseudo: bool = False) -> Tensor:
+    """Confusion counts of label maps.
+
+    Args:
+        truth: labels of any shape; values outside `0..K-1` (255 above all) are left out.
+        predicted: labels of the same shape, on the same device.
+        num_classes: `K`, background included.
+        pseudo: leave out pixels predicted 255 (the unlabelled pixels of a pseudo-label).
+
+    Returns:
+        int64 `[K, K]`, true class first; sums over images and ranks.
+
+    Raises:
+        ValueError: shapes differ, or a counted pixel has a predicted value outside `0..K-1`.
+    """
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    truth, predicted = torch.as_tensor(truth).long(), torch.as_tensor(predicted).long()
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth has shape {tuple(truth.shape)}, "
+                         f"prediction {tuple(predicted.shape)}")
+    counted = (truth >= 0) & (truth < num_classes)
+    if pseudo:
+        counted &= predicted != IGNORE
+    truth, predicted = truth[counted], predicted[counted]
+    if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < num_classes:
+        bad = predicted[(predicted < 0) | (predicted >= num_classes)].unique().tolist()
+        raise ValueError(f"predicted values {bad[:5]} are outside 0..{num_classes - 1}")
+    if not predicted.numel():
+        return torch.zeros(num_classes, num_classes, dtype=torch.long, device=truth.device)
+    return multiclass_confusion_matrix(predicted, truth, num_classes, validate_args=False)
+
+
+def scores(matrix: Tensor | np.ndarray) -> Scores:
+    """Scores of a confusion matrix `[K, K]` (true class first).
+
+    `miou` and `mean_accuracy` average over the classes that have truth; NaN when none has.
+    """
+    counts = np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.float64)
+    hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = hit / (true + predicted - hit)
+        recall = hit / true
+        precision = hit / predicted
+        confusion = (predicted - hit) / hit
+        pixel_accuracy = hit.sum() / counts.sum()
+    return Scores(float(pixel_accuracy), mean_over(recall, true > 0), mean_over(iou, true > 0),
+                  iou, precision, recall, confusion)
+
+
+def mean_over(values: np.ndarray, chosen: np.ndarray) -> float:
+    """Mean of the chosen finite entries of `[K]`; NaN when there is none."""
+    kept = values[chosen & np.isfinite(values)]
+    return float(kept.mean()) if kept.size else float("nan")
+
+
+def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """F1 of image tags: `2·TP / (true + predicted)` over the classes of each image.
+
+    Args:
+        truth, predicted: zeros and ones, `[C]` or `[N, C]`.
+
+    Returns:
+        A float64 scalar array or `[N]`; 0 where neither names a class.
+    """
+    truth, predicted = np.asarray(truth) > 0, np.asarray(predicted) > 0
+    both = (truth & predicted).sum(-1).astype(np.float64)
+    return 2 * both / np.maximum(truth.sum(-1) + predicted.sum(-1), 1)

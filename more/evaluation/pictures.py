@@ -1,0 +1,144 @@
+"""Pictures of the report: heat maps, colour-coded masks, curves; embedded as data URIs or SVG."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from more.data.shards.format import IGNORE
+
+LONGEST_SIDE = 300
+# Stands for the page's text colour in drawn curves; replaced by the CSS keyword.
+_INK = "#0a0b0c"
+
+
+def voc_palette() -> np.ndarray:
+    """The PASCAL VOC colour map, uint8 `[256, 3]` RGB: label bits 0, 1, 2 spread over R, G, B."""
+    labels, palette = np.arange(256), np.zeros((256, 3), np.int64)
+    for bit in range(3):
+        for channel in range(3):
+            palette[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette.astype(np.uint8)
+
+
+PALETTE = voc_palette()
+
+
+def colour_of(label: int) -> str:
+    """A label's colour as `#rrggbb`; light grey for 255."""
+    return "#e0e0e0" if label == IGNORE else "#%02x%02x%02x" % tuple(PALETTE[label])
+
+
+def thumbnail(image: np.ndarray, nearest: bool = False) -> np.ndarray:
+    """An image or label map, reduced so that its longer side is at most `LONGEST_SIDE` pixels."""
+    height, width = image.shape[:2]
+    factor = LONGEST_SIDE / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(round(width * factor), 1), max(round(height * factor), 1))
+    return cv2.resize(image, size,
+                      interpolation=cv2.INTER_NEAREST if nearest else cv2.INTER_AREA)
+
+
+def heat_overlay(image: np.ndarray, value: np.ndarray, label: np.ndarray | None = None
+                 ) -> np.ndarray:
+    """A map in turbo colours over the grey image, with the outline of its thresholded label.
+
+    Args:
+        image: uint8 `[H, W, 3]`. value: `[H, W]` in 0..1. label: `[H, W]`, 0 = background.
+    """
+    heat = cv2.applyColorMap((np.clip(value, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    mixed = cv2.addWeighted(grey, 0.45, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.55, 0)
+    if label is not None:
+        mixed[outline(label)] = 255
+    return mixed
+
+
+def mask_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A label map in VOC colours over the dimmed image; 255 in light grey, white outlines."""
+    colours = PALETTE.copy()
+    colours[IGNORE] = 224
+    painted = cv2.addWeighted(image, 0.25, colours[label], 0.75, 0)
+    dimmed = cv2.addWeighted(image, 0.55, np.zeros_like(image), 0.45, 0)
+    mixed = np.where((label > 0)[..., None], painted, dimmed)
+    mixed[outline(label)] = 255
+    return mixed
+
+
+def outline(label: np.ndarray) -> np.ndarray:
+    """True on the pixels above or left of a change of label, `[H, W]`."""
+    edge = np.zeros(label.shape, bool)
+    edge[:-1] |= label[:-1] != label[1:]
+    edge[:, :-1] |= label[:, :-1] != label[:, 1:]
+    return edge
+
+
+def data_uri(image: np.ndarray, lossless: bool = False) -> str:
+    """An RGB picture as `data:image/…;base64,…` (JPEG, or PNG for flat colours)."""
+    kind, options = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 86])
+    done, data = cv2.imencode(f".{'jpg' if kind == 'jpeg' else kind}",
+                              cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    assert done, "encoding an 8-bit picture cannot fail"
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+
+
+def curve_svg(name: str, steps: Sequence[float], values: Sequence[float], points: bool = False
+              ) -> str:
+    """A small chart of one quantity over the steps, as inline SVG in the page's own text colour.
+
+    Long records are drawn as means over at most 300 bins; missing and infinite values are left
+    out. `points` marks every value (few values, such as evaluations).
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.style import context
+    from matplotlib.ticker import MaxNLocator
+
+    x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
+    style = {"font.size": 8, "text.color": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
+             "ytick.color": _INK, "svg.fonttype": "none", "svg.hashsalt": name, "figure.facecolor": "none",
+             "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False}
+    with context(style):
+        figure = Figure(figsize=(3.4, 1.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(x, y, color="#3b7dd8", linewidth=1.4, marker="o" if points else None,
+                  markersize=3)
+        axes.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.5)
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(
+            ("Creator", "Date", "Format", "Type")))
+    return _inline(text.getvalue(), name)
+
+
+def _binned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Finite values only, averaged over neighbours until at most `most` are left."""
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    width = max(math.ceil(len(x) / most), 1)
+    starts = np.arange(0, len(x), width)
+    if not len(x):
+        return x, y
+    counts = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+
+
+def _inline(svg: str, name: str) -> str:
+    """The bare `<svg>` element: no prologue, fluid width, the page's ink and font."""
+    svg = svg[svg.index("<svg"):].replace(_INK, "currentColor")
+    # matplotlib's style rule and metadata would act on, or link out of, the whole page.
+    for pattern in (r"<style.*?</style>", r"<metadata>.*?</metadata>", r"font-family: [^;\"]*;"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    view = head[head.index("viewBox="):].split('"')[1]
+    return f'<svg viewBox="{view}" role="img" aria-label="{html.escape(name)}">{rest}'

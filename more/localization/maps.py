@@ -1,0 +1,113 @@
+"""Localisation maps over several scales (method §4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Maps = tuple[Tensor, ...]
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of `[B, C, h, w]` to `size` (height, width), corners not aligned."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def minmax(maps: Tensor) -> Tensor:
+    """Stretch every map to 0..1: minus its minimum, over (the new maximum + 1e-5).
+
+    Args: maps `[B, C, H, W]`, statistics per image and channel. Returns the same shape.
+    """
+    shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-5)
+
+
+def present_classes(tags: Tensor) -> tuple[Tensor, Tensor]:
+    """Tags as a padded list of class numbers, ascending.
+
+    Args: tags `[B, C]`, non-zero where the class is present.
+    Returns: (classes `[B, K]` int64, valid `[B, K]` bool) with K the largest number of
+    classes in one image; padding repeats classes that are absent and is marked not valid.
+    """
+    present = tags > 0
+    order = torch.argsort(present.int(), dim=1, descending=True, stable=True)
+    most = int(present.sum(dim=1).max()) if len(tags) else 0
+    classes = order[:, :most]
+    return classes, present.gather(1, classes)
+
+
+@torch.no_grad()
+def multi_scale(
+    forward: Callable[[Tensor], Maps],
+    images: Tensor,
+    scales: Iterable[float],
+    relu: tuple[bool, ...],
+    first: Maps | None = None,
+    normalise: bool = True,
+    tags: Tensor | None = None,
+) -> Maps:
+    """Sum of maps over scales; at each scale the larger of image and mirror image (§4.4).
+
+    Args:
+        forward: images `[B', 3, H', W']` to a tuple of maps `[B', C, h', w']`. It is called once
+            per scale with the images and their mirror images in one batch.
+        images: `[B, 3, H, W]`.
+        scales: factors; 1 comes first and always takes part, image sizes are `int(s·H)`.
+        relu: for each map whether negative values are cut off (CAM: yes, LAM: no).
+        first: maps `[B, C, h, w]` of the unmirrored images at scale 1 where they are known
+            already; then only the mirror images are run at that scale.
+        normalise: apply `minmax` to the sum.
+        tags: `[B, C]`; when given, only maps of present classes are resized and summed and the
+            others are returned as zeros. The maps of present classes do not change by this.
+
+    Returns: a tuple of maps `[B, C, H, W]` in the order of `forward`.
+    """
+    size = tuple(images.shape[-2:])
+    chosen = None if tags is None else present_classes(tags)
+    totals: list[Tensor] | None = None
+    for scale in [1.0, *(s for s in scales if s != 1)]:
+        pairs = _views(forward, images, scale, first if scale == 1 else None)
+        classes = pairs[0][0].shape[1]
+        maps = [_larger(pair, size, cut, chosen) for pair, cut in zip(pairs, relu, strict=True)]
+        totals = maps if totals is None else [a.add_(b) for a, b in zip(totals, maps, strict=True)]
+    done = [minmax(total) if normalise else total for total in totals]
+    return tuple(done if chosen is None else [_scatter(m, classes, *chosen) for m in done])
+
+
+def _views(forward, images: Tensor, scale: float, first: Maps | None) -> list[Maps]:
+    """(map of the image, map of the mirror image turned back) for every kind of map."""
+    height, width = images.shape[-2:]
+    images = resize(images, (int(scale * height), int(scale * width)))
+    mirrored = images.flip(-1)
+    if first is not None:
+        plain, turned = first, forward(mirrored)
+    else:
+        both = [maps.chunk(2) for maps in forward(torch.cat([images, mirrored]))]
+        plain, turned = zip(*both, strict=True)
+    # Turning the small map back before the resize equals turning the large one, and is cheaper.
+    return [(a.detach(), b.flip(-1)) for a, b in zip(plain, turned, strict=True)]
+
+
+def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:
+    if chosen is not None:
+        index = chosen[0][:, :, None, None]
+        pair = tuple(m.gather(1, index.expand(-1, -1, *m.shape[-2:])) for m in pair)
+    # A copy in float32: maps of `first` belong to the caller, and sums want the precision.
+    plain, turned = (resize(m.float() if m.dtype in _HALF else m, size) for m in pair)
+    larger = torch.maximum(plain, turned)
+    return larger.relu_() if cut else larger
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _scatter(maps: Tensor, channels: int, classes: Tensor, valid: Tensor) -> Tensor:
+    batch, _, height, width = maps.shape
+    full = maps.new_zeros(batch, channels, height, width)
+    index = classes[:, :, None, None].expand_as(maps)
+    return full.scatter_(1, index, maps * valid[:, :, None, None])

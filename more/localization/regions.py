@@ -1,0 +1,98 @@
+"""From maps to labels of pixels: 0 background, 1..C classes, 255 uncertain (method §4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
+STD = (58.395, 57.12, 57.375)
+
+
+def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
+    """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
+    return cams * tags[:, :, None, None].to(cams.dtype)
+
+
+def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels lie inside a box.
+
+    Args: box `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels; size (height, width).
+    Returns: bool `[B, H, W]`.
+    """
+    y0, y1, x0, x1 = box.T[:, :, None]
+    rows = torch.arange(size[0], device=box.device)
+    columns = torch.arange(size[1], device=box.device)
+    inside_rows = (rows >= y0) & (rows < y1)
+    inside_columns = (columns >= x0) & (columns < x1)
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """A box `[B, 4]` in pixels of `size` as one in cells of `new_size`, whole cells only.
+
+    Rounded inwards, so that no cell inside the new box touches a pixel outside the old one.
+    """
+    new = box.new_tensor([new_size[0], new_size[0], new_size[1], new_size[1]])
+    old = box.new_tensor([size[0], size[0], size[1], size[1]])
+    low, high = -((-box * new) // old), (box * new) // old
+    return torch.stack([low[:, 0], high[:, 1], low[:, 2], high[:, 3]], dim=1)
+
+
+@torch.no_grad()
+def cam_to_label(
+    cams: Tensor,
+    tags: Tensor,
+    high: float | None = None,
+    low: float | None = None,
+    background: float | None = None,
+    ignore_middle: bool = True,
+    box: Tensor | None = None,
+) -> Tensor:
+    """Label map from class maps: the strongest present class against thresholds (§4.5).
+
+    Args:
+        cams: `[B, C, H, W]`. tags: `[B, C]` zeros and ones; absent classes count as 0.
+        high, low: with `ignore_middle`, values up to `low` are background and values up to
+            `high` uncertain (255), both ends included; `background` is then not looked at.
+        background: without `ignore_middle`, values up to it are background.
+        box: `[B, 4]` (y0, y1, x0, x1) in cells of the maps; outside becomes 255.
+
+    Returns: int64 `[B, H, W]`. Equal values go to the first class.
+    Raises: ValueError when the thresholds that the mode needs are missing.
+    """
+    if ignore_middle and (high is None or low is None):
+        raise ValueError("cam_to_label with ignore_middle needs the thresholds high and low")
+    if not ignore_middle and background is None:
+        raise ValueError("cam_to_label without ignore_middle needs the background threshold")
+    top, label = mask_cams(cams, tags).max(dim=1)
+    label = label + 1
+    if ignore_middle:
+        label = label.masked_fill_(top <= high, IGNORE).masked_fill_(top <= low, 0)
+    else:
+        label = label.masked_fill_(top <= background, 0)
+    if box is not None:
+        label = label.masked_fill_(~box_mask(box, tuple(label.shape[-2:])), IGNORE)
+    return label
+
+
+def undo_normalisation(
+    images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Tensor:
+    """Normalised images `[B, 3, H, W]` back on the scale 0..255, not rounded."""
+    mean_, std_ = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (mean, std))
+    return images * std_[:, None, None] + mean_[:, None, None]
+
+
+def denormalise(
+    images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Tensor:
+    """Normalised images `[B, 3, H, W]` back to 0..1 as PAR sees them.
+
+    The 0..255 values are truncated to whole levels, as the released code does; rounding noise
+    can so lower a value that came from an 8-bit pixel by one level.
+    """
+    return undo_normalisation(images, mean, std).trunc().clamp(0, 255) / 255.0

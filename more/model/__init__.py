@@ -1,0 +1,1 @@
+"""The network: a ViT with class tokens, GCR, the classifiers and the segmentation decoder."""

@@ -1,0 +1,192 @@
+"""The encoder: a timm ViT that carries one class token per category.
+
+Blocks, patch embedding and norms are timm's; the leading tokens (R regularising ones, then one
+per class) and the position embedding are ours. B batch, C classes, R regularising tokens,
+N = h·w patches, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from more.errors import UserError
+from more.model.tokens import NEIGHBOUR_STD, resize_positions
+
+BACKBONE_ADVICE = (
+    "use a ViT with learned positions, e.g. vit_base_patch16_224, vit_small_patch14_dinov2, "
+    "vit_small_patch16_224.dino or deit_small_patch16_224")
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Normalised tokens of the last block, raw ones of the auxiliary block, and the grid.
+
+    `attention` [B,heads,C+N,C+N] is the last block's raw q·k, only where it was asked for.
+    """
+
+    class_tokens: Tensor  # [B,C,D]
+    patch_tokens: Tensor  # [B,N,D]
+    aux_patch_tokens: Tensor  # [B,N,D]
+    grid: tuple[int, int]
+    attention: Tensor | None = None
+
+
+class ClassTokenEncoder(nn.Module):
+    """A ViT with C class tokens and R regularising tokens in front of the patches.
+
+    Args:
+        vit: a timm VisionTransformer built with `dynamic_img_size=True`; its blocks are used,
+            not copied.
+        num_classes: foreground classes C.
+        image_size: side in pixels of the native image; its grid is the one of `pos_embed`.
+        regularising_tokens: R.
+        aux_layer: element of the list of block outputs that gives the auxiliary tokens, -3 for
+            the third from the end. The last element is the normalised one.
+
+    Raises:
+        UserError: the backbone is no plain ViT, `aux_layer` is outside it, or the image is
+            smaller than a patch.
+    """
+
+    def __init__(self, vit: VisionTransformer, num_classes: int, image_size: int,
+                 regularising_tokens: int = 4, aux_layer: int = -3):
+        super().__init__()
+        check_backbone(vit)
+        self.patch_embed, self.norm_pre, self.blocks = vit.patch_embed, vit.norm_pre, vit.blocks
+        # Models with average pooling keep their final norm behind the pooling.
+        self.norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+        self.num_classes, self.image_size = num_classes, image_size
+        self.regularising_tokens = regularising_tokens
+        self.embed_dim = vit.embed_dim
+        self.patch_size = _patch_size(vit)
+        self.aux_index = _aux_index(aux_layer, len(self.blocks))
+        self.native_side = image_size // self.patch_size
+        if self.native_side < 1:
+            raise UserError(f"image size {image_size} is smaller than a patch of "
+                            f"{self.patch_size} pixels", "raise model.image_size")
+        self.grad_checkpointing = False
+        leading = regularising_tokens + num_classes
+        self.cls_token = nn.Parameter(torch.empty(1, leading, self.embed_dim))
+        self.pos_embed = nn.Parameter(
+            torch.empty(1, leading + self.native_side ** 2, self.embed_dim))
+        nn.init.trunc_normal_(self.cls_token, std=NEIGHBOUR_STD)
+        nn.init.trunc_normal_(self.pos_embed, std=NEIGHBOUR_STD)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def token_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are ours, not the backbone's: leading tokens and positions."""
+        return [self.cls_token, self.pos_embed]
+
+    def forward(self, images: Tensor, with_attention: bool = False) -> EncoderOutput:
+        """Encode normalised images [B,3,H,W]; pixels beyond the last whole patch are lost.
+
+        Args:
+            images: at least one patch high and wide.
+            with_attention: also return the last block's raw q·k.
+        """
+        tokens, grid = self._embed(images)
+        aux, attention = tokens, None
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            if with_attention and index == last:
+                attention = self._raw_attention(block, tokens)
+            tokens = self._run(block, tokens)
+            if index == last:
+                tokens = self.norm(tokens)
+            if index == self.aux_index:
+                aux = tokens
+        leading = self.cls_token.shape[1]
+        return EncoderOutput(tokens[:, self.regularising_tokens:leading], tokens[:, leading:],
+                             aux[:, leading:], grid, attention)
+
+    def attention(self, images: Tensor) -> Tensor:
+        """The last block's raw q·k [B,heads,C+N,C+N]: no scale, no softmax, no regularising
+        tokens."""
+        return self(images, with_attention=True).attention
+
+    def positions(self, image_size: tuple[int, int]) -> Tensor:
+        """Position vectors [1,R+C+N,D] for images of (H,W) pixels.
+
+        The native number of patches of a square image takes them as they are. Otherwise the
+        patch part is resized by the factors (h+0.1)/s and (w+0.1)/s; the 0.1 keeps the floor of
+        the size from falling short and moves the sampling points, as in the release.
+        """
+        grid = self._grid(image_size)
+        leading = self.cls_token.shape[1]
+        native = self.pos_embed.shape[1] - leading
+        if grid[0] * grid[1] == native and image_size[0] == image_size[1]:
+            return self.pos_embed
+        side = isqrt(native)
+        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        patches = resize_positions(self.pos_embed[:, leading:], grid, factors)
+        return torch.cat([self.pos_embed[:, :leading], patches], dim=1)
+
+    def _grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return image_size[0] // self.patch_size, image_size[1] // self.patch_size
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        size = (images.shape[-2], images.shape[-1])
+        grid = self._grid(size)
+        if min(grid) < 1:
+            raise UserError(f"an image of {size[0]}x{size[1]} pixels is smaller than a patch of "
+                            f"{self.patch_size}", "use larger images or fewer small scales")
+        cut = images[..., :grid[0] * self.patch_size, :grid[1] * self.patch_size]
+        patches = self.patch_embed(cut).flatten(1, 2)  # timm's dynamic size gives [B,h,w,D]
+        leading = self.cls_token.expand(len(images), -1, -1).to(patches.dtype)
+        tokens = torch.cat([leading, patches], dim=1)
+        return self.norm_pre(tokens + self.positions(size)), grid
+
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+    def _raw_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        attention = getattr(block, "attn", None)
+        if not hasattr(attention, "qkv") or not hasattr(block, "norm1"):
+            raise UserError(f"raw attention cannot be read from {type(block).__name__}",
+                            "use a plain ViT for attention maps")
+        batch, count, _ = tokens.shape
+        heads = attention.num_heads
+        qkv = attention.qkv(block.norm1(tokens)).reshape(batch, count, 3, heads, -1)
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = attention.q_norm(query), attention.k_norm(key)
+        drop = self.regularising_tokens
+        return query[:, :, drop:] @ key[:, :, drop:].transpose(-2, -1)
+
+
+def check_backbone(vit: nn.Module) -> None:
+    """Refuse models without plain blocks and learned absolute positions.
+
+    Raises:
+        UserError: naming what is missing and backbones that work.
+    """
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"a backbone of type {type(vit).__name__} cannot carry class tokens: "
+                        "only timm's VisionTransformer can", BACKBONE_ADVICE)
+    if vit.pos_embed is None:
+        raise UserError("the backbone has no learned position embedding", BACKBONE_ADVICE)
+
+
+def _patch_size(vit: VisionTransformer) -> int:
+    height, width = vit.patch_embed.feat_ratio(as_scalar=False)
+    if height != width:
+        raise UserError(f"patches of {height}x{width} pixels are not square",
+                        "use a backbone with square patches")
+    return int(height)
+
+
+def _aux_index(aux_layer: int, depth: int) -> int:
+    if not -depth <= aux_layer < depth:
+        raise UserError(f"model.aux_layer = {aux_layer} is outside a backbone of {depth} blocks",
+                        f"choose a value from {-depth} to -1")
+    return aux_layer % depth

@@ -1,0 +1,158 @@
+"""The MoRe network: encoder, GCR, two classifiers and the decoder.
+
+Everything runs through `forward` (its `mode` says what is wanted), so that DeepSpeed's hooks see
+every use of a parameter. B batch, C classes, D channels, h×w token grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from more.errors import UserError
+from more.model.decoder import LargeFOV
+from more.model.encoder import ClassTokenEncoder, EncoderOutput
+from more.model.graph import GraphCategoryRepresentation
+from more.model.heads import POOLINGS, convolve, localization_maps, pool_features
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What one training forward gives; `cam` and `aux_cam` are detached and signed."""
+
+    class_tokens: Tensor  # [B,C,D]
+    graph_tokens: Tensor  # [B,C,D]; the class tokens themselves when GCR is off
+    patch_tokens: Tensor  # [B,D,h,w]
+    aux_patch_tokens: Tensor  # [B,D,h,w]
+    logits: Tensor  # [B,C]
+    aux_logits: Tensor  # [B,C]
+    seg_logits: Tensor  # [B,C+1,h,w]
+    cam: Tensor  # [B,C,h,w]
+    aux_cam: Tensor  # [B,C,h,w]
+
+
+class MoReNetwork(nn.Module):
+    """Encoder, Graph Category Representation, classifiers and decoder.
+
+    Args:
+        encoder: ViT with class tokens.
+        num_classes: foreground classes C.
+        decoder_width: hidden channels of the decoder.
+        pooling: "max" (released), "average" or "lse" (soft maximum) over the patches before the
+            classifiers.
+        graph: the GCR layer, or None to go without (the baseline of the ablation).
+        similarity: of LAM, "dot" (released) or "cosine" (paper).
+
+    Raises:
+        UserError: unknown pooling or similarity.
+    """
+
+    def __init__(self, encoder: ClassTokenEncoder, num_classes: int, decoder_width: int = 512,
+                 pooling: str = "max", graph: GraphCategoryRepresentation | None = None,
+                 similarity: str = "dot"):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(f"model.pooling is {pooling!r}",
+                            f"choose one of {', '.join(POOLINGS)}")
+        if similarity not in ("dot", "cosine"):
+            raise UserError(f"similarity of LAM is {similarity!r}", "choose dot or cosine")
+        dim = encoder.embed_dim
+        self.encoder, self.graph = encoder, graph
+        self.num_classes, self.pooling, self.similarity = num_classes, pooling, similarity
+        self.classifier = nn.Conv2d(dim, num_classes, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(dim, num_classes, 1, bias=False)
+        self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
+
+    def forward(self, images: Tensor, mode: str = "train"
+                ) -> NetworkOutput | tuple[Tensor, Tensor] | dict[str, Tensor] | Tensor:
+        """Run the parts that `mode` needs on normalised images [B,3,H,W].
+
+        Args:
+            images: the batch.
+            mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "lam" → LAM [B,C,h,w];
+                "maps" → dict with cam, aux_cam, lam, logits; "segment" → seg_logits
+                [B,C+1,h,w]; "attention" → score maps [B,C,h,w]. The maps are signed, in float32
+                and detached.
+
+        Raises:
+            ValueError: unknown mode.
+        """
+        runs = {"train": self._train_output, "cam": self._cams, "lam": self._lam,
+                "maps": self._maps, "segment": self._segment, "attention": self._score_maps}
+        if mode not in runs:
+            raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
+        return runs[mode](self.encoder(images, with_attention=mode == "attention"))
+
+    def _train_output(self, encoded: EncoderOutput) -> NetworkOutput:
+        features, aux_features = _feature_maps(encoded)
+        cam, aux_cam = self._cams(encoded)
+        return NetworkOutput(
+            class_tokens=encoded.class_tokens, graph_tokens=self._graph_tokens(encoded),
+            patch_tokens=features, aux_patch_tokens=aux_features,
+            logits=self._logits(self.classifier, features),
+            aux_logits=self._logits(self.aux_classifier, aux_features),
+            seg_logits=self.decoder(features), cam=cam, aux_cam=aux_cam)
+
+    @torch.no_grad()
+    def _cams(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+        features, aux_features = _feature_maps(encoded)
+        return (convolve(self.classifier, features),
+                convolve(self.aux_classifier, aux_features))
+
+    @torch.no_grad()
+    def _lam(self, encoded: EncoderOutput) -> Tensor:
+        features, _ = _feature_maps(encoded)
+        return localization_maps(features, self._graph_tokens(encoded), self.similarity)
+
+    @torch.no_grad()
+    def _maps(self, encoded: EncoderOutput) -> dict[str, Tensor]:
+        features, _ = _feature_maps(encoded)
+        cam, aux_cam = self._cams(encoded)
+        return {"cam": cam, "aux_cam": aux_cam, "lam": self._lam(encoded),
+                "logits": self._logits(self.classifier, features)}
+
+    def _segment(self, encoded: EncoderOutput) -> Tensor:
+        return self.decoder(_feature_maps(encoded)[0])
+
+    def _score_maps(self, encoded: EncoderOutput) -> Tensor:
+        classes = encoded.class_tokens.shape[1]
+        raw = encoded.attention.detach()[:, :, :classes, classes:].sum(1)  # [B,C,N]
+        return raw.reshape(*raw.shape[:2], *encoded.grid)
+
+    def _graph_tokens(self, encoded: EncoderOutput) -> Tensor:
+        if self.graph is None:
+            return encoded.class_tokens
+        return self.graph(encoded.class_tokens, encoded.patch_tokens)
+
+    def _logits(self, classifier: nn.Conv2d, features: Tensor) -> Tensor:
+        return convolve(classifier, pool_features(features, self.pooling)).flatten(1)
+
+
+def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[dict[str, Any]]:
+    """Every parameter once, as groups with `name`, `params` and `lr_scale`.
+
+    In order: encoder without and with "norm" in the parameter's name (×1 of the base rate),
+    classifiers, graph and decoder (× `head_lr_scale`). A network without GCR has no group
+    "graph".
+    """
+    encoder = list(network.encoder.named_parameters())
+    classifiers = [*network.classifier.parameters(), *network.aux_classifier.parameters()]
+    groups = [
+        ("encoder", [p for name, p in encoder if "norm" not in name], 1.0),
+        ("encoder_norm", [p for name, p in encoder if "norm" in name], 1.0),
+        ("classifiers", classifiers, head_lr_scale),
+        ("graph", list(network.graph.parameters()) if network.graph else [], head_lr_scale),
+        ("decoder", list(network.decoder.parameters()), head_lr_scale),
+    ]
+    return [{"name": name, "params": params, "lr_scale": scale}
+            for name, params, scale in groups if params]
+
+
+def _feature_maps(encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+    """Main and auxiliary patch tokens as maps [B,D,h,w]."""
+    def as_map(tokens: Tensor) -> Tensor:
+        return tokens.transpose(1, 2).unflatten(2, encoded.grid)
+    return as_map(encoded.patch_tokens), as_map(encoded.aux_patch_tokens)

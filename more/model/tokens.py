@@ -1,0 +1,163 @@
+"""Class tokens and position embeddings: their resizing and their start from an ImageNet ViT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from more.errors import UserError
+
+NEIGHBOUR_STD = 0.02  # spread of the position vectors of a usual ViT
+
+
+@dataclass(frozen=True)
+class TokenStart:
+    """How the tokens that an ImageNet ViT lacks begin.
+
+    Args:
+        token_init: "copied" makes every class token the pretrained one; "perturbed" adds normal
+            noise of standard deviation `token_noise`, so that classes differ from the start.
+        token_noise: see above.
+        register_init: position vectors of the regularising tokens. "random": cut normal with
+            standard deviation `regularising_std`; "small": the same with 0.02; "registers": the
+            tokens are the pretrained registers of a backbone that has them.
+        regularising_std: 1.0 is the released value.
+
+    Raises:
+        UserError: an option has an unknown value.
+    """
+
+    token_init: str = "copied"
+    token_noise: float = 0.1
+    register_init: str = "random"
+    regularising_std: float = 1.0
+
+    def __post_init__(self):
+        _one_of("model.token_init", self.token_init, ("copied", "perturbed"))
+        _one_of("model.register_init", self.register_init, ("random", "small", "registers"))
+
+
+@dataclass(frozen=True)
+class SourceTokens:
+    """What a plain ViT brings: class token [1,1,D], registers [1,R,D] or None,
+    position of the class token [1,1,D], of the registers [1,R,D] or None, of the patches
+    [1,n,D]."""
+
+    class_token: Tensor
+    registers: Tensor | None
+    class_position: Tensor
+    register_positions: Tensor | None
+    patch_positions: Tensor
+
+
+def source_tokens(state: dict[str, Tensor], prefix: int, origin: str) -> SourceTokens:
+    """Read the tokens of a state dict in timm's names.
+
+    Args:
+        state: tensors by name; needs `pos_embed`, may have `cls_token`, `reg_token`.
+        prefix: leading tokens that have a position vector in timm's model of this backbone.
+        origin: name of the file, for messages.
+
+    Raises:
+        UserError: `pos_embed` is missing or does not hold a square grid of patches.
+    """
+    positions = state.get("pos_embed")
+    if positions is None:
+        raise UserError(f"{origin}: no tensor pos_embed", "use a ViT with learned positions")
+    positions = positions.float().reshape(1, -1, positions.shape[-1])
+    count = positions.shape[1]
+    prefix = _prefix_length(count, prefix, origin)
+    leading, patches = positions[:, :prefix], positions[:, prefix:]
+    registers = state.get("reg_token", state.get("register_tokens"))
+    # DeiT III, DINOv2 with registers and their kin give no position to the class token.
+    nothing = torch.zeros_like(positions[:, :1])
+    token = state.get("cls_token")
+    if token is None:
+        token = nn.init.trunc_normal_(torch.empty_like(nothing), std=NEIGHBOUR_STD)
+        leading = leading[:, :0]
+    known = registers is not None and prefix == 1 + registers.shape[1]
+    return SourceTokens(
+        class_token=token.float(),
+        registers=None if registers is None else registers.float(),
+        class_position=leading[:, :1] if leading.shape[1] else nothing,
+        register_positions=leading[:, 1:] if known else None,
+        patch_positions=patches)
+
+
+@torch.no_grad()
+def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, regularising: int,
+                 start: TokenStart) -> None:
+    """Fill `cls_token` [1,R+C,D] and `pos_embed` [1,R+C+N,D] in place (method of the release).
+
+    All leading tokens become copies of the source's class token and its position vector; the
+    patch part is resized bicubically by size; the R regularising tokens then follow `start`.
+
+    Raises:
+        UserError: `register_init` is "registers" and the source has too few of them.
+    """
+    leading = cls_token.shape[1]
+    cls_token.copy_(source.class_token.expand_as(cls_token))
+    if start.token_init == "perturbed":
+        cls_token[:, regularising:] += start.token_noise * torch.randn_like(
+            cls_token[:, regularising:])
+    pos_embed[:, :leading] = source.class_position
+    side = isqrt(pos_embed.shape[1] - leading)
+    pos_embed[:, leading:] = resize_positions(source.patch_positions, (side, side))
+    if start.register_init == "registers":
+        _copy_registers(cls_token, pos_embed, source, regularising)
+    elif regularising:
+        std = NEIGHBOUR_STD if start.register_init == "small" else start.regularising_std
+        fresh = torch.empty_like(pos_embed[:, :regularising])
+        pos_embed[:, :regularising] = nn.init.trunc_normal_(fresh, std=std, a=-2, b=2)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int],
+                     factors: tuple[float, float] | None = None) -> Tensor:
+    """Resize position vectors [1,s·s,D] bicubically to [1,h·w,D], corners not aligned.
+
+    Args:
+        positions: vectors of a square grid in row-major order.
+        grid: wanted rows and columns (h, w).
+        factors: scale factors that set the source coordinates in place of h/s and w/s.
+    """
+    side = isqrt(positions.shape[1])
+    if factors is None and grid == (side, side):
+        return positions
+    square = positions.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if factors is None:
+        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    else:
+        resized = F.interpolate(square, scale_factor=factors, mode="bicubic",
+                                align_corners=False, recompute_scale_factor=False)
+    return resized.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+def _copy_registers(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens,
+                    regularising: int) -> None:
+    found = 0 if source.registers is None else source.registers.shape[1]
+    if found < regularising:
+        raise UserError(
+            f"model.register_init is 'registers', but the weights hold {found} register tokens "
+            f"for model.regularising_tokens = {regularising}",
+            "use a backbone with registers (…_reg4_dinov2) or model.register_init=small")
+    cls_token[:, :regularising] = source.registers[:, :regularising]
+    places = source.register_positions
+    pos_embed[:, :regularising] = 0 if places is None else places[:, :regularising]
+
+
+def _prefix_length(count: int, expected: int, origin: str) -> int:
+    for prefix in dict.fromkeys((expected, 1, 0)):
+        if count > prefix and isqrt(count - prefix) ** 2 == count - prefix:
+            return prefix
+    raise UserError(f"{origin}: pos_embed holds {count} vectors, which is no square grid of "
+                    f"patches after {expected} leading tokens",
+                    "use weights trained on square images")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} is {value!r}", f"choose one of {', '.join(known)}")

@@ -1,0 +1,139 @@
+"""Progress with ETA and throughput, and the counts that every batch tool ends with."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """Units per second over the life of the task."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self.unit}/s" if speed else "", style="cyan")
+
+
+class Tracker:
+    """What a running job reports to: `advance` after each unit, `note` for a line of text."""
+
+    def __init__(self, total: int, description: str, unit: str, progress: Progress | None):
+        self.total, self.description, self.unit = total, description, unit
+        self.count, self.started, self.printed = 0, time.monotonic(), time.monotonic()
+        self.progress = progress
+        self.task = progress.add_task(description, total=total) if progress else None
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` finished units."""
+        self.count += n
+        if self.progress is not None:
+            self.progress.advance(self.task, n)
+        elif time.monotonic() - self.printed > 10 or self.count >= self.total:
+            self.printed = time.monotonic()
+            self._line()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        (self.progress.console if self.progress else console).print(text, highlight=False)
+
+    def _line(self) -> None:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = self.count / seconds
+        left = (self.total - self.count) / rate if rate else 0.0
+        print(f"{self.description}: {self.count}/{self.total} {self.unit}, "
+              f"{rate:.1f} {self.unit}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class _Silent(Tracker):
+    def _line(self) -> None:
+        """Say nothing (`disable=True`)."""
+
+
+@contextmanager
+def track(total: int, description: str, unit: str = "images",
+          disable: bool = False) -> Iterator[Tracker]:
+    """A progress bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Args:
+        total: number of units the job has.
+        description: what is being done, for the start of the line.
+        unit: name of a unit in the plural.
+        disable: show nothing (ranks other than 0).
+    """
+    if disable:
+        yield _Silent(total, description, unit, None)
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                   _Rate(unit), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield Tracker(total, description, unit, progress)
+    else:
+        yield Tracker(total, description, unit, None)
+
+
+@dataclass
+class Tally:
+    """Counts of a batch job: done, skipped, failed with the reason."""
+
+    what: str = "images"
+    done: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def ok(self, n: int = 1) -> None:
+        """Count finished units."""
+        self.done += n
+
+    def skip(self, n: int = 1) -> None:
+        """Count units that were finished before."""
+        self.skipped += n
+
+    def fail(self, name: str, why: str) -> None:
+        """Record a unit that failed, by name and reason."""
+        self.failures.append((name, why))
+
+    def merge(self, other: Tally) -> None:
+        """Add another tally's counts."""
+        self.done += other.done
+        self.skipped += other.skipped
+        self.failures.extend(other.failures)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing failed, 1 otherwise."""
+        return 1 if self.failures else 0
+
+    def summary(self) -> str:
+        """`done 10, skipped 2, failed 1 images` and one line per failure (first 20)."""
+        counts = (f"{self.what}: done {self.done}, skipped {self.skipped}, "
+                  f"failed {len(self.failures)}")
+        lines = [f"  {name}: {why}" for name, why in self.failures[:20]]
+        if len(self.failures) > 20:
+            lines.append(f"  … and {len(self.failures) - 20} more")
+        return "\n".join([counts, *lines])
+
+    def print(self) -> None:
+        """Write the summary to stderr."""
+        console.print(self.summary(), highlight=False, markup=False)
