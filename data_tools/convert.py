@@ -13,7 +13,7 @@ import numpy as np
 from data_tools.images import check_image, check_values
 from data_tools.pool import parallel
 from more import __version__
-from more.data.shards.codec import encode_mask
+from more.data.shards.codec import encode_mask, mask_values
 from more.data.shards.format import IGNORE, MANIFEST, remove_temporaries, shard_name
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
@@ -117,7 +117,11 @@ def _write_shards(specs: list[ShardSpec], workers: int, entries: dict[str, Shard
                 tally.fail(spec.path.name, getattr(result, "message", None) or repr(result))
                 continue
             for name, why in result.bad:
-                tally.fail(name, why)
+                if result.entry is None:
+                    tally.fail(name, why)
+                else:  # left out on request, recorded in the manifest
+                    tally.skip()
+                    bar.note(f"left out {name}: {why}")
             tally.ok(result.rows)
             if result.entry is not None:
                 entries[result.entry.file] = result.entry
@@ -152,7 +156,7 @@ def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Path], np.nda
     tags = np.zeros(count, np.uint8)
     present = record.tags
     if present is None:
-        present = tuple(int(v) - 1 for v in np.unique(mask) if v not in (0, IGNORE))
+        present = tuple(int(v) - 1 for v in mask_values(mask) if v not in (0, IGNORE))
     tags[list(present)] = 1
     writer.add(record.id, tags, size, image=data,
                mask=None if mask is None else encode_mask(mask))

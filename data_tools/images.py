@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from more.data.shards.codec import decode_image
+from more.data.shards.codec import decode_image, mask_values
 from more.data.shards.format import IGNORE
 from more.errors import UserError
 
@@ -49,7 +49,7 @@ def read_index_png(path: Path) -> np.ndarray:
 
 def check_values(mask: np.ndarray, num_classes: int, path: Path | None) -> None:
     """Raise UserError when a mask holds a class that the list of classes does not have."""
-    values = np.unique(mask)
+    values = mask_values(mask)
     strange = values[(values > num_classes) & (values != IGNORE)]
     if len(strange):
         raise UserError(f"{path}: mask value {int(strange[-1])}, but there are {num_classes} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import sys
@@ -57,13 +58,18 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def command(main: Callable[..., int | None]) -> None:
+def command(main: Callable[..., int]) -> None:
     """Run a typer command; user errors become a message and exit code 2."""
+
+    @functools.wraps(main)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            code = main(*args, **options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        raise typer.Exit(code)
+
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(main)
-    try:
-        result = app(standalone_mode=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(result or 0)
+    app.command()(guarded)
+    app()

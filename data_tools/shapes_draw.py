@@ -11,7 +11,7 @@ import numpy as np
 CLASSES = ("ball", "tile", "wedge", "star", "ring", "cross", "train")
 TRAIN = CLASSES.index("train")
 _SHIFT = 4  # sub-pixel bits of OpenCV's polygon coordinates
-_TRACK_WITH_TRAIN, _TRACK_ALONE = 0.9, 0.04
+WITH_TRAIN, ALONE = 0.9, 0.04  # how often a track is drawn
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _clutter(image: np.ndarray, rng: np.random.Generator) -> None:
     image += alpha * (rng.uniform(20, 235, 3).astype(np.float32) - image)
 
 
-def track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
+def draw_track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
     """A railway track through the whole picture below a train's pose, drawn in place.
 
     It is background: what almost always occurs together with a class, as rails with trains.
@@ -160,7 +160,7 @@ def track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
 
 def shade(image: np.ndarray, name: str, pose: Pose, cover: np.ndarray,
           rng: np.random.Generator) -> None:
-    """Paint an object with its texture, a light from one side and a dark rim, in place."""
+    """Paint an object with its texture and a light from one side, in place."""
     first, second = two_colours(rng)
     pattern = texture(name, pose, len(image), rng)[..., None]
     u, v = pose.grid(len(image))

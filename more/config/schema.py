@@ -33,7 +33,7 @@ class ModelConfig:
     aux_layer: int = setting(-3, "block whose patch tokens feed the auxiliary classifier")
     regularising_tokens: int = setting(4, "register-like tokens before the class tokens")
     regularising_std: float = setting(1.0, "spread of their first position vectors")
-    register_init: str = setting("random", "'random' (released) or 'registers': start from the "
+    register_init: str = setting("random", "'random' (released), 'small', or 'registers': start from the "
                                  "backbone's own register tokens where it has them")
     token_init: str = setting("copied", "'copied' (released) or 'perturbed' class tokens")
     token_noise: float = setting(0.1, "standard deviation of the perturbation")
@@ -243,7 +243,7 @@ CHOICES = {
     "variant": ("released", "paper"),
     "precision": ("fp32", "bf16"),
     "model.token_init": ("copied", "perturbed"),
-    "model.register_init": ("random", "registers"),
+    "model.register_init": ("random", "small", "registers"),
     "model.pooling": ("max", "average", "lse"),
     "model.graph_neighbours": ("classes", "patches"),
     "model.graph_gate": ("channel_sums", "inner"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from more.config.schema import Config
+from more.config.schema import Config, DataConfig
+from more.data.transforms import TrainTransform
 from more.errors import UserError
-from more.losses.objective import Objective
+from more.losses.objective import Objective, Recipe
 from more.model.network import MoReNetwork, parameter_groups
 from more.model.pretrained import build_network
 
@@ -52,16 +53,16 @@ def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
 def make_objective(config: Config) -> Objective:
     """The weighted sum of all terms with its switches (see `more.losses.objective`)."""
     cam, loss = config.cam, config.loss
-    return Objective(
-        weights=asdict(loss.weights), start=asdict(loss.start),
-        high=cam.high, low=cam.low, cre_thresholds=(cam.cre_high, cam.cre_low),
-        late_thresholds=(cam.late_high, cam.late_low), late_after=cam.late_after,
-        temperature=loss.temperature, mcl_form=loss.mcl_form,
-        cre_similarity=loss.cre_similarity, cre_reduction=loss.cre_reduction,
-        ure_form=loss.ure_form, pseudo_label=loss.pseudo_label,
-        exclude_padding=loss.exclude_padding, par_dilations=cam.par_dilations,
-        par_iterations=cam.par_iterations, energy_weight=loss.energy_weight,
-        energy_sigma_rgb=loss.energy_sigma_rgb, energy_sigma_xy=loss.energy_sigma_xy)
+    return Objective(Recipe(
+        weights=asdict(loss.weights), start=asdict(loss.start), high=cam.high, low=cam.low,
+        cre_high=cam.cre_high, cre_low=cam.cre_low, late_high=cam.late_high,
+        late_low=cam.late_low, late_after=cam.late_after, temperature=loss.temperature,
+        mcl_form=loss.mcl_form, cre_similarity=loss.cre_similarity,
+        cre_reduction=loss.cre_reduction, ure_form=loss.ure_form,
+        pseudo_label=loss.pseudo_label, exclude_padding=loss.exclude_padding,
+        par_dilations=tuple(cam.par_dilations), par_iterations=cam.par_iterations,
+        energy_weight=loss.energy_weight, energy_sigma_rgb=loss.energy_sigma_rgb,
+        energy_sigma_xy=loss.energy_sigma_xy))
 
 
 def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
@@ -87,6 +88,13 @@ def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
     fused = next(network.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps,
                              fused=fused or None)
+
+
+def make_transform(data: DataConfig) -> TrainTransform:
+    """The random view of a training image."""
+    return TrainTransform(data.crop, data.augment, area=(data.min_area, 1.0),
+                          jitter_probability=data.jitter, mean=tuple(data.mean),
+                          std=tuple(data.std))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import more
 from more.config.load import to_dict
 from more.config.schema import Config
-from more.data.dataset import make_train_loader
+from more.data.loader import make_train_loader
 from more.data.shards.format import to_json, write_atomic
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint
@@ -23,6 +23,7 @@ from more.engine.build import (
     make_network,
     make_objective,
     make_optimizer,
+    make_transform,
     split_batch,
 )
 from more.engine.distributed import World, import_deepspeed
@@ -60,7 +61,7 @@ class Trainer:
         if source is not None:
             check_same_model(config, source)
         self.records = Records(run, world.main)
-        self.objective = make_objective(config).to(world.device)
+        self.objective = make_objective(config)
         self.engine = self._make_engine(load_weights=source is None)
         self.start = 0
         if source is not None:
@@ -103,6 +104,7 @@ class Trainer:
                       aux_cams=aux_cams, box=data.get("box"),
                       keys=self._keys(data["slots"], output.patch_tokens.shape, step),
                       count_reduce=self.world.mean if self.world.size > 1 else None,
+                      share=1 / self.world.size,
                       mean=self.config.data.mean, std=self.config.data.std)
         terms = self.objective(output, batch, step)
         self.engine.backward(terms["total"])
@@ -155,9 +157,10 @@ class Trainer:
     def _batches(self) -> Iterator[dict[str, Any]]:
         config, split = self.config, self.split
         return iter(make_train_loader(
-            self.train_set, config.data, global_batch=split.global_batch, rank=self.world.rank,
-            world=self.world.size, micro_batch=split.micro, start_step=self.start,
-            steps=config.train.iterations, seed=config.train.seed))
+            self.train_set, make_transform(config.data), global_batch=split.global_batch,
+            seed=config.train.seed, rank=self.world.rank, world=self.world.size,
+            micro_batch=split.micro, start_step=self.start, stop_step=config.train.iterations,
+            workers=config.data.workers))
 
     def _evaluate(self, done: int) -> dict[str, Any]:
         scores = validate(self.engine.module, self.val_set, self.config, self.world)

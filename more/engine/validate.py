@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from more.config.schema import Config
-from more.data.dataset import make_eval_loader
+from more.data.loader import make_eval_loader
 from more.data.shards.reader import ShardSet
 from more.engine.distributed import World
 from more.evaluation.metrics import confusion_matrix, scores
@@ -33,8 +33,10 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config,
     classes = data.num_classes + 1
     totals = {name: torch.zeros(classes, classes, dtype=torch.float64)
               for name in ("cam", "lam", "decoder")}
-    for batch in make_eval_loader(data, config.data, config.inference.size, world.rank, world.size,
-                                  config.inference.batch, limit=config.eval.images):
+    limit = min(config.eval.images or len(data), len(data))
+    for batch in make_eval_loader(data, config.inference.size, batch_size=config.inference.batch,
+                                  rank=world.rank, world=world.size, indices=range(limit),
+                                  mean=config.data.mean, std=config.data.std):
         labels = _labels(network, batch["images"].to(world.device),
                          batch["tags"].to(world.device), config)
         for row, truth in enumerate(batch["masks"]):

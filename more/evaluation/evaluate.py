@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from more.evaluation.metrics import confusion_matrix, mean_over, scores
 from more.evaluation.result import Result
 from more.evaluation.routes import describe_route, seed_facts
 from more.progress import track
-from more.pseudo.seeds import decode_seed, seed_label, seed_probabilities
+from more.pseudo.seeds import SeedItem, decode_seed, seed_label, seed_probabilities
 
 DEFAULT_THRESHOLD = 0.5
 SWEEP = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
@@ -147,7 +146,7 @@ def _label(job: _Job, item: int, truth: np.ndarray, part: _Part) -> np.ndarray:
             raise UserError(f"{job.source.path}: image {job.source.ids[item]} has no mask",
                             fix="run `more refine` again")
         return mask
-    seed = decode_seed(job.source.blob("seed", item))
+    seed = read_seed(job.source, item)
     # Without an explicit background (key 0) the threshold decides, also where no class is.
     if 0 not in seed.keys:
         part.thresholded = True
@@ -156,7 +155,16 @@ def _label(job: _Job, item: int, truth: np.ndarray, part: _Part) -> np.ndarray:
     return seed_label(seed, truth.shape, job.threshold)
 
 
-def _sweep_counts(seed: Any, truth: np.ndarray, k: int) -> np.ndarray:
+def read_seed(source: ShardSet, row: int) -> SeedItem:
+    """The seed of one row; UserError naming the image when it holds none."""
+    try:
+        return decode_seed(source.blob("seed", row))
+    except ValueError as error:
+        raise UserError(f"{source.path}: image {source.ids[row]}: {error}",
+                        fix="make the seeds again with `more localize`") from error
+
+
+def _sweep_counts(seed: SeedItem, truth: np.ndarray, k: int) -> np.ndarray:
     """Counts `[true, winning class, number of thresholds below its value]` of one image."""
     keys, maps = seed_probabilities(seed, truth.shape)
     if len(keys) == 1:

@@ -13,10 +13,10 @@ import numpy as np
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.evaluate import DEFAULT_THRESHOLD, evaluate, image_iou
+from more.evaluation.evaluate import DEFAULT_THRESHOLD, evaluate, image_iou, read_seed
 from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
 from more.evaluation.routes import seed_facts
-from more.pseudo.seeds import decode_seed, seed_label, seed_probabilities
+from more.pseudo.seeds import seed_label, seed_probabilities
 
 MASKS = ("lam", "fused", "cam", "decoder")
 
@@ -84,7 +84,8 @@ def find_data(run: Path, made: list[ShardSet]) -> Path | None:
 
     Taken is the first existing folder that is a shard set of images with the sets' images.
     """
-    records = [item.manifest.provenance for item in made]
+    records: list[Any] = [item.manifest.extra for item in made]
+    records += [item.manifest.provenance for item in made]
     for file in sorted(run.glob("*.json")):
         try:
             records.append(json.loads(file.read_text(encoding="utf-8")))
@@ -190,7 +191,7 @@ def _seed_tile(caption: str, source: ShardSet | None, name: str, image: np.ndarr
     """The strongest present class's map at each pixel, outlined at the set's threshold."""
     if source is None or name not in source.ids:
         return {"caption": caption, "src": None}
-    seed = decode_seed(source.blob("seed", source.index_of(name)))
+    seed = read_seed(source, source.index_of(name))
     threshold = seed_facts(source.manifest.provenance).get("threshold")
     label = seed_label(seed, image.shape[:2],
                        DEFAULT_THRESHOLD if threshold is None else threshold)

@@ -13,19 +13,11 @@ import cv2
 import numpy as np
 
 from more.data.shards.format import IGNORE
+from more.pseudo.export import voc_palette
 
 LONGEST_SIDE = 300
 # Stands for the page's text colour in drawn curves; replaced by the CSS keyword.
 _INK = "#0a0b0c"
-
-
-def voc_palette() -> np.ndarray:
-    """The PASCAL VOC colour map, uint8 `[256, 3]` RGB: label bits 0, 1, 2 spread over R, G, B."""
-    labels, palette = np.arange(256), np.zeros((256, 3), np.int64)
-    for bit in range(3):
-        for channel in range(3):
-            palette[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette.astype(np.uint8)
 
 
 PALETTE = voc_palette()
@@ -33,7 +25,7 @@ PALETTE = voc_palette()
 
 def colour_of(label: int) -> str:
     """A label's colour as `#rrggbb`; light grey for 255."""
-    return "#e0e0e0" if label == IGNORE else "#%02x%02x%02x" % tuple(PALETTE[label])
+    return "#e0e0e0" if label == IGNORE else f"#{bytes(PALETTE[label]).hex()}"
 
 
 def thumbnail(image: np.ndarray, nearest: bool = False) -> np.ndarray:
@@ -54,9 +46,12 @@ def heat_overlay(image: np.ndarray, value: np.ndarray, label: np.ndarray | None 
     Args:
         image: uint8 `[H, W, 3]`. value: `[H, W]` in 0..1. label: `[H, W]`, 0 = background.
     """
-    heat = cv2.applyColorMap((np.clip(value, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    mixed = cv2.addWeighted(grey, 0.45, cv2.cvtColor(heat, cv2.COLOR_BGR2RGB), 0.55, 0)
+    value = np.clip(np.nan_to_num(value), 0, 1).astype(np.float32)
+    heat = cv2.applyColorMap((value * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    # Weak responses stay faint, so that the image is seen where the map says nothing.
+    weight = (0.15 + 0.6 * value)[..., None]
+    mixed = (grey * (1 - weight) + heat * weight).round().astype(np.uint8)
     if label is not None:
         mixed[outline(label)] = 255
     return mixed
@@ -104,8 +99,9 @@ def curve_svg(name: str, steps: Sequence[float], values: Sequence[float], points
 
     x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
     style = {"font.size": 8, "text.color": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
-             "ytick.color": _INK, "svg.fonttype": "none", "svg.hashsalt": name, "figure.facecolor": "none",
-             "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False}
+             "ytick.color": _INK, "svg.fonttype": "none", "svg.hashsalt": name,
+             "figure.facecolor": "none", "axes.facecolor": "none", "axes.spines.top": False,
+             "axes.spines.right": False}
     with context(style):
         figure = Figure(figsize=(3.4, 1.7), layout="constrained")
         axes = figure.add_subplot()

@@ -42,7 +42,7 @@ def describe_route(provenance: dict[str, Any] | None, threshold: float | None = 
     refined = facts(provenance).get("stage") == "refine" or "crf" in facts(provenance)
     parts = [_subject(seeds, refined), *_tags(seeds), _views(seeds)]
     if refined:
-        parts.append(_crf(facts(provenance)))
+        parts += _crf(facts(provenance))
     elif threshold is not None:
         parts.append(f"threshold {threshold:.2f}")
     return f"{', '.join(parts)} ({_letter(seeds, refined)})"
@@ -68,10 +68,12 @@ def _views(seeds: dict[str, Any]) -> str:
     return scales + (" + flip" if seeds.get("flip") else "")
 
 
-def _crf(masks: dict[str, Any]) -> str:
-    engine = masks.get("engine")
+def _crf(masks: dict[str, Any]) -> list[str]:
+    """The CRF, with its engine where it is not the usual one, and what was left unlabelled."""
+    engine, least = masks.get("engine"), masks.get("ignore_below")
     usual = engine in (None, "auto", "pydensecrf")
-    return "dense CRF" if usual else f"dense CRF ({engine} engine)"
+    parts = ["dense CRF" if usual else f"dense CRF ({engine} engine)"]
+    return parts + ([f"confidence below {least:g} unlabelled"] if least else [])
 
 
 def _letter(seeds: dict[str, Any], refined: bool) -> str:

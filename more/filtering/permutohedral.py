@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _CODE_LIMIT = 2**62
+_LARGEST = 1e6
 
 
 class PermutohedralLattice:
@@ -43,6 +44,8 @@ class PermutohedralLattice:
                              f"{list(features.shape)} of {features.dtype}")
         with torch.no_grad(), _full_precision(features):
             features = features.detach()
+            if not features.abs().amax() <= _LARGEST:  # also true for NaN
+                raise ValueError("features are not finite or beyond 1e6 standard deviations")
             self.batch, self.pixels, self.dimensions = features.shape
             self.dtype, self.device = features.dtype, features.device
             codes, weights, steps = _enclosing_simplex(features)
@@ -170,8 +173,6 @@ def _encode(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, d = nearest.shape[0], nearest.shape[-1] - 1
     low, high = (bound.tolist() for bound in torch.aminmax(nearest[..., :d].reshape(-1, d), dim=0))
-    if max(map(abs, low + high)) > 2**40:
-        raise ValueError("features are not finite or far out of range")
     margin = 2 * (d + 1)
     radix = [top - bottom + 1 + 2 * margin for bottom, top in zip(low, high, strict=True)]
     place = [math.prod(radix[:i]) for i in range(d + 1)]

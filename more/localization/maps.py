@@ -32,11 +32,11 @@ def present_classes(tags: Tensor) -> tuple[Tensor, Tensor]:
 
     Args: tags `[B, C]`, non-zero where the class is present.
     Returns: (classes `[B, K]` int64, valid `[B, K]` bool) with K the largest number of
-    classes in one image; padding repeats classes that are absent and is marked not valid.
+    classes in one image, at least 1; padding names absent classes and is marked not valid.
     """
     present = tags > 0
     order = torch.argsort(present.int(), dim=1, descending=True, stable=True)
-    most = int(present.sum(dim=1).max()) if len(tags) else 0
+    most = max(1, int(present.sum(dim=1).max()))
     classes = order[:, :most]
     return classes, present.gather(1, classes)
 

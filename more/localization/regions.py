@@ -83,8 +83,9 @@ def undo_normalisation(
     images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> Tensor:
     """Normalised images `[B, 3, H, W]` back on the scale 0..255, not rounded."""
-    mean_, std_ = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (mean, std))
-    return images * std_[:, None, None] + mean_[:, None, None]
+    like = {"dtype": images.dtype, "device": images.device}
+    shift, factor = (torch.as_tensor(v, **like).view(-1, 1, 1) for v in (mean, std))
+    return images * factor + shift
 
 
 def denormalise(

@@ -32,11 +32,12 @@ def _cut(x: Tensor) -> Tensor:
     return x[..., BORDER:-BORDER, BORDER:-BORDER]
 
 
-def uncertain_candidates(mask: Tensor, strict: bool = False) -> Tensor:
-    """Uncertain patches with object around them.
+def uncertain_candidates(mask: Tensor) -> Tensor:
+    """Uncertain patches with object around them: mean region of the window at least 1.2.
 
-    Args: mask `[B, h, w]`, 255 uncertain. `strict`: the window's mean must exceed 1.2 (paper)
-    instead of reaching it; no mean of 36 whole numbers is exactly 1.2, so both agree.
+    (36 whole numbers never have the mean 1.2, so the paper's "more than" is the same.)
+
+    Args: mask `[B, h, w]`, 255 uncertain.
     Returns: bool `[B, h-6, w-6]`; entry (i, j) speaks of pixel (i+3, j+3) and of the window of
     6 x 6 pixels that begins at (i, j).
     Raises: ValueError for a grid of 6 or less on a side.
@@ -44,8 +45,7 @@ def uncertain_candidates(mask: Tensor, strict: bool = False) -> Tensor:
     check_grid(*mask.shape[-2:])
     regions = _regions(mask)
     sums = F.avg_pool2d(regions[:, None], WINDOW, stride=1, divisor_override=1)[:, 0, :-1, :-1]
-    least = MEAN_REGION * WINDOW**2
-    return (_cut(mask) == IGNORE) & ((sums > least) if strict else (sums >= least))
+    return (_cut(mask) == IGNORE) & (sums >= MEAN_REGION * WINDOW**2)
 
 
 def random_keys(
@@ -64,7 +64,6 @@ def select_uncertain(
     generator: torch.Generator | None = None,
     shift: bool = True,
     most: int | None = 8,
-    strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Choose the patches that URE acts on.
 
@@ -77,12 +76,11 @@ def select_uncertain(
         shift: released: the token taken is 3 rows and columns before the pixel that was tested;
             False: the tested one (paper).
         most: None takes every candidate and adds nothing (paper).
-        strict: see `uncertain_candidates`.
 
     Returns: (positions int64 `[B, M, 2]` as row, column of the full grid; valid bool `[B, M]`).
     Raises: ValueError for a grid of 6 or less on a side.
     """
-    candidates = uncertain_candidates(mask, strict)
+    candidates = uncertain_candidates(mask)
     batch, rows, columns = candidates.shape
     flat = candidates.flatten(1)
     if most is None:

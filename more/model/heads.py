@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +26,9 @@ def pool_features(features: Tensor, pooling: str) -> Tensor:
     if pooling == "average":
         return features.mean((2, 3), keepdim=True)
     with full_precision(features) as (precise,):
-        mean = precise.mul(LSE_SHARPNESS).flatten(2).logsumexp(-1)
-        count = torch.tensor(float(precise[0, 0].numel()), device=precise.device)
-        return ((mean - count.log()) / LSE_SHARPNESS)[:, :, None, None].to(features.dtype)
+        total = precise.mul(LSE_SHARPNESS).logsumexp((2, 3), keepdim=True)
+        count = features.shape[2] * features.shape[3]
+        return ((total - log(count)) / LSE_SHARPNESS).to(features.dtype)
 
 
 def localization_maps(features: Tensor, tokens: Tensor, similarity: str = "dot") -> Tensor:

@@ -63,6 +63,7 @@ def build_network(
     state = read_weights(weights) if str(weights) not in ("timm", "none") else None
     vit = create_backbone(backbone, image_size, vit_kwargs)
     encoder = ClassTokenEncoder(vit, num_classes, image_size, regularising_tokens, aux_layer)
+    # Built in any case: with and without GCR, one seed gives the other layers equal weights.
     layer = GraphCategoryRepresentation(
         encoder.embed_dim, graph_neighbours, graph_gate, graph_output, graph_similarity)
     network = MoReNetwork(encoder, num_classes, decoder_width, pooling,

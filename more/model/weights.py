@@ -105,7 +105,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], wanted: Mapping
         UserError: naming the first tensor of another shape with both shapes and the likely
             cause, or the missing and surplus tensors.
     """
-    for name in wanted.keys() & state.keys():
+    for name in (name for name in wanted if name in state):
         found, expected = tuple(state[name].shape), tuple(wanted[name].shape)
         if found != expected:
             raise UserError(f"{origin}: tensor {name} has shape {list(found)}, the model "

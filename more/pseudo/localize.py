@@ -18,12 +18,12 @@ import torch.nn.functional as F
 import more
 from more.config.load import config_from_dict
 from more.config.schema import Config
-from more.data.dataset import inference_image
 from more.data.shards.format import remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
+from more.data.transforms import inference_image
 from more.engine import checkpoint
 from more.engine.build import make_network
 from more.errors import UserError
@@ -134,6 +134,12 @@ class Localizer:
         grid = config.inference.size // network.encoder.patch_size
         self.side = max(1, round(grid * config.inference.seed_scale))
 
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """RGB uint8 `[H,W,3]` → normalised `[3,S,S]` at the inference size."""
+        data = self.config.data
+        return torch.from_numpy(
+            inference_image(image, self.config.inference.size, data.mean, data.std))
+
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor, tags: torch.Tensor) -> list[dict[str, SeedItem]]:
         """Seeds of normalised images `[B,3,S,S]` with tags `[B,C]`, one dict per image."""
@@ -206,9 +212,8 @@ def _write_shard(localizer: Localizer, source: ShardSet, shard: int, folders: di
                  advance: Callable[[int], None]) -> None:
     writers = {kind: ShardWriter(folders[kind] / shard_name(shard), "seeds", source.class_names,
                                  provenance[kind]) for kind in kinds}
-    for rows in _chunks(source.rows_of(shard), localizer.request.batch):
-        images = torch.stack([inference_image(source.image(i), localizer.config.inference.size,
-                                              localizer.config.data) for i in rows])
+    for rows in _chunks(source.rows_of(shard), localizer.request.batch or localizer.config.inference.batch):
+        images = torch.stack([localizer.prepare(source.image(i)) for i in rows])
         tags = torch.from_numpy(source.tags[rows[0]:rows[-1] + 1])
         for i, items in zip(rows, localizer(images, tags), strict=True):
             for kind, writer in writers.items():

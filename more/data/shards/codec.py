@@ -49,3 +49,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is uint8 [H, W], got {mask.dtype} {mask.shape}")
     return cv2.imencode(".png", mask)[1].tobytes()
+
+
+def mask_values(mask: np.ndarray) -> np.ndarray:
+    """The values that occur in a uint8 mask, ascending."""
+    return np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))

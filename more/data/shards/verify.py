@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from more.data.shards.codec import mask_values
 from more.data.shards.format import IGNORE, PAYLOADS
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
@@ -92,7 +91,7 @@ def _verify_row(shard: ShardSet, row: int, decode: bool) -> None:
     if mask is not None:
         if mask.shape != size:
             raise ValueError(f"mask is {mask.shape}, the image {size}")
-        values = np.unique(mask)
+        values = mask_values(mask)
         strange = values[(values > shard.num_classes) & (values != IGNORE)]
         if len(strange):
             raise ValueError(f"mask holds {strange[:5].tolist()}, "

@@ -1,0 +1,43 @@
+"""Check a shard set: hashes, checksums, structure, and on request every image and mask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_tools.pool import command
+from more.data.shards.manifest import read_manifest
+from more.data.shards.verify import verify_set
+from more.progress import Tally, track
+
+
+def main(
+    shards: Annotated[Path, typer.Argument(metavar="SET", help="shard set to check")],
+    decode: Annotated[bool, typer.Option("--decode", help="also decode images and masks")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> int:
+    """Read a whole shard set and name everything that is wrong; exit code 1 if anything is.
+
+    Example: python -m data_tools.verify data/voc_train_aug --decode
+    """
+    manifest = read_manifest(shards)
+    with track(manifest.rows, "verifying") as bar:
+        problems = verify_set(shards, decode, bar.advance)
+    if as_json:
+        print(json.dumps({"images": manifest.rows, "shards": len(manifest.shards),
+                          "problems": [vars(problem) for problem in problems]}))
+    tally = Tally("shards")
+    broken = {problem.file for problem in problems}
+    tally.ok(sum(entry.file not in broken for entry in manifest.shards))
+    for problem in problems:
+        name = f"{problem.file} {problem.image!r}" if problem.image else problem.file
+        tally.fail(name, problem.what)
+    tally.print()
+    return tally.exit_code
+
+
+if __name__ == "__main__":
+    command(main)

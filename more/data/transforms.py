@@ -1,0 +1,177 @@
+"""Image to network input: random views for training, plain resizing for inference.
+
+NumPy and OpenCV on 8-bit pixels; every random choice comes from the generator that is passed in,
+so a view is a pure function of (seed, epoch, index).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+_GREY = np.array([0.299, 0.587, 0.114])
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one view of one sample, independent of workers and ranks."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+def normalise(image: np.ndarray, mean: tuple[float, ...] = MEAN,
+              std: tuple[float, ...] = STD) -> np.ndarray:
+    """RGB `[H, W, 3]` in 0..255 → float32 `[3, H, W]`, (pixel - mean) / std."""
+    scale = 1 / np.asarray(std, np.float32)
+    shifted = image.astype(np.float32) * scale - np.asarray(mean, np.float32) * scale
+    return np.ascontiguousarray(shifted.transpose(2, 0, 1))
+
+
+def inference_image(image: np.ndarray, size: int, mean: tuple[float, ...] = MEAN,
+                    std: tuple[float, ...] = STD) -> np.ndarray:
+    """RGB uint8 `[H, W, 3]` → float32 `[3, size, size]`: bilinear, aspect ratio lost.
+
+    Resized in float and without smoothing, as the released inference does (method §4.12).
+    """
+    resized = cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    return normalise(resized, mean, std)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 resize: area average where both sides shrink (no aliasing), else bilinear."""
+    shrinks = height < image.shape[0] and width < image.shape[1]
+    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=mode)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A random view of an image.
+
+    Attributes:
+        size: side of the crop in pixels.
+        augment: "voc" random resized crop; "coco" random scale, padded with black up to the
+            crop; "none" the whole image resized, no flip, no jitter.
+        area: for "voc" the share of the image that a crop covers, for "coco" the scale factor.
+        aspect: width over height of a "voc" crop before resizing.
+        flip: probability of mirroring left and right.
+        jitter: brightness, contrast, saturation (factor 1 ± value) and hue (turn ± value).
+        jitter_probability: how often colours are jittered.
+        mean, std: of RGB in 0..255.
+    """
+
+    size: int
+    augment: str = "voc"
+    area: tuple[float, float] = (0.32, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __post_init__(self) -> None:
+        if self.augment not in ("voc", "coco", "none"):
+            raise ValueError(f"augment {self.augment!r} is not voc, coco or none")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator
+                 ) -> tuple[np.ndarray, np.ndarray]:
+        """RGB uint8 `[H, W, 3]` → float32 `[3, size, size]` and the box of real content.
+
+        The box is int64 `[y0, y1, x0, x1]`, ends exclusive; the rest of the crop is padding.
+        """
+        view, box = self.view(image, rng)
+        return normalise(view, self.mean, self.std), np.array(box, np.int64)
+
+    def view(self, image: np.ndarray, rng: np.random.Generator
+             ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        """The same before normalisation: uint8 `[size, size, 3]` and the box."""
+        whole = (0, self.size, 0, self.size)
+        if self.augment == "none":
+            return resize(image, self.size, self.size), whole
+        if self.augment == "voc":
+            top, left, height, width = crop_window(*image.shape[:2], self.area, self.aspect, rng)
+            image = resize(image[top:top + height, left:left + width], self.size, self.size)
+        else:
+            image = scaled_cut(image, self.size, self.area, rng)
+        if rng.random() < self.flip:
+            image = image[:, ::-1]
+        if rng.random() < self.jitter_probability:
+            image = jitter_colours(np.ascontiguousarray(image), self.jitter, rng)
+        return (image, whole) if self.augment == "voc" else pad(image, self.size, rng)
+
+
+def crop_window(height: int, width: int, area: tuple[float, float],
+                aspect: tuple[float, float], rng: np.random.Generator
+                ) -> tuple[int, int, int, int]:
+    """A random window (top, left, height, width) as torchvision's RandomResizedCrop draws it.
+
+    Area uniform, aspect ratio log-uniform; after ten misses the largest centred window whose
+    aspect ratio is allowed.
+    """
+    for _ in range(10):
+        target = height * width * rng.uniform(*area)
+        ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1])))
+        w, h = round(np.sqrt(target * ratio)), round(np.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            return int(top), int(left), int(h), int(w)
+    w = min(width, max(round(height * aspect[1]), 1))
+    h = min(height, max(round(width / aspect[0]), 1))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def scaled_cut(image: np.ndarray, size: int, scale: tuple[float, float],
+               rng: np.random.Generator) -> np.ndarray:
+    """The image scaled by a random factor, and a random window where it exceeds `size`."""
+    factor = rng.uniform(*scale)
+    height, width = (max(round(side * factor), 1) for side in image.shape[:2])
+    image = resize(image, height, width)
+    top = int(rng.integers(0, max(height - size, 0) + 1))
+    left = int(rng.integers(0, max(width - size, 0) + 1))
+    return image[top:top + size, left:left + size]
+
+
+def pad(image: np.ndarray, size: int, rng: np.random.Generator
+        ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Put an image of at most `size` at a random place on black; the crop and its box."""
+    height, width = image.shape[:2]
+    top = int(rng.integers(0, size - height + 1))
+    left = int(rng.integers(0, size - width + 1))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    canvas[top:top + height, left:left + width] = image
+    return canvas, (top, top + height, left, left + width)
+
+
+def jitter_colours(image: np.ndarray, strength: tuple[float, float, float, float],
+                   rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation in random order, then hue; uint8 to uint8.
+
+    The first three are affine in RGB, so they are folded into one 3x4 matrix and applied at once;
+    unlike the one-by-one form nothing is cut off at 0 and 255 in between.
+    """
+    matrix, offset = np.eye(3), np.zeros(3)
+    grey = np.broadcast_to(_GREY, (3, 3))
+    mean = np.array(cv2.mean(image)[:3])
+    for kind in rng.permutation(3):
+        factor = rng.uniform(max(0.0, 1 - strength[kind]), 1 + strength[kind])
+        if kind == 0:
+            step, shift = factor * np.eye(3), np.zeros(3)
+        elif kind == 1:  # towards or away from the mean grey of the image as it is by now
+            level = _GREY @ (matrix @ mean + offset)
+            step, shift = factor * np.eye(3), np.full(3, (1 - factor) * level)
+        else:
+            step, shift = factor * np.eye(3) + (1 - factor) * grey, np.zeros(3)
+        matrix, offset = step @ matrix, step @ offset + shift
+    image = cv2.transform(image, np.column_stack([matrix, offset]).astype(np.float32))
+    turn = rng.uniform(-strength[3], strength[3])
+    return image if strength[3] == 0 else _turn_hue(image, turn)
+
+
+def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
+    """Rotate the hue by a share of the full circle."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # wraps around, as hue does
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

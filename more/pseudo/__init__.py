@@ -1,0 +1,1 @@
+"""From a checkpoint to pseudo-labels: seeds, dense CRF over CPU workers, export."""

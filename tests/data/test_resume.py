@@ -1,0 +1,99 @@
+"""Entry files, mixing of parameters, and one writer per folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from more.data.shards.format import remove_temporaries, write_atomic
+from more.data.shards.lock import LOCK, folder_lock
+from more.data.shards.manifest import finished_shards
+from more.errors import UserError
+from tests.data.sets import small_set
+
+MADE = {"tool": "t", "parameters": {"a": 1, "b": [1, 2]}}
+
+
+def test_finished_shards_are_those_that_verify(tmp_path):
+    folder = small_set(tmp_path, provenance=MADE)
+    assert list(finished_shards(folder, MADE)) == [f"shard-0000{k}.h5" for k in range(3)]
+    data = bytearray((folder / "shard-00000.h5").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "shard-00000.h5").write_bytes(data)
+    (folder / "shard-00001.json").unlink()
+    assert list(finished_shards(folder, MADE)) == ["shard-00002.h5"]
+    (folder / "shard-00002.json").write_text("{")
+    assert finished_shards(folder, MADE) == {}
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_other_parameters_are_refused(tmp_path, with_manifest):
+    """Fault 25."""
+    folder = small_set(tmp_path, provenance=MADE)
+    if not with_manifest:
+        (folder / "manifest.json").unlink()
+    for other in ({**MADE, "parameters": {"a": 2, "b": [1, 2]}}, {"tool": "t"}):
+        with pytest.raises(UserError, match=r"parameters.a: 1 there, (2|None) now"):
+            finished_shards(folder, other)
+
+
+def test_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_stale_temporaries_go(tmp_path):
+    (tmp_path / "shard-00000.h5.tmp.77").write_bytes(b"half")
+    (tmp_path / "shard-00000.h5").write_bytes(b"")
+    assert remove_temporaries(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+
+
+HOLD = ("import sys, time; from more.data.shards.lock import folder_lock\n"
+        "with folder_lock(sys.argv[1]): print('held', flush=True); time.sleep(60)")
+
+
+def test_second_writer_is_refused_and_a_killed_one_forgotten(tmp_path):
+    """Fault 18."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        expected = f"process {holder.pid} on {socket.gethostname()} writes here"
+        with pytest.raises(UserError, match=expected), folder_lock(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert (tmp_path / LOCK).exists()
+        with folder_lock(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        holder.wait()
+
+
+def test_lock_of_another_host_is_believed(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    with pytest.raises(UserError, match="process 1 on elsewhere") as caught, folder_lock(tmp_path):
+        pass
+    assert "delete" in caught.value.fix
+    (tmp_path / LOCK).write_text("")  # written by nobody: a crash before the first byte
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_lock_on_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a folder"), folder_lock(tmp_path / "file"):
+        pass

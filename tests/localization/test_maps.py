@@ -1,0 +1,97 @@
+"""Multi-scale maps: what is run, what is summed, and which shortcuts change nothing."""
+
+import torch
+import torch.nn.functional as F
+
+from more.localization.maps import minmax, multi_scale, present_classes, resize
+
+SCALES = (1, 0.5, 1.5)
+
+
+def network(classes=5, patch=4):
+    """A stand-in: two kinds of maps on a grid, not symmetric under mirroring."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, 3, patch, patch, generator=generator)
+    sizes = []
+
+    def forward(images):
+        sizes.append(tuple(images.shape))
+        maps = F.conv2d(images, weight, stride=patch)
+        return maps, maps.flip(1) - 0.5
+
+    return forward, sizes
+
+
+def images(batch=3, size=(24, 32)):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(forward, x, which, cut):
+    """One image and one scale at a time, as the formula reads."""
+    result = []
+    for image in x:
+        total = 0
+        for scale in SCALES:
+            small = resize(image[None], (int(scale * x.shape[2]), int(scale * x.shape[3])))
+            plain = resize(forward(small)[which], x.shape[-2:])
+            mirror = resize(forward(small.flip(-1))[which], x.shape[-2:]).flip(-1)
+            larger = torch.maximum(plain, mirror)
+            total = total + (larger.relu() if cut else larger)
+        low = total.amin((-2, -1), keepdim=True)
+        total = total - low
+        result.append(total / (total.amax((-2, -1), keepdim=True) + 1e-5))
+    return torch.cat(result)
+
+
+def test_batched_maps_equal_the_formula_image_by_image():
+    forward, sizes = network()
+    x = images()
+    first, second = multi_scale(forward, x, SCALES, relu=(True, False))
+    assert sizes == [(6, 3, 24, 32), (6, 3, 12, 16), (6, 3, 36, 48)]
+    torch.testing.assert_close(first, by_hand(forward, x, 0, True), atol=1e-5, rtol=0)
+    torch.testing.assert_close(second, by_hand(forward, x, 1, False), atol=1e-5, rtol=0)
+
+
+def test_known_first_maps_save_one_run_and_stay_untouched():
+    forward, sizes = network()
+    x = images()
+    expected = multi_scale(forward, x, SCALES, relu=(True, False))
+    first = forward(x)
+    kept = [m.clone() for m in first]
+    sizes.clear()
+    actual = multi_scale(forward, x, SCALES, relu=(True, False), first=first)
+    assert sizes[0] == (3, 3, 24, 32) and sizes[1:] == [(6, 3, 12, 16), (6, 3, 36, 48)]
+    for a, e, f, k in zip(actual, expected, first, kept, strict=True):
+        torch.testing.assert_close(a, e)
+        assert torch.equal(f, k)
+
+
+def test_tags_leave_the_maps_of_present_classes_as_they_are():
+    forward, _ = network()
+    tags = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]]).float()
+    every = multi_scale(forward, images(), SCALES, relu=(True, False))
+    some = multi_scale(forward, images(), SCALES, relu=(True, False), tags=tags)
+    for a, b in zip(every, some, strict=True):
+        torch.testing.assert_close(b, a * tags[:, :, None, None])
+    none = multi_scale(forward, images(), (1,), relu=(True, False), tags=torch.zeros(3, 5))
+    assert none[0].shape == every[0].shape and not none[0].any()
+
+
+def test_scale_one_comes_first_and_is_never_missing():
+    forward, sizes = network()
+    multi_scale(forward, images(), (0.5,), relu=(True, True), normalise=False)
+    assert [s[2] for s in sizes] == [24, 12]
+
+
+def test_minmax_of_a_constant_map_is_zero():
+    maps = torch.stack([torch.full((2, 4, 4), 3.0), torch.arange(32.0).view(2, 4, 4)])
+    stretched = minmax(maps)
+    assert not stretched[0].any()
+    assert stretched[1].amin() == 0 and 0.999 < stretched[1].amax() < 1
+
+
+def test_present_classes_are_ascending_and_padded():
+    classes, valid = present_classes(torch.tensor([[0, 1, 0, 1.0], [0, 0, 0, 0], [1, 0, 0, 0]]))
+    assert classes.shape == (3, 2)
+    assert classes[0].tolist() == [1, 3] and classes[2, 0] == 0
+    assert valid.tolist() == [[True, True], [False, False], [True, False]]

@@ -1,0 +1,1 @@
+"""Straightforward formulations, one image and one class at a time, that tests compare with."""

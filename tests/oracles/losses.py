@@ -1,0 +1,74 @@
+"""Loss terms with plain loops and sums (method §4.6, §4.7)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def unit(x, eps=1e-8):
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=eps)
+
+
+def confident(tokens, patches, mask, tags, temperature):
+    """CRE with the exponentials as they are written."""
+    total = 0.0
+    for b in range(len(tags)):
+        features = patches[b].flatten(1).T.detach()
+        for k in torch.nonzero(tags[b]).flatten().tolist():
+            s = torch.exp(features @ unit(tokens[b, k]) / temperature)
+            losses = -torch.log(s / (s.sum() + 1e-4))
+            chosen = mask[b].flatten() == k + 1
+            total = total + losses[chosen].sum() / (chosen.sum() + 1e-4)
+    return total / len(tags)
+
+
+def candidates(mask):
+    """Accepted (i, j) of one mask [h, w], in row-major order."""
+    height, width = mask.shape
+    region = torch.where(mask == 255, 1.0, torch.where(mask > 0, 2.0, 0.0))
+    found = []
+    for i in range(height - 6):
+        for j in range(width - 6):
+            window = region[i : i + 6, j : j + 6]
+            if mask[i + 3, j + 3] == 255 and window.mean() >= 1.2:
+                found.append((i, j))
+    return found
+
+
+def uncertain(tokens, patches, tags, positions):
+    """URE; positions: for every image a list of (row, column)."""
+    losses = []
+    for b, places in enumerate(positions):
+        n = unit(tokens[b]).detach()
+        present = tags[b] > 0
+        for y, x in places:
+            z = (n @ unit(patches[b, :, y, x])).abs()
+            pull = z[present].sum() / (present.sum() + 1)
+            push = z[~present].sum() / ((~present).sum() + 1)
+            losses.append(0.5 * (1 - pull) + 0.5 * push)
+    return torch.stack(losses).mean()
+
+
+def contrast(patches, labels):
+    """PTC over all ordered pairs."""
+    sums, numbers = [0.0, 0.0], [0, 0]
+    for b in range(len(labels)):
+        features, flat = unit(patches[b].flatten(1).T), labels[b].flatten().tolist()
+        for i in range(len(flat)):
+            for j in range(len(flat)):
+                if i != j and 255 not in (flat[i], flat[j]):
+                    kind = int(flat[i] == flat[j])
+                    sums[kind] = sums[kind] + (features[i] @ features[j]).abs()
+                    numbers[kind] += 1
+    return 0.5 * (1 - sums[1] / (numbers[1] + 1)) + 0.5 * sums[0] / (numbers[0] + 1)
+
+
+def segmentation(logits, labels):
+    """Mean of the cross entropies over background and over foreground pixels."""
+    log = logits.log_softmax(dim=1)
+    parts = []
+    for chosen in (labels == 0, (labels > 0) & (labels < 255)):
+        places = torch.nonzero(chosen).tolist()
+        terms = [-log[b, labels[b, y, x], y, x] for b, y, x in places]
+        parts.append(sum(terms) / (len(terms) + 1e-6) if terms else torch.zeros(()))
+    return (parts[0] + parts[1]) / 2

@@ -1,0 +1,109 @@
+"""Small image and seed sets, and shard functions that misbehave in worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from more.data.shards.manifest import write_manifest
+from more.data.shards.writer import ShardWriter
+from more.pseudo import refine_shard as module
+from more.pseudo.seeds import SeedItem, encode_seed
+
+CLASSES = ["ant", "bee", "cat", "dog"]
+POISON = "image-05"
+
+
+def textured(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A smooth colourful image with noise, uint8 RGB."""
+    coarse = rng.integers(0, 256, (5, 6, 3)).astype(np.float32)
+    image = cv2.resize(coarse, (width, height)) + rng.normal(0, 4, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def smooth_maps(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """Maps in 0..1, [count, height, width] float16."""
+    coarse = rng.random((4, 5, max(count, 1))).astype(np.float32)
+    maps = cv2.resize(coarse, (width, height)).reshape(height, width, -1)[..., :count]
+    return maps.transpose(2, 0, 1).astype(np.float16)
+
+
+def make_sets(root: Path, count: int = 12, size: tuple[int, int] = (60, 72), seed: int = 0,
+              rows: int = 5, damage: str | None = None) -> tuple[Path, Path]:
+    """Image and seed sets of `count` images; image-00 has no tag, image-01 all of them.
+
+    `damage` names an image whose stored bytes are no image.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, data = root / "seeds", root / "data"
+    seeds.mkdir(parents=True)
+    data.mkdir()
+    entries = {seeds: [], data: []}
+    for number, start in enumerate(range(0, count, rows)):
+        with (ShardWriter(seeds / f"shard-{number:05d}.h5", "seeds", CLASSES) as into,
+              ShardWriter(data / f"shard-{number:05d}.h5", "images", CLASSES) as pictures):
+            for i in range(start, min(start + rows, count)):
+                tags = rng.integers(0, 2, len(CLASSES)) if i > 1 else np.full(len(CLASSES), i)
+                name, shape = f"image-{i:02d}", (size[0] + i % 3, size[1] - i % 2)
+                image = textured(rng, *shape)
+                stored = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+                keys = np.flatnonzero(tags) + 1
+                item = SeedItem(keys, smooth_maps(rng, len(keys), 8, 9))
+                into.add(name, tags, shape, seed=encode_seed(item))
+                pictures.add(name, tags, shape, image=b"junk" if name == damage else stored)
+        entries[seeds].append(into.entry)
+        entries[data].append(pictures.entry)
+    write_manifest(seeds, "seeds", CLASSES, entries[seeds], {"map": "lam", "tags": "true"})
+    write_manifest(data, "images", CLASSES, entries[data], {})
+    return seeds, data
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    """Content of all files of a finished set."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def poisoned_shard(spec: module.ShardSpec) -> module.ShardReport:
+    """`refine_shard` with a native library that crashes on one image."""
+    add = module._add_image
+
+    def crash(writer, spec, seeds, data, row):
+        if seeds.ids[row] == POISON:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        add(writer, spec, seeds, data, row)
+
+    module._add_image = crash
+    try:
+        return module.refine_shard(spec)
+    finally:
+        module._add_image = add
+
+
+def logged_shard(spec: module.ShardSpec) -> module.ShardReport:
+    """`refine_shard`, slowed down and with a line per call in `calls` beside the output."""
+    with open(Path(spec.out).parent / "calls", "a") as file:
+        file.write(f"{spec.number}\n")
+    add = module._add_image
+
+    def slow(*arguments):
+        time.sleep(0.1)
+        add(*arguments)
+
+    module._add_image = slow
+    try:
+        return module.refine_shard(spec)
+    finally:
+        module._add_image = add
+
+
+def full_disk_shard(spec: module.ShardSpec) -> module.ShardReport:
+    """`refine_shard` with a disk that is full for shard 1."""
+    if spec.number == 1:
+        raise OSError(28, "No space left on device")
+    return module.refine_shard(replace(spec))

@@ -1,0 +1,220 @@
+"""Refining over real processes: faults 23 to 28 of the promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from more.data.shards.reader import ShardSet
+from more.data.shards.verify import verify_set
+from more.errors import UserError
+from more.filtering.crf import CRFParams
+from more.pseudo.crumbs import read_crumb
+from more.pseudo.refine import refine
+from tests.pseudo.sets import (
+    CLASSES,
+    POISON,
+    full_disk_shard,
+    logged_shard,
+    make_sets,
+    poisoned_shard,
+    shard_bytes,
+)
+
+FAST = CRFParams(iterations=3)
+# Where no process has to die, a thread runs the shards: no start-up time.
+INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Seeds, data, and the masks that one worker makes of them."""
+    root = tmp_path_factory.mktemp("sets")
+    seeds, data = make_sets(root)
+    tally = refine(seeds, data, root / "one", workers=1, params=FAST, rows_per_shard=3,
+                   progress=False)
+    assert (tally.done, tally.skipped, tally.failures) == (12, 0, [])
+    return seeds, data, root / "one"
+
+
+def run(seeds: Path, data: Path, out: Path, **options):
+    options = {"workers": 2, "params": FAST, "rows_per_shard": 3, "progress": False, **options}
+    return refine(seeds, data, out, **options)
+
+
+def test_masks_hold_only_background_and_the_tags_of_the_image(sets):
+    seeds, _, out = sets
+    masks = ShardSet(out, kind="masks", check="full")
+    assert masks.ids == ShardSet(seeds).ids and not verify_set(out, decode=True)
+    found = set()
+    for row in range(len(masks)):
+        allowed = {0, *(np.flatnonzero(masks.tags[row]) + 1)}
+        assert set(np.unique(masks.mask(row))) <= allowed
+        found |= set(np.unique(masks.mask(row)).tolist())
+    assert found == set(range(len(CLASSES) + 1))
+
+
+def test_no_tags_gives_all_background(sets):
+    masks = ShardSet(sets[2])
+    row = masks.index_of("image-00")
+    assert not masks.tags[row].any() and not masks.mask(row).any()
+
+
+def test_the_same_bytes_for_one_and_two_workers(sets, tmp_path):
+    run(*sets[:2], tmp_path / "two")
+    assert shard_bytes(tmp_path / "two") == shard_bytes(sets[2])
+
+
+def test_a_rerun_does_nothing(sets):
+    seeds, data, out = sets
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    tally = run(seeds, data, out)
+    assert (tally.done, tally.skipped, tally.exit_code) == (0, 12, 0)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"params": CRFParams(iterations=4)}, {"ignore_below": 0.5},
+                                    {"rows_per_shard": 4}, {"engine": "exact"}])
+def test_a_rerun_with_other_parameters_is_refused(sets, change):
+    before = shard_bytes(sets[2])
+    with pytest.raises(UserError, match="other parameters"):
+        run(*sets, **change)
+    assert shard_bytes(sets[2]) == before
+
+
+def test_a_lost_shard_is_made_again(sets, tmp_path):
+    run(*sets[:2], tmp_path / "masks", **INLINE)
+    (tmp_path / "masks" / "manifest.json").unlink()
+    (tmp_path / "masks" / "shard-00001.h5").unlink()
+    tally = run(*sets[:2], tmp_path / "masks", **INLINE)
+    assert (tally.done, tally.skipped) == (3, 9)
+    assert shard_bytes(tmp_path / "masks") == shard_bytes(sets[2])
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_costs_one_shard(sets, tmp_path):
+    out, killed = tmp_path / "masks", []
+
+    def kill_the_worker_on_shard_2():
+        while not killed:
+            crumb = read_crumb(out / "shard-00002.h5")
+            if crumb and crumb[0] != os.getpid():
+                os.kill(crumb[0], signal.SIGKILL)
+                killed.append(crumb)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_the_worker_on_shard_2, daemon=True)
+    killer.start()
+    tally = run(*sets[:2], out, shard_function=logged_shard)
+    assert killed and (tally.done, tally.exit_code) == (12, 0)
+    calls = sorted((tmp_path / "calls").read_text().split())
+    assert calls == ["0", "1", "2", "2", "3"]
+    assert shard_bytes(out) == shard_bytes(sets[2])
+
+
+@pytest.mark.timeout(60)
+def test_a_poison_image_is_reported_and_the_others_are_done(sets, tmp_path):
+    seeds, data, one = sets
+    out = tmp_path / "masks"
+    tally = run(seeds, data, out, shard_function=poisoned_shard)
+    assert tally.done == 11 and tally.exit_code == 1
+    assert [name for name, _ in tally.failures] == [POISON] and "died" in tally.failures[0][1]
+    masks, reference = ShardSet(out), ShardSet(one)
+    assert [i for i in reference.ids if i not in masks.ids] == [POISON]
+    for row, name in enumerate(masks.ids):
+        assert masks.blob("mask", row) == reference.blob("mask", reference.index_of(name))
+    listed = json.loads((out / "manifest.json").read_text())["extra"]["failures"]
+    assert [name for name, _ in listed] == [POISON]
+    # The cause is gone: only the shard that lacks an image is made again.
+    tally = run(seeds, data, out, **INLINE)
+    assert (tally.done, tally.skipped, tally.exit_code) == (3, 9, 0)
+    assert shard_bytes(out) == shard_bytes(one)
+
+
+def test_a_damaged_image_is_reported_and_tried_again(tmp_path):
+    seeds, data = make_sets(tmp_path, count=4, damage="image-02")
+    for skipped in (0, 2):
+        tally = run(seeds, data, tmp_path / "masks", rows_per_shard=2, **INLINE)
+        assert tally.skipped == skipped and tally.exit_code == 1
+        (name, why), = tally.failures
+        assert name == "image-02" and "decoded" in why
+        assert ShardSet(tmp_path / "masks").ids == ["image-00", "image-01", "image-03"]
+
+
+def test_a_full_disk_fails_its_shard_and_leaves_the_set_unfinished(sets, tmp_path):
+    out = tmp_path / "masks"
+    tally = run(*sets[:2], out, shard_function=full_disk_shard, **INLINE)
+    assert tally.done == 9 and len(tally.failures) == 3 and tally.exit_code == 1
+    assert all("No space left" in why for _, why in tally.failures)
+    with pytest.raises(UserError, match="unfinished"):
+        ShardSet(out)
+    tally = run(*sets[:2], out, **INLINE)
+    assert (tally.done, shard_bytes(out)) == (3, shard_bytes(sets[2]))
+
+
+def test_a_seed_with_a_class_outside_the_tags_fails(tmp_path):
+    from more.data.shards.format import shard_name
+    from more.data.shards.manifest import write_manifest
+    from more.data.shards.writer import ShardWriter
+    from more.pseudo.seeds import SeedItem, encode_seed
+
+    seeds, data = make_sets(tmp_path, count=2)
+    with ShardWriter(seeds / shard_name(0), "seeds", CLASSES) as writer:
+        maps = np.full((1, 4, 4), 0.9, np.float16)
+        writer.add("image-00", np.zeros(4), (60, 72), seed=encode_seed(SeedItem([3], maps)))
+    for tags, failed in (("true", 1), ("predicted", 0)):
+        write_manifest(seeds, "seeds", CLASSES, [writer.entry], {"map": "lam", "tags": tags})
+        tally = run(seeds, data, tmp_path / tags, **INLINE)
+        assert len(tally.failures) == failed and tally.done == 1 - failed
+    assert ShardSet(tmp_path / "predicted").tags.tolist() == [[0, 0, 1, 0]]
+
+
+def test_low_confidence_becomes_ignore_and_confidence_is_that_of_the_label(sets, tmp_path):
+    from more.data.shards.codec import decode_mask
+
+    run(*sets[:2], tmp_path / "masks", ignore_below=0.8, **INLINE)
+    masks, plain = ShardSet(tmp_path / "masks"), ShardSet(sets[2])
+    left_out = 0
+    for row in range(len(masks)):
+        confidence = decode_mask(masks.blob("confidence", row), "confidence")
+        label, ignored = masks.mask(row), masks.mask(row) == 255
+        assert (label == plain.mask(row))[~ignored].all()
+        assert (confidence[ignored] <= 204).all() and (confidence[~ignored] >= 204).all()
+        left_out += ignored.sum()
+    assert left_out > 0
+
+
+def test_sets_that_do_not_belong_together_are_refused(sets, tmp_path):
+    _, few = make_sets(tmp_path, count=3)
+    with pytest.raises(UserError, match="lacks 9 of the 12 images"):
+        run(sets[0], few, tmp_path / "masks")
+    with pytest.raises(UserError, match="holds images, not seeds"):
+        run(sets[1], sets[1], tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_worker_imports_no_torch(sets):
+    pytest.importorskip("pydensecrf", reason="without pydensecrf the worker's engine is torch")
+    code = (
+        "import sys, numpy as np\n"
+        "from more.pseudo.refine import refine\n"
+        "from more.pseudo.refine_shard import refine_item\n"
+        "from more.pseudo.seeds import SeedItem\n"
+        "from more.filtering.crf import CRFParams\n"
+        "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
+        "refine_item(np.zeros((8, 9, 3), np.uint8), item, CRFParams())\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
