@@ -14,6 +14,17 @@ _SHIFT = 4  # sub-pixel bits of OpenCV's polygon coordinates
 WITH_TRAIN, ALONE = 0.9, 0.04  # how often a track is drawn
 
 
+Window = tuple[slice, slice]  # rows and columns of a picture
+
+
+def window_of(layer: np.ndarray) -> Window:
+    """The smallest window that holds everything that is not 0 in `[S, S]`."""
+    rows, columns = np.flatnonzero(layer.any(1)), np.flatnonzero(layer.any(0))
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 @dataclass(frozen=True)
 class Pose:
     """Where an object stands: centre and radius in pixels, rotation in radians."""
@@ -23,11 +34,12 @@ class Pose:
     radius: float
     angle: float
 
-    def grid(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Object coordinates (u, v) of every pixel, `[size, size]` each; the radius is 1."""
-        y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    def grid(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Object coordinates (u, v) of every pixel of a window; the radius is 1."""
+        y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] - self.y
+        x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None] - self.x
         cos, sin = np.cos(self.angle) / self.radius, np.sin(self.angle) / self.radius
-        return (x - self.x) * cos + (y - self.y) * sin, (y - self.y) * cos - (x - self.x) * sin
+        return (x * cos + y * sin).astype(np.float32), (y * cos - x * sin).astype(np.float32)
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Object coordinates `[P, 2]` → pixels."""
@@ -70,13 +82,13 @@ def coverage(name: str, pose: Pose, size: int) -> np.ndarray:
     return layer.astype(np.float32) / 255
 
 
-def texture(name: str, pose: Pose, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The class's pattern, float32 `[size, size]`, 0 = first colour, 1 = second colour.
+def texture(name: str, pose: Pose, window: Window, rng: np.random.Generator) -> np.ndarray:
+    """The class's pattern in a window, float32, 0 = first colour, 1 = second colour.
 
     The period is a few pixels, nearly independent of the object's size: a pattern stays visible
     on small objects and is no clue to the scale.
     """
-    u, v = pose.grid(size)
+    u, v = pose.grid(window)
     frequency = np.pi * pose.radius / rng.uniform(3.2, 4.6)  # half a period in pixels
     a, b = u * frequency + rng.uniform(0, 6), v * frequency + rng.uniform(0, 6)
     if name == "ball":  # dots
@@ -86,10 +98,10 @@ def texture(name: str, pose: Pose, size: int, rng: np.random.Generator) -> np.nd
     if name == "wedge":  # stripes
         return _soft(2 * np.sin(b))
     if name == "star":  # speckle
-        grain = rng.random((size // 2 + 1, size // 2 + 1), dtype=np.float32)
-        return cv2.resize(grain, (size, size), interpolation=cv2.INTER_NEAREST)
+        grain = rng.random((len(u) // 2 + 1, u.shape[1] // 2 + 1), dtype=np.float32)
+        return cv2.resize(grain, u.shape[::-1], interpolation=cv2.INTER_NEAREST)
     if name == "ring":  # spokes
-        return _soft(2 * np.sin(10 * np.arctan2(v, u) + a[0, 0]))
+        return _soft(2 * np.sin(10 * np.arctan2(v, u)))
     if name == "cross":  # two diagonal line families
         return np.maximum(_soft(3 * np.sin(a + b) - 1.8), _soft(3 * np.sin(a - b) - 1.8))
     windows = (np.abs(v + 0.12) < 0.17) & (np.cos(u * 2 * np.pi / 0.42) > -0.25)  # train
@@ -137,8 +149,9 @@ def _clutter(image: np.ndarray, rng: np.random.Generator) -> None:
         step = rng.normal(0, 0.12 * size, (4, 2)).cumsum(0) + (x, y)
         cv2.polylines(layer, [step.astype(np.int32)], False, 255,
                       int(rng.integers(1, 4)), cv2.LINE_AA)
-    alpha = layer[..., None] / np.float32(255) * np.float32(rng.uniform(0.4, 0.9))
-    image += alpha * (rng.uniform(20, 235, 3).astype(np.float32) - image)
+    window = window_of(layer)
+    alpha = layer[window][..., None] * np.float32(rng.uniform(0.4, 0.9) / 255)
+    image[window] += alpha * (rng.uniform(20, 235, 3).astype(np.float32) - image[window])
 
 
 def draw_track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
@@ -146,7 +159,7 @@ def draw_track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
 
     It is background: what almost always occurs together with a class, as rails with trains.
     """
-    u, v = pose.grid(len(image))
+    u, v = pose.grid((slice(0, len(image)), slice(0, len(image))))
     depth = v - 0.72  # 0 in the middle of the track bed
     grain = rng.normal(0, 14, image.shape[:2]).astype(np.float32)
     gravel = np.full_like(image, rng.uniform(95, 135)) + grain[..., None]
@@ -161,9 +174,10 @@ def draw_track(image: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
 def shade(image: np.ndarray, name: str, pose: Pose, cover: np.ndarray,
           rng: np.random.Generator) -> None:
     """Paint an object with its texture and a light from one side, in place."""
+    window = window_of(cover)
     first, second = two_colours(rng)
-    pattern = texture(name, pose, len(image), rng)[..., None]
-    u, v = pose.grid(len(image))
+    pattern = texture(name, pose, window, rng)[..., None]
+    u, v = pose.grid(window)
     light = 1 + 0.18 * np.clip(u * np.cos(pose.angle) - v, -1.2, 1.2)[..., None]
     colour = (first + pattern * (second - first)) * light
-    image += cover[..., None] * (colour - image)
+    image[window] += cover[window][..., None] * (colour - image[window])

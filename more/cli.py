@@ -158,17 +158,15 @@ def evaluate(
     """
     import json
 
-    from more.data.shards.format import write_atomic
     from more.evaluation.evaluate import evaluate as job
 
     names = [name.strip() for name in classes.split(",")] if classes else None
-    result = job(path, data, threshold=threshold, classes=names, sweep=sweep)
-    text = json.dumps(result.to_json(), indent=1, allow_nan=False)
+    result = job(path, data, threshold=threshold, classes=names, sweep=sweep,
+                 name="/".join(path.parts[-2:]))
     if save:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(save, text.encode())
+        result.save(save)
     if as_json:
-        print(text)
+        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
     else:
         from rich.console import Console
 
@@ -208,6 +206,31 @@ def report(
     from more.evaluation.report import build_report
 
     print(build_report(run, data, images=images))
+
+
+@app.command()
+def scores(
+    run: Run,
+    as_json: AsJson = False,
+) -> None:
+    """The table of everything scored so far under RUN/scores.
+
+    Example: `python -m more scores --run checkpoints/shapes`
+    """
+    import json
+
+    from more.evaluation.table import score_table
+
+    rows = [json.loads(path.read_text()) for path in sorted((run / "scores").glob("*.json"))]
+    if not rows:
+        raise UserError(f"{run}/scores: nothing scored yet",
+                        f"more evaluate … --save {run}/scores/NAME.json")
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(score_table(rows))
 
 
 @app.command()

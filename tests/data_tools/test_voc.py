@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools import inspect, verify
 from data_tools.voc import main
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
@@ -186,34 +187,41 @@ def test_unicode_names_one_pixel_and_wrong_endings(root, tmp_path):
     assert shards.image(1).shape == (1, 1, 3) and shards.mask(1).tolist() == [[2]]
 
 
-def test_command_line(root, tmp_path):
+def test_command_line(root, tmp_path, capsys):
     """Workers do not change the files; a rerun does nothing; changed parameters are refused."""
     arguments = (root, tmp_path / "two", "--split", "train", "--shard-size", 3)
     first = tool("voc", *arguments, "--workers", 2)
     assert first.returncode == 0 and "done 12, skipped 0, failed 0" in first.stderr
     run(root, tmp_path / "one", shard_size=3)
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
-    again = tool("voc", *arguments)
-    assert again.returncode == 0 and "done 0, skipped 12, failed 0" in again.stderr
-    other = tool("voc", root, tmp_path / "two", "--split", "train", "--shard-size", 4)
-    assert other.returncode == 2 and "shard_size: 3 there, 4 now" in other.stderr
-    assert "Traceback" not in other.stderr
+    assert run(root, tmp_path / "two", shard_size=3) == 0
+    assert "done 0, skipped 12, failed 0" in capsys.readouterr().err
+    with pytest.raises(UserError, match="shard_size: 3 there, 4 now"):
+        run(root, tmp_path / "two", shard_size=4)
     (tmp_path / "two/shard-00001.h5").unlink()
-    mended = tool("voc", *arguments)
-    assert "done 3, skipped 9, failed 0" in mended.stderr
+    run(root, tmp_path / "two", shard_size=3)
+    assert "done 3, skipped 9, failed 0" in capsys.readouterr().err
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    refused = tool("voc", root, tmp_path / "three", "--split", "val")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("error: ") and "fix: " in refused.stderr
 
 
-def test_verify_and_inspect(root, tmp_path):
-    run(root, tmp_path / "set")
-    assert tool("verify", tmp_path / "set", "--decode").returncode == 0
-    facts = json.loads(tool("inspect", tmp_path / "set", "--json").stdout)
+def test_verify_and_inspect(root, tmp_path, capsys):
+    out = tmp_path / "set"
+    run(root, out)
+    assert verify.main(out, decode=True, as_json=False) == 0
+    capsys.readouterr()
+    inspect.main(out, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
     assert facts["images"] == 12 and facts["classes"] == {"cat": 4, "dog": 4, "cow": 4}
-    path = tmp_path / "set/shard-00002.h5"
+    assert inspect.main(out, as_json=False) == 0 and "cow" in capsys.readouterr().out
+    path = out / "shard-00002.h5"
     path.write_bytes(path.read_bytes()[:-1])
-    bad = tool("verify", tmp_path / "set", "--json")
-    assert bad.returncode == 1 and json.loads(bad.stdout)["problems"][0]["file"] == path.name
-    assert tool("verify", tmp_path / "nowhere").returncode == 2
+    assert verify.main(out, decode=False, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["problems"][0]["file"] == path.name
+    with pytest.raises(UserError, match="no such shard set"):
+        verify.main(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(not (DATA / "voc12sub").is_dir(), reason="MORE_DATA without voc12sub")

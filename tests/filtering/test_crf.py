@@ -98,6 +98,14 @@ def test_zero_iterations_give_the_normalised_input():
         np.testing.assert_allclose(q, probs, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["auto", "lattice"])
+def test_probabilities_are_clipped_at_1e_5_and_1(engine):
+    image, _ = scene(2, 4, 5)
+    probs = np.stack([np.full((4, 5), 3.0), np.zeros((4, 5))]).astype(np.float32)
+    q = refine(image, probs, CRFParams(iterations=0), engine)
+    np.testing.assert_allclose(q[1], 1e-5 / (1 + 1e-5), rtol=1e-3)
+
+
 @pytest.mark.parametrize("field, value", [
     ("iterations", -1), ("iterations", 2.5), ("bilateral_rgb", 0), ("gaussian_xy", -1),
     ("bilateral_compat", float("nan")), ("gaussian_compat", float("inf"))])

@@ -17,8 +17,12 @@ def params(data):
 
 
 def check(actual, q, label, keys, engine):
-    """pydensecrf: marginals to 1e-4, labels exact; another engine: labels on 99 %."""
+    """pydensecrf: marginals to 1e-4, labels exact; another engine: labels on 99 %.
+
+    A pixel near a tie may flip with another engine, so its marginals are compared by the mean.
+    """
     found = keys[actual.argmax(0)]
+    assert np.abs(actual - q).mean() < 1e-3
     if engine == "pydensecrf":
         close(actual, q, 1e-4)
         equal(found, label)
