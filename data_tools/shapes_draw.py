@@ -113,24 +113,30 @@ def _soft(wave: np.ndarray) -> np.ndarray:
     return np.clip(wave * 1.2 + 0.5, 0, 1).astype(np.float32)
 
 
-def two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two well separated RGB colours of any hue, float32 `[3]` in 0..255."""
-    dark, light = rng.uniform(0.12, 0.5), rng.uniform(0.72, 1.0)
-    hues = rng.random(2)
-    pair = [colorsys.hsv_to_rgb(hues[0], rng.uniform(0.3, 0.95), dark),
-            colorsys.hsv_to_rgb(hues[1], rng.uniform(0.05, 0.8), light)]
-    first, second = (np.array(colour, np.float32) * 255 for colour in pair)
+def two_colours(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A dark and a light RGB colour of an object, float32 `[3]` in 0..255, in either order.
+
+    The dark one is near its class's hue (as animals of a kind are alike, not equal), the light one
+    is of any hue: colour alone helps, and form and texture are needed for the rest.
+    """
+    hue = (CLASSES.index(name) + rng.normal(0, 0.45)) / len(CLASSES)
+    dark = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1.0), rng.uniform(0.35, 0.75))
+    light = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.35), rng.uniform(0.75, 1.0))
+    first, second = (np.array(colour, np.float32) * 255 for colour in (dark, light))
     return (first, second) if rng.random() < 0.5 else (second, first)
 
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of several scales in two hues, with blobs and strokes; float32 `[size, size, 3]`."""
+    """Noise of several scales in muted colours, with blobs and strokes of any colour.
+
+    Returns float32 `[size, size, 3]`.
+    """
     image = np.zeros((size, size, 3), np.float32)
-    for cells, strength in ((2, 70), (5, 45), (14, 28), (size // 2, 22)):
+    for cells, strength in ((2, 45), (5, 28), (14, 16), (size // 2, 12)):
         noise = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        noise = 0.7 * noise.mean(2, keepdims=True) + 0.5 * noise
+        noise = 0.8 * noise.mean(2, keepdims=True) + 0.2 * noise
         image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-    image += rng.uniform(70, 170, 3).astype(np.float32)
+    image += rng.uniform(80, 160) + rng.uniform(-18, 18, 3).astype(np.float32)
     for _ in range(int(rng.integers(4, 12))):
         _clutter(image, rng)
     return image
@@ -175,7 +181,7 @@ def shade(image: np.ndarray, name: str, pose: Pose, cover: np.ndarray,
           rng: np.random.Generator) -> None:
     """Paint an object with its texture and a light from one side, in place."""
     window = window_of(cover)
-    first, second = two_colours(rng)
+    first, second = two_colours(name, rng)
     pattern = texture(name, pose, window, rng)[..., None]
     u, v = pose.grid(window)
     light = 1 + 0.18 * np.clip(u * np.cos(pose.angle) - v, -1.2, 1.2)[..., None]

@@ -5,6 +5,7 @@ Works alone (`python -m more train`), under torchrun, under deepspeed and under 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -106,8 +107,9 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
     import deepspeed
-    import deepspeed.comm.torch as backend
 
+    # By its full name: as an attribute of deepspeed.comm, "torch" is PyTorch itself.
+    backend = importlib.import_module("deepspeed.comm.torch")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not torch.cuda.is_available() and hasattr(backend, "build_shm_op"):
         backend.build_shm_op = lambda: None

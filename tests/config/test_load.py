@@ -1,0 +1,98 @@
+"""Reading, overriding, checking and printing settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from more.cli import app
+from more.config.load import config_from_dict, flatten, load_config, to_dict
+from more.config.schema import CHOICES, PAPER, Config
+from more.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def settings(config) -> dict:
+    return {key: value for key, value, _ in flatten(config)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_reads_and_survives_a_round_trip(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_released_voc_values():
+    config = load_config(ROOT / "configs" / "voc12_vit_b.py")
+    assert (config.train.iterations, config.train.global_batch, config.data.crop) == (20000, 4, 448)
+    assert config.cam.scales == (1.0, 0.5, 0.75, 1.5)
+    assert config.loss.temperature == 0.5
+    assert (config.optim.lr, config.optim.warmup, config.optim.clip) == (6e-5, 1500, 0.0)
+    assert (config.model.token_init, config.model.regularising_std) == ("copied", 1.0)
+
+
+def test_coco_has_the_published_logs_values():
+    config = load_config(ROOT / "configs" / "coco14_vit_b.py")
+    assert (config.loss.weights.cre, config.loss.weights.ure) == (0.05, 0.0)
+    assert config.loss.mcl_form == "mixed"
+    assert config.loss.weights.ptc == 0.3, "what a recipe does not name stays as it is"
+    assert config.cam.scales == (1.0, 0.5, 0.75, 1.25, 1.5)
+
+
+def test_overrides_win_and_keep_their_types(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("train = dict(iterations=7)\n")
+    config = load_config(file, ["optim.lr=1e-3", "cam.scales=(1, 0.5)", "train.seed=4",
+                                "model.weights=my/file.pth", "model.graph=false"])
+    assert config.optim.lr == 1e-3 and config.cam.scales == (1, 0.5)
+    assert config.train.iterations == 7 and config.train.seed == 4
+    assert config.model.weights == "my/file.pth" and config.model.graph is False
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    ("optim.lrr=3", "optim.lr"), ("lr=3", "optim.lr"), ("train.iteration=3", "train.iterations"),
+    ("optm.lr=3", "optim"), ("iterations=3", "train.iterations")])
+def test_an_unknown_key_names_the_nearest(text, hint):
+    with pytest.raises(UserError) as caught:
+        load_config(RECIPES[0], [text])
+    assert text.split("=")[0].split(".")[0] in caught.value.message and hint in caught.value.fix
+
+
+@pytest.mark.parametrize("text", [
+    "train.iterations=1.5", "train.iterations=0", "model.pooling=median", "cam.high=0.1",
+    "cam.scales=(0.5,1)", "data.mean=(1,2)", "optim=3", "precision=fp8", "model.graph=1"])
+def test_a_bad_value_is_refused_with_its_key(text):
+    with pytest.raises(UserError) as caught:
+        load_config(ROOT / "configs" / "voc12_vit_b.py", [text])
+    assert text.split("=")[0] in caught.value.message
+
+
+def test_the_paper_variant_sets_its_column_and_yields_to_what_is_given():
+    config = config_from_dict({"variant": "paper", "loss": {"cre_reduction": "released"}})
+    found = settings(config)
+    for key, value in PAPER.items():
+        assert found[key] == ("released" if key == "loss.cre_reduction" else value)
+
+
+def test_every_choice_and_every_paper_option_is_a_setting():
+    assert set(CHOICES) | set(PAPER) <= set(settings(Config()))
+
+
+def test_the_config_command_explains_every_setting():
+    result = CliRunner().invoke(app, ["config", str(RECIPES[0]), "--explain"])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(settings(Config())) and all("#" in line for line in lines)
+
+
+def test_a_missing_file_names_its_neighbours(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="voc12_vit_c") as caught:
+        load_config("configs/voc12_vit_c.py")
+    assert "voc12_vit_b" in caught.value.fix

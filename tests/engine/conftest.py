@@ -1,0 +1,62 @@
+"""A tiny run: 24 drawn images, a micro ViT of 7×7 patches, seconds on one core."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+model = dict(backbone="custom", weights="none", num_classes=7, decoder_width=16,
+             vit=dict(patch_size=8, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2.0),
+             token_init="perturbed", regularising_std=0.02)
+data = dict(crop=64, workers=0)
+cam = dict(scales=(1.0, 0.5), late_after=4)
+loss = dict(start=dict(seg=1, energy=1))
+optim = dict(lr=1e-3, warmup=2)
+train = dict(iterations=6, global_batch=4, log_every=1, threads=1)
+eval = dict(every=0, images=4)
+checkpoint = dict(every=3)
+inference = dict(size=64, scales=(1.0,), segment_scales=(1.0,))
+"""
+
+
+def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run `python -m more …` (or a launcher with it) in a process of its own."""
+    start = launcher or (sys.executable, "-m", "more")
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": "",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run([*start, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=ROOT, env=environment, timeout=280)
+
+
+def records(run: Path) -> list[dict]:
+    """The records of a run that carry loss terms, in order."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "terms" in line]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> dict[str, Path]:
+    """Paths of a tiny configuration and its image shards: `config`, `train`, `val`, `folder`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = folder / "tiny.py"
+    config.write_text(TINY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def tool(*arguments: object) -> None:
+        subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True, cwd=ROOT,
+                       env=environment, capture_output=True)
+
+    tool("data_tools.shapes", folder / "voc", "--images", 24, "--val", 8, "--size", 64,
+         "--workers", 1)
+    for split in ("train", "val"):
+        tool("data_tools.voc", folder / "voc", folder / split, "--split", split, "--workers", 1)
+    return {"config": config, "train": folder / "train", "val": folder / "val", "folder": folder}

@@ -1,0 +1,54 @@
+"""Batch split, optimiser groups, DeepSpeed's dict and early checks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from more.config.load import load_config
+from more.engine.build import deepspeed_dict, make_network, make_optimizer, split_batch
+from more.errors import UserError
+
+
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))
+def test_split_always_gives_the_global_batch(world, share, limit):
+    split = split_batch(world * share, world, limit)
+    assert split.micro * split.accumulation * world == world * share
+    assert not limit or split.micro <= limit
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_any_work():
+    with pytest.raises(UserError, match="train.global_batch = 5"):
+        split_batch(5, 2)
+
+
+def test_gradient_clipping_is_written_even_when_off(tiny):
+    config = load_config(tiny["config"])
+    assert deepspeed_dict(config, split_batch(4, 1))["gradient_clipping"] == 0.0
+
+
+def test_every_parameter_is_in_one_group(tiny):
+    for overrides in ([], ["optim.frozen_steps=2"], ["model.graph=false"],
+                      ["optim.token_lr_scale=5"]):
+        config = load_config(tiny["config"], overrides)
+        network = make_network(config)
+        groups = make_optimizer(config, network).param_groups
+        listed = [id(p) for group in groups for p in group["params"]]
+        assert sorted(listed) == sorted(id(p) for p in network.parameters())
+    assert [g["name"] for g in groups][0] == "tokens"
+    assert groups[0]["lr"] == pytest.approx(5 * config.optim.lr)
+
+
+def test_released_groups_and_rates(tiny):
+    config = load_config(tiny["config"])
+    groups = make_optimizer(config, make_network(config)).param_groups
+    assert [(g["name"], round(g["lr"] / config.optim.lr), g["weight_decay"]) for g in groups] == [
+        ("encoder", 1, 0.01), ("encoder_norm", 1, 0.01), ("classifiers", 10, 0.01),
+        ("graph", 10, 0.01), ("decoder", 10, 0.01)]
+
+
+def test_a_grid_too_small_for_the_uncertain_region_term_is_refused(tiny):
+    with pytest.raises(UserError, match="6×6"):
+        make_network(load_config(tiny["config"], ["data.crop=48"]))
+    make_network(load_config(tiny["config"], ["data.crop=48", "loss.weights.ure=0"]))

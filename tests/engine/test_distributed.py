@@ -1,0 +1,43 @@
+"""The process group of a single process: no launcher, no C++ build, no message."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+from more.engine.distributed import setup, teardown
+import torch
+world = setup(1)
+assert (world.rank, world.size, world.main) == (0, 1, True), world
+assert world.agree("x") == "x" and world.gather(3) == [3]
+assert world.mean(torch.ones(2)).tolist() == [1, 1]
+teardown()
+print("fine")
+"""
+
+
+def run(script: str, **extra: str) -> subprocess.CompletedProcess:
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in launcher}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          cwd=ROOT, timeout=120, env={**environment, **extra})
+
+
+def test_alone_without_compiler_or_launcher(tmp_path):
+    """An empty PATH has neither ninja nor a compiler: nothing may be built."""
+    done = run(SCRIPT, PATH=str(tmp_path), CUDA_VISIBLE_DEVICES="",
+               TORCH_EXTENSIONS_DIR=str(tmp_path / "extensions"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("fine") and "built" not in done.stdout + done.stderr
+    assert not (tmp_path / "extensions").exists()
+
+
+def test_slurm_variables_are_understood():
+    script = "from more.engine.distributed import launched_world; print(launched_world())"
+    done = run(script, SLURM_PROCID="3", SLURM_NTASKS="8")
+    assert done.stdout.strip() == "(3, 8)"
