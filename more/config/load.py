@@ -9,28 +9,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from more.config.schema import CHOICES, PAPER, Config
+from more.config.check import check
+from more.config.schema import PAPER, Config
 from more.errors import UserError, nearest
 
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+          tuple: "numbers in parentheses, such as (1.0, 0.5)", dict: "a dict(...)"}
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
     """The checked configuration of a file with `key=value` overrides on top.
 
     Args:
-        path: a Python file in mmengine's config syntax.
+        path: a Python file in mmengine's config syntax; None: the defaults alone.
         overrides: `"train.lr=1e-4"` strings; values are Python literals, else plain text.
 
     Raises:
         UserError: no such file, unknown key (names the nearest), wrong type or value.
     """
-    file = Path(path)
-    if not file.is_file():
+    file, tree = Path(path or "the defaults"), {}
+    if path is not None and not file.is_file():
         known = sorted(p.stem for p in Path("configs").glob("*.py"))
         near = nearest(file.stem, known) or ", ".join(known)
         raise UserError(f"{path}: no such configuration file",
                         f"give a file under configs/ ({near})" if near else "give a .py file")
-    tree = _read(file)
-    tree.setdefault("name", file.stem)
+    if path is not None:
+        tree = _read(file)
+        tree.setdefault("name", file.stem)
     for text in overrides:
         key, value = _parse_override(text)
         _put(tree, key, value)
@@ -45,7 +50,7 @@ def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
             if _get(tree, key) is None:
                 _put(tree, key, value)
     config = _build(Config, tree, "", source)
-    _check(config, source)
+    check({key: value for key, value, _ in flatten(config)}, source)
     return config
 
 
@@ -69,7 +74,10 @@ def _read(file: Path) -> dict[str, Any]:
 
     try:
         return _plain(Reader.fromfile(str(file)).to_dict())
-    except Exception as error:
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: {error.msg}",
+                        "correct this line; see configs/ for working examples") from error
+    except Exception as error:  # a configuration is a program: anything may go wrong in it
         raise UserError(f"{file}: cannot be read: {error}",
                         "see configs/ for working examples") from error
 
@@ -82,8 +90,9 @@ def _plain(value: Any) -> Any:
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: no '='", "write --set section.key=value")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: not of the form key=value",
+                        "write --set section.key=value")
     try:
         return key.strip(), ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -137,34 +146,12 @@ def _cast(value: Any, hint: type, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is tuple and isinstance(value, (list, tuple)):
+        if not all(type(item) in (int, float) for item in value):
+            raise UserError(f"{where} = {tuple(value)!r} holds something that is no number",
+                            f"give {_PLAIN[tuple]}")
         return tuple(value)
     if hint is str and value is None:
         return "none"
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where} = {value!r} is not of type {hint.__name__}",
-                        f"give a {hint.__name__}")
+        raise UserError(f"{where} = {value!r} is not {_PLAIN[hint]}", f"give {_PLAIN[hint]}")
     return value
-
-
-def _check(config: Config, source: str) -> None:
-    flat = {key: value for key, value, _ in flatten(config)}
-
-    def need(good: bool, key: str, rule: str) -> None:
-        if not good:
-            raise UserError(f"{source}: {key} = {flat[key]!r}: {rule}", f"change {key}")
-
-    for key, allowed in CHOICES.items():
-        need(flat[key] in allowed, key, f"must be one of {', '.join(map(str, allowed))}")
-    for key in ("model.num_classes", "data.crop", "train.iterations", "train.global_batch",
-                "inference.size", "inference.batch", "checkpoint.every", "checkpoint.keep",
-                "train.log_every"):
-        need(flat[key] >= 1, key, "must be at least 1")
-    for key in ("cam.scales", "inference.scales", "inference.segment_scales"):
-        need(len(flat[key]) > 0 and flat[key][0] == 1, key, "the first scale must be 1")
-    for high, low in (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
-                      ("cam.late_high", "cam.late_low")):
-        need(0 <= flat[low] <= flat[high] <= 1, high, f"needs 0 <= {low} <= {high} <= 1")
-    for key in ("data.mean", "data.std"):
-        need(len(flat[key]) == 3, key, "needs three numbers (R, G, B on the 0..255 scale)")
-    need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
-         "a custom backbone needs patch_size, embed_dim, depth and num_heads")

@@ -66,11 +66,40 @@ def test_an_unknown_key_names_the_nearest(text, hint):
 
 @pytest.mark.parametrize("text", [
     "train.iterations=1.5", "train.iterations=0", "model.pooling=median", "cam.high=0.1",
-    "cam.scales=(0.5,1)", "data.mean=(1,2)", "optim=3", "precision=fp8", "model.graph=1"])
+    "cam.scales=(0.5,1)", "data.mean=(1,2)", "optim=3", "precision=fp8", "model.graph=1",
+    "optim.lr=abc", "optim.lr=-1", "optim.lr=0", "optim.lr=1e999", "optim.betas=(0.9,)",
+    "optim.warmup=-5", "data.workers=-1", "data.min_area=7", "data.std=(1,0,1)",
+    "data.mean=(1,'x',2)", "cam.scales=(1,-1)", "cam.scales=(1,'a')", "cam.scales=1",
+    "cam.par_dilations=(1,0.5)", "train.threads=-3", "train.micro_batch=-3",
+    "deepspeed.timeout_minutes=0", "model.decoder_width=0", "model.regularising_tokens=-1",
+    "inference.seed_scale=0", "inference.threshold=2", "crf.iterations=-1",
+    "crf.bilateral_rgb=0"])
 def test_a_bad_value_is_refused_with_its_key(text):
     with pytest.raises(UserError) as caught:
         load_config(ROOT / "configs" / "voc12_vit_b.py", [text])
     assert text.split("=")[0] in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3", " = 3", ""])
+def test_an_override_without_key_or_value_is_refused(text):
+    with pytest.raises(UserError, match="key=value"):
+        load_config(RECIPES[0], [text])
+
+
+def test_overrides_apply_to_the_defaults_without_a_file():
+    assert load_config(None, ["crf.iterations=3"]).crf.iterations == 3
+    assert load_config(None) == Config()
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("a.py", "optim = dict(\nlr = = 3)", "line 2"), ("a.py", "_base_ = 'none.py'", "none.py"),
+    ("a.py", "optim = dict(lr=1/0)", "division"), ("a.txt", "hello", "a.txt"),
+    ("a.py", "optim = 3", "optim must be a section")])
+def test_a_broken_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(tmp_path / name)
+    assert name in caught.value.message and caught.value.fix
 
 
 def test_the_paper_variant_sets_its_column_and_yields_to_what_is_given():

@@ -1,0 +1,75 @@
+"""What values settings may have: one table a rule, so that a bad one is named before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from more.config.schema import CHOICES
+from more.errors import UserError
+
+AT_LEAST_ONE = (
+    "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
+    "train.global_batch", "train.log_every", "inference.size", "inference.batch",
+    "checkpoint.every", "checkpoint.keep", "deepspeed.timeout_minutes", "deepspeed.bucket_mb")
+NOT_NEGATIVE = (
+    "model.image_size", "model.regularising_tokens", "model.regularising_std", "model.token_noise",
+    "data.workers", "train.micro_batch", "train.seed", "train.threads", "eval.every",
+    "eval.images", "optim.warmup", "optim.warmup_ratio", "optim.power", "optim.frozen_steps",
+    "optim.clip", "optim.weight_decay", "optim.head_lr_scale", "optim.token_lr_scale",
+    "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
+    "crf.bilateral_compat")
+POSITIVE = (
+    "optim.lr", "optim.eps", "data.min_area", "loss.temperature", "loss.energy_sigma_rgb",
+    "loss.energy_sigma_xy", "inference.seed_scale", "crf.gaussian_xy", "crf.bilateral_xy",
+    "crf.bilateral_rgb")
+SHARES = ("data.min_area", "data.jitter", "cam.background", "inference.threshold",
+          "inference.tag_threshold")
+BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
+         ("cam.late_high", "cam.late_low"))
+SCALES = ("cam.scales", "inference.scales", "inference.segment_scales")
+
+
+def check(flat: Mapping[str, Any], source: str) -> None:
+    """Refuse values that cannot work.
+
+    Args:
+        flat: every setting by its dotted key, of the right types.
+        source: the file, for the message.
+
+    Raises:
+        UserError: names the first bad setting, its value and the rule.
+    """
+    def need(good: bool, key: str, rule: str) -> None:
+        if not good:
+            raise UserError(f"{source}: {key} = {flat[key]!r}: {rule}", f"change {key}")
+
+    for key, allowed in CHOICES.items():
+        need(flat[key] in allowed, key, f"must be one of {', '.join(map(str, allowed))}")
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        need(all(math.isfinite(item) for item in numbers if isinstance(item, float)), key,
+             "must be finite")
+    for key in AT_LEAST_ONE:
+        need(flat[key] >= 1, key, "must be at least 1")
+    for key in NOT_NEGATIVE:
+        need(flat[key] >= 0, key, "must not be negative")
+    for key in POSITIVE:
+        need(flat[key] > 0, key, "must be greater than 0")
+    for key in SHARES:
+        need(0 <= flat[key] <= 1, key, "must lie between 0 and 1")
+    for high, low in BANDS:
+        need(0 <= flat[low] <= flat[high] <= 1, high, f"needs 0 <= {low} <= {high} <= 1")
+    for key in SCALES:
+        need(len(flat[key]) > 0 and flat[key][0] == 1, key, "the first scale must be 1")
+        need(min(flat[key]) > 0, key, "scales must be greater than 0")
+    for key in ("data.mean", "data.std"):
+        need(len(flat[key]) == 3, key, "needs three numbers (R, G, B on the 0..255 scale)")
+    need(min(flat["data.std"]) > 0, "data.std", "must be greater than 0")
+    need(len(flat["optim.betas"]) == 2 and all(0 <= beta < 1 for beta in flat["optim.betas"]),
+         "optim.betas", "needs two numbers of at least 0 and below 1")
+    need(all(step >= 1 and step == int(step) for step in flat["cam.par_dilations"])
+         and len(flat["cam.par_dilations"]) > 0, "cam.par_dilations", "needs whole pixels")
+    need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
+         "a custom backbone needs patch_size, embed_dim, depth and num_heads")
