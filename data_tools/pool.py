@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from more.errors import UserError
+from more.errors import UserError, from_system
 
 
 def parallel(function: Callable[[Any], Any], tasks: Sequence[Any],
@@ -59,17 +59,21 @@ def _end_with_parent() -> None:
 
 
 def command(main: Callable[..., int]) -> None:
-    """Run a typer command; user errors become a message and exit code 2."""
+    """Run a typer command; what the user can mend becomes a message and exit code 2."""
 
     @functools.wraps(main)
     def guarded(*args: Any, **options: Any) -> None:
         try:
             code = main(*args, **options)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (UserError, OSError) as error:
+            known = error if isinstance(error, UserError) else from_system(error)
+            if known is None:
+                raise
+            print(f"error: {known}", file=sys.stderr)
             code = 2
         raise typer.Exit(code)
 
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                      context_settings={"help_option_names": ["-h", "--help"]})
     app.command()(guarded)
     app()

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from more.errors import UserError, nearest
+
+
+def read_text(path: Path) -> str:
+    """Content of a text file in UTF-8, with or without the mark that some editors put first.
+
+    Raises:
+        UserError: another encoding, or not a text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})",
+                        fix="save it as plain text in UTF-8") from error
 
 
 def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list[str]:
@@ -22,7 +36,7 @@ def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list
         if given is not None:
             raise UserError(f"{given}: no such file", fix="give a text file, one class a line")
         return list(default)
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in read_text(path).splitlines()]
     names = [name for name in names if name]
     names = names[1:] if names[:1] == ["background"] else names
     if not names or len(set(names)) < len(names) or "background" in names or len(names) > 254:
@@ -52,14 +66,13 @@ def tags_from_csv(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="give a csv file with the header id,tags")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"id", "tags"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: first line is not id,tags", fix="add the header id,tags")
-        tags: dict[str, tuple[int, ...]] = {}
-        for row in reader:
-            where = f"{path} line {reader.line_num}"
-            if row["id"] in tags:
-                raise UserError(f"{where}: id {row['id']!r} comes twice", fix="remove one")
-            tags[row["id"]] = class_indices((row["tags"] or "").split(), class_names, where)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if not {"id", "tags"} <= set(reader.fieldnames or ()):
+        raise UserError(f"{path}: first line is not id,tags", fix="add the header id,tags")
+    tags: dict[str, tuple[int, ...]] = {}
+    for row in reader:
+        where = f"{path} line {reader.line_num}"
+        if row["id"] in tags:
+            raise UserError(f"{where}: id {row['id']!r} comes twice", fix="remove one")
+        tags[row["id"]] = class_indices((row["tags"] or "").split(), class_names, where)
     return tags

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from data_tools.pool import command
-from more.data.shards.manifest import read_manifest
+from more.data.shards.manifest import REBUILD, read_manifest
 from more.data.shards.verify import verify_set
-from more.progress import Tally, track
+from more.progress import console, track
 
 
 def main(
@@ -21,6 +21,8 @@ def main(
 ) -> int:
     """Read a whole shard set and name everything that is wrong; exit code 1 if anything is.
 
+    Nothing is changed. A damaged shard is made again by the command that wrote the set.
+
     Example: python -m data_tools.verify data/voc_train_aug --decode
     """
     manifest = read_manifest(shards)
@@ -29,14 +31,15 @@ def main(
     if as_json:
         print(json.dumps({"images": manifest.rows, "shards": len(manifest.shards),
                           "problems": [vars(problem) for problem in problems]}))
-    tally = Tally("shards")
     broken = {problem.file for problem in problems}
-    tally.ok(sum(entry.file not in broken for entry in manifest.shards))
+    sound = sum(entry.file not in broken for entry in manifest.shards)
+    console.print(f"{shards}: {sound} of {len(manifest.shards)} shards are sound, "
+                  f"{len(problems)} problems", highlight=False, markup=False)
     for problem in problems:
-        name = f"{problem.file} {problem.image!r}" if problem.image else problem.file
-        tally.fail(name, problem.what)
-    tally.print()
-    return tally.exit_code
+        console.print(f"  {problem}", highlight=False, markup=False)
+    if problems:
+        console.print(f"  fix: {REBUILD}", highlight=False, markup=False)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

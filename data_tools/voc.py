@@ -12,7 +12,7 @@ import typer
 from data_tools.convert import Record, check_records, convert
 from data_tools.images import check_values, read_index_png
 from data_tools.pool import command
-from data_tools.tags import class_indices, read_classes, tags_from_csv
+from data_tools.tags import class_indices, read_classes, read_text, tags_from_csv
 from more.data.shards.format import sha256_bytes
 from more.errors import UserError
 
@@ -41,8 +41,7 @@ def read_split(root: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
         raise UserError(f"{path}: no such list", fix=f"--split NAME, lists there: {known}")
-    first = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()
-             if line.strip()]
+    first = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
     if not first:
         raise UserError(f"{path}: the list is empty", fix="give another split")
     return [Path(word).stem if "/" in word or word.lower().endswith(_IMAGE_ENDINGS) else word
@@ -154,8 +153,9 @@ def main(
     tags_from: Annotated[str, typer.Option(help="auto, masks, xml or csv")] = "auto",
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,
     masks: Annotated[str, typer.Option(help="folder of index masks")] = "SegmentationClass",
-    shard_size: Annotated[int, typer.Option(help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(help="processes; 0 = all cores")] = 0,
+    shard_size: Annotated[int, typer.Option(
+        min=0, help="images per shard; 0 = by set size")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
     skip_bad: Annotated[bool, typer.Option(help="leave unreadable images out")] = False,
 ) -> int:
     """Convert a folder in VOC layout to image shards; run it again to resume.

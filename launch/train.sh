@@ -13,4 +13,5 @@ if [ "$ranks" -eq 1 ]; then
 fi
 # Agent and workers must not share one store: a restarted group would find stale keys in it.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec torchrun --standalone --nproc_per_node="$ranks" -m more train "$@"
+# The -- keeps torchrun from reading --run as a short form of its own --run-path.
+exec torchrun --standalone --nproc_per_node="$ranks" -m more -- train "$@"

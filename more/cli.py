@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from more import __version__
-from more.errors import UserError
+from more.errors import UserError, from_system
 from more.progress import console
 
 app = typer.Typer(
@@ -18,7 +18,10 @@ app = typer.Typer(
     help="Weakly supervised segmentation from tags to masks: "
          "**train** → **localize** → **refine** → **evaluate** → **export** → **report**.")
 
-Run = Annotated[Path, typer.Option("--run", help="run folder, e.g. checkpoints/voc12_vit_b")]
+# Under `torchrun -m more …` Python before 3.12 takes `--run` for a short form of torchrun's own
+# `--run-path` and stops; `--run-dir` is the same option under a name that it leaves alone.
+RUN_NAMES = ("--run", "--run-dir")
+Run = Annotated[Path, typer.Option(*RUN_NAMES, help="run folder, e.g. checkpoints/voc12_vit_b")]
 Data = Annotated[Path, typer.Option("--data", help="shard set with the images")]
 Overrides = Annotated[list[str] | None, typer.Option(
     "--set", help="section.key=value; repeatable")]
@@ -41,7 +44,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="settings, e.g. configs/voc12_vit_b.py")],
     train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
     run: Annotated[Path | None, typer.Option(
-        "--run", help="run folder [default: checkpoints/CONFIG_NAME]")] = None,
+        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME]")] = None,
     val_set: Annotated[Path | None, typer.Option(
         "--val", help="shard set with masks, scored while training")] = None,
     overrides: Overrides = None,
@@ -54,10 +57,12 @@ def train(
     Example: `python -m more train configs/shapes_micro.py --train data/shapes_train
     --val data/shapes_val --run checkpoints/shapes`
 
-    Several processes: `torchrun --nproc_per_node=2 -m more train …` or
+    Several processes: `torchrun --standalone --nproc_per_node=2 -m more train … --run-dir DIR`
+    (torchrun mistakes `--run` for an option of its own), or
     `deepspeed --num_gpus 2 --module more train …`
     """
     from more.config.load import load_config
+    from more.data.shards.format import make_folder
     from more.data.shards.reader import ShardSet
 
     settings = load_config(config, overrides or [])
@@ -67,10 +72,10 @@ def train(
     from more.engine.trainer import Trainer, check_classes
 
     check_classes(settings, images, masks)
+    run = make_folder(run or Path("checkpoints") / settings.name)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
-        Trainer(settings, images, masks, run or Path("checkpoints") / settings.name, world,
-                resume).fit()
+        Trainer(settings, images, masks, run, world, resume).fit()
     finally:
         teardown()
 
@@ -85,8 +90,10 @@ def localize(
                       "--out [default: lam]")] = None,
     tags: Annotated[str, typer.Option(
         "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
-    checkpoint: Annotated[str, typer.Option(help="latest or a checkpoint folder")] = "latest",
-    batch: Annotated[int, typer.Option(help="images a forward; 0 = inference.batch")] = 0,
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+    batch: Annotated[int, typer.Option(
+        min=0, help="images a forward; 0 = inference.batch")] = 0,
 ) -> None:
     """Compute seeds (CAM, LAM, fused maps, decoder probabilities), multi-scale with flips.
 
@@ -115,10 +122,10 @@ def refine(
     config: Annotated[Path | None, typer.Option(
         "--config", help="settings with a crf section [default: released values]")] = None,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(help="processes; 0 = one per core")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one per core")] = 0,
     engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
     ignore_below: Annotated[float, typer.Option(
-        help="pixels of lower confidence become 255; 0 = off")] = 0.0,
+        min=0, max=1, help="pixels of lower confidence become 255; 0 = off")] = 0.0,
 ) -> None:
     """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
 
@@ -127,14 +134,14 @@ def refine(
     """
     from dataclasses import asdict
 
-    from more.config.load import config_from_dict, load_config
+    from more.config.load import load_config
     from more.filtering.crf import CRFParams
     from more.pseudo.refine import refine as job
 
     _one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
-    settings = load_config(config, overrides or []) if config else config_from_dict({})
-    tally = job(seeds, data, out, workers=workers, params=CRFParams(**asdict(settings.crf)),
-                engine=engine, ignore_below=ignore_below or None)
+    params = CRFParams(**asdict(load_config(config, overrides or []).crf))
+    tally = job(seeds, data, out, workers=workers or None, params=params, engine=engine,
+                ignore_below=ignore_below or None)
     tally.print()
     raise typer.Exit(tally.exit_code)
 
@@ -158,9 +165,14 @@ def evaluate(
     """
     import json
 
+    from more.data.shards.format import make_folder
     from more.evaluation.evaluate import evaluate as job
 
-    names = [name.strip() for name in classes.split(",")] if classes else None
+    names = [name.strip() for name in classes.split(",")] if classes is not None else None
+    if save is not None:
+        make_folder(save.parent)
+        if save.is_dir():
+            raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
     result = job(path, data, threshold=threshold, classes=names, sweep=sweep,
                  name="/".join(path.parts[-2:]))
     if save:
@@ -197,7 +209,7 @@ def report(
     run: Run,
     data: Annotated[Path | None, typer.Option(
         "--data", help="images and truth [default: as recorded with the seeds]")] = None,
-    images: Annotated[int, typer.Option(help="pictures in the grid")] = 12,
+    images: Annotated[int, typer.Option(min=1, help="pictures in the grid")] = 12,
 ) -> None:
     """One HTML file with scores, curves and pictures that opens from disk.
 
@@ -219,12 +231,18 @@ def scores(
     """
     import json
 
+    from more.evaluation.report import read_scores
     from more.evaluation.table import score_table
 
-    rows = [json.loads(path.read_text()) for path in sorted((run / "scores").glob("*.json"))]
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder", "give the --run folder of `more train`")
+    notes: list[str] = []
+    rows = read_scores(run, notes)
     if not rows:
-        raise UserError(f"{run}/scores: nothing scored yet",
+        raise UserError(f"{run}/scores: no score ({' '.join(notes)})",
                         f"more evaluate … --save {run}/scores/NAME.json")
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -262,11 +280,14 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Run the command line; a `UserError` prints its message and exits with 2."""
+    """Run the command line; what the user can mend prints a message and exits with 2."""
     try:
         app()
-    except UserError as error:
-        console.print(f"error: {error}", highlight=False, markup=False, style="red")
+    except (UserError, OSError) as error:
+        known = error if isinstance(error, UserError) else from_system(error)
+        if known is None:
+            raise
+        console.print(f"error: {known}", highlight=False, markup=False, style="red")
         sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -21,6 +22,25 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+
+def from_system(error: OSError) -> UserError | None:
+    """The user's part of a system error: no space, no permission; None for anything else.
+
+    Errors that a defect of the program may cause as well (no such file) keep their traceback.
+    """
+    remedies = {
+        errno.ENOSPC: "free some space there, then run the same command again",
+        errno.EDQUOT: "free some of your quota there, then run the same command again",
+        errno.EACCES: "correct its permissions, or choose another place",
+        errno.EPERM: "correct its permissions, or choose another place",
+        errno.EROFS: "choose a place that can be written",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    if error.errno not in remedies:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{where}{error.strerror}", remedies[error.errno])
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from more.data.shards.format import sync, to_json, write_atomic
@@ -98,12 +99,13 @@ def resolve(run: Path, resume: str) -> Path | None:
         problem = problem_of(Path(resume))
         if problem:
             raise UserError(f"{resume}: not a usable checkpoint: {problem}",
-                            "give a folder checkpoints/step-… of a run, or --resume auto")
+                            "give a complete folder RUN/checkpoints/step-…, or leave it out "
+                            "to take the newest complete one")
         return Path(resume)
     path, rejected = find_newest(run / "checkpoints")
     if path is None and rejected:
         raise UserError(f"{run}/checkpoints: no complete checkpoint ({'; '.join(rejected)})",
-                        "remove these folders or pass --resume never to start afresh")
+                        "remove these folders; `more train … --resume never` starts afresh")
     return path
 
 
@@ -129,13 +131,18 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Read `model.safetensors` of a checkpoint folder into a network.
 
     Raises:
-        UserError: names or shapes differ.
+        UserError: the file is missing or damaged, or names or shapes differ.
     """
     file = path / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file}: missing", "the checkpoint is incomplete; use another one")
     try:
-        network.load_state_dict(load_file(str(file)))
+        weights = load_file(str(file))
+    except SafetensorError as error:
+        raise UserError(f"{file}: damaged ({error})",
+                        "restore it from a copy, or use another checkpoint") from error
+    try:
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{file}: does not fit the run's configuration: {error}",
                         "use the config.json that was written with this checkpoint") from error

@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
+from more.data.shards.format import make_folder
+
 
 class Records:
     """Writes what a run reports; on ranks other than 0 every call does nothing.
@@ -24,7 +26,7 @@ class Records:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         self.file = open(run / "log.jsonl", "a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"))
         self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))

@@ -191,7 +191,7 @@ def _sweep_scores(counts: np.ndarray) -> dict[float, float]:
 
 def _open_pair(path: Path, data: Path) -> tuple[ShardSet, ShardSet]:
     """Both sets, checked to be of the right kinds and over the same classes."""
-    source, truth = ShardSet(path), ShardSet(data, kind="images")
+    source, truth = ShardSet(path, check="full"), ShardSet(data, kind="images", check="full")
     if source.kind not in ("seeds", "masks"):
         raise UserError(f"{path} holds {source.kind}, not seeds or masks",
                         fix="give the output of `more localize` or `more refine`")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from more.data.shards.format import write_atomic
+from more.data.shards.format import make_folder, write_atomic
 from more.evaluation.metrics import Scores, mean_over
 
 LISTED = 12
@@ -87,7 +87,7 @@ class Result:
     def save(self, path: Path) -> Path:
         """Write the JSON form to a file, atomically."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomic(path, (json.dumps(self.to_json(), indent=1) + "\n").encode("utf-8"))
         return path
 

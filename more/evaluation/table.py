@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from more.evaluation.result import percent, ratio
 
 
-def score_table(rows: Sequence[dict[str, Any]]) -> Table:
+def score_table(rows: Sequence[dict[str, Any]]) -> Group:
     """A rich table of `Result.to_json` dicts: one row a set, best value of the sweep where known.
+
+    The routes are sentences: they stand below, where a narrow terminal leaves them whole.
 
     Args:
         rows: scores as saved by `more evaluate --save`.
@@ -24,16 +28,18 @@ def score_table(rows: Sequence[dict[str, Any]]) -> Table:
              "precision", "recall", "FP/TP", "images"]
     for name in names:
         table.add_column(name, justify="right")
-    table.add_column("route")
     for row in rows:
-        cells = [percent(row["miou"])]
+        cells = [percent(row.get("miou"))]
         if subset:
             cells.append(percent(row.get("miou_subset")))
         if swept:
             best = row.get("best_miou")
             cells.append("–" if best is None
                          else f"{percent(best)} ({row['best_threshold']:.2f})")
-        cells += [percent(row["precision"]), percent(row["recall"]), ratio(row["confusion"]),
-                  str(row["images"])]
-        table.add_row(row["name"], *cells, row["route"])
-    return table
+        cells += [percent(row.get("precision")), percent(row.get("recall")),
+                  ratio(row.get("confusion")),
+                  str(row.get("images", "–"))]
+        table.add_row(row["name"], *cells)
+    routes = [Text(f"{row['name']} on {row.get('data', '?')}: {row.get('route', '?')}")
+              for row in rows]
+    return Group(table, *routes)

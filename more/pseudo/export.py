@@ -34,7 +34,7 @@ def export_png(masks: Path, out: Path, palette: bool = True, progress: bool = Tr
     Raises:
         UserError: not a set of masks, or another process writes to `out`.
     """
-    source, out = ShardSet(masks), Path(out)
+    source, out = ShardSet(masks, check="full"), Path(out)
     if not source.has("mask"):
         raise UserError(f"{masks}: holds no masks",
                         fix="give the output of `more refine`, or images with masks")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import more
 from more.config.load import config_from_dict
 from more.config.schema import Config
-from more.data.shards.format import remove_temporaries, sha256_file, shard_name
+from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
@@ -49,16 +49,23 @@ def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module,
 
     Args:
         run: run folder.
-        which: "latest" or a checkpoint folder.
+        which: "latest", the name of a checkpoint of the run, or a checkpoint folder.
 
     Raises:
-        UserError: no run, no complete checkpoint.
+        UserError: no run, damaged settings, no complete checkpoint.
     """
     settings = run / "config.json"
     if not settings.is_file():
         raise UserError(f"{settings}: missing", "give the --run folder of `more train`")
-    config = config_from_dict(json.loads(settings.read_text()), source=str(settings))
-    path = checkpoint.resolve(run, "auto" if which == "latest" else which)
+    try:
+        recorded = json.loads(settings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{settings}: damaged ({error})",
+                        "restore it; a checkpoint's COMPLETE file has it under `config`") from error
+    config = config_from_dict(recorded, source=str(settings))
+    inside = run / "checkpoints" / which
+    path = checkpoint.resolve(run, "auto" if which == "latest" else
+                              str(inside) if inside.is_dir() else which)
     if path is None:
         raise UserError(f"{run}/checkpoints: no checkpoint yet", "train first")
     network = make_network(config, load_weights=False)
@@ -82,7 +89,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     Raises:
         UserError: run and data do not fit, or `out` holds seeds made with other parameters.
     """
-    source = ShardSet(data, kind="images")
+    source = ShardSet(data, kind="images", check="full")
     config, network, path = load_run(run, which)
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "
@@ -99,7 +106,8 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
                 rows = source.rows_of(shard)
                 missing = [kind for kind in folders if shard_name(shard) not in done[kind]]
                 if missing:
-                    _write_shard(localizer, source, shard, folders, provenance, missing, bar.advance)
+                    _write_shard(localizer, source, shard, folders, provenance, missing,
+                                 bar.advance)
                     tally.ok(len(rows))
                 else:
                     tally.skip(len(rows))
@@ -212,7 +220,8 @@ def _write_shard(localizer: Localizer, source: ShardSet, shard: int, folders: di
                  advance: Callable[[int], None]) -> None:
     writers = {kind: ShardWriter(folders[kind] / shard_name(shard), "seeds", source.class_names,
                                  provenance[kind]) for kind in kinds}
-    for rows in _chunks(source.rows_of(shard), localizer.request.batch or localizer.config.inference.batch):
+    size = localizer.request.batch or localizer.config.inference.batch
+    for rows in _chunks(source.rows_of(shard), size):
         images = torch.stack([localizer.prepare(source.image(i)) for i in rows])
         tags = torch.from_numpy(source.tags[rows[0]:rows[-1] + 1])
         for i, items in zip(rows, localizer(images, tags), strict=True):
@@ -257,7 +266,7 @@ class _locks:
 
     def __enter__(self) -> None:
         for folder in self.folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if self.alone:
                 lock = folder_lock(folder)
                 lock.__enter__()

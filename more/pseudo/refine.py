@@ -141,7 +141,8 @@ def _finish(out: Path, source: ShardSet, specs: list[ShardSpec]) -> None:
 
 def _open_pair(seeds: Path, data: Path) -> tuple[ShardSet, ShardSet]:
     """Both sets, checked to belong together."""
-    source, images = ShardSet(seeds, kind="seeds"), ShardSet(data, kind="images")
+    source = ShardSet(seeds, kind="seeds", check="full")
+    images = ShardSet(data, kind="images", check="full")
     if source.class_names != images.class_names:
         raise UserError(f"{seeds} has {source.num_classes} classes, {data} {images.num_classes}, "
                         "or they differ in name or order",

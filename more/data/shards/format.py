@@ -25,6 +25,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from more.errors import UserError
+
 FORMAT = 1
 KINDS = ("images", "seeds", "masks")
 PAYLOADS = ("image", "mask", "seed", "confidence")
@@ -47,6 +49,23 @@ def sidecar_path(shard: Path) -> Path:
 def temporary_path(final: Path) -> Path:
     """A name in the same folder that no reader takes for a finished file."""
     return final.with_name(f"{final.name}{TEMPORARY}{os.getpid()}")
+
+
+def make_folder(folder: Path | str) -> Path:
+    """Make an output folder and return it.
+
+    Raises:
+        UserError: it cannot be made (a file is in the way, no permission), or not be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: is not a folder and cannot be made ({error.strerror})",
+                        fix="give an output folder that can be made and written") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written", fix="give another output folder")
+    return folder
 
 
 def remove_temporaries(folder: Path) -> int:

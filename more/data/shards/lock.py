@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from more.data.shards.format import make_folder
 from more.errors import UserError
 
 LOCK = ".lock"
@@ -24,14 +25,10 @@ def folder_lock(folder: Path | str) -> Iterator[None]:
     to clean up. A lock file of another host is believed, since locks may not travel between hosts.
 
     Raises:
-        UserError: another process holds the folder; names its id and host.
+        UserError: another process holds the folder (names its id and host), or the folder
+            cannot be made.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: is not a folder", fix="give another output folder") from error
-    path = folder / LOCK
+    path = make_folder(folder) / LOCK
     file = _take(path)
     try:
         file.truncate(0)

@@ -73,7 +73,8 @@ def _verify_shard(folder: Path, number: int, file: str, decode: bool,
         try:
             _verify_row(shard, row, decode)
         except (UserError, ValueError) as error:
-            problems.append(Problem(file, image_id, str(getattr(error, "message", error))))
+            what = str(getattr(error, "message", error)).removeprefix(f"{folder / file}: ")
+            problems.append(Problem(file, image_id, what))
     shard.close()
     return problems
 
