@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from more.data.shards.manifest import read_manifest
 from more.errors import UserError, from_system
 from tests.command.conftest import refused
-from tests.data.sets import small_set
+from tests.data.sets import flip_a_byte, small_set
 from tests.data_tools.layout import voc_folder
 
 TINY = 'model = dict(backbone="custom", vit=dict(patch_size=8), weights="none", num_classes=3)'
@@ -29,16 +27,6 @@ def config(tmp_path) -> Path:
     path = tmp_path / "tiny.py"
     path.write_text(TINY)
     return path
-
-
-def flip_a_byte(folder: Path, copy: Path) -> Path:
-    """A copy of a set with one bit wrong in its first shard."""
-    shutil.copytree(folder, copy)
-    shard = copy / read_manifest(copy).shards[0].file
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    return copy
 
 
 @pytest.mark.parametrize("command", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 
 from more.data.shards.codec import encode_mask
 from more.data.shards.format import shard_name
-from more.data.shards.manifest import write_manifest
+from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.writer import ShardWriter
 
 NAMES = ["cat", "dog", "cow"]
@@ -38,3 +39,13 @@ def small_set(folder: Path, shards: int = 3, rows: int = 5, provenance: dict | N
         entries.append(writer.entry)
     write_manifest(folder, "images", NAMES, entries, provenance or {})
     return folder
+
+
+def flip_a_byte(folder: Path, copy: Path) -> Path:
+    """A copy of a set with one bit wrong in its first shard."""
+    shutil.copytree(folder, copy)
+    shard = copy / read_manifest(copy).shards[0].file
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    return copy
