@@ -49,8 +49,9 @@ def train(
         "--val", help="shard set with masks, scored while training")] = None,
     overrides: Overrides = None,
     resume: Annotated[str, typer.Option(
-        "--resume", help="auto: newest complete checkpoint of the run, else start; never; or a "
-                         "checkpoint folder")] = "auto",
+        "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
+                         "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder"
+        )] = "auto",
 ) -> None:
     """Train MoRe. The same command resumes an interrupted run.
 

@@ -6,6 +6,7 @@ inference, no DeepSpeed needed) and, written last, `COMPLETE` with the size of e
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -89,24 +90,57 @@ def info(path: Path) -> dict[str, Any]:
 def resolve(run: Path, resume: str) -> Path | None:
     """The checkpoint that `--resume auto|never|PATH` means for a run; None = start afresh.
 
+    Only training calls it, on the rank that writes: "never" sets an earlier run aside.
+
+    Raises:
+        UserError: as `choose`.
+    """
+    if resume == "never":
+        set_aside(run)
+        return None
+    return choose(run, resume)
+
+
+def choose(run: Path, which: str) -> Path | None:
+    """A complete checkpoint: the newest of a run ("auto") or the given folder; None without any.
+
     Raises:
         UserError: the given path is not a complete checkpoint; or checkpoints exist and none of
             them is complete (never a silent fresh start).
     """
-    if resume == "never":
-        return None
-    if resume != "auto":
-        problem = problem_of(Path(resume))
+    if which != "auto":
+        problem = problem_of(Path(which))
         if problem:
-            raise UserError(f"{resume}: not a usable checkpoint: {problem}",
+            raise UserError(f"{which}: not a usable checkpoint: {problem}",
                             "give a complete folder RUN/checkpoints/step-…, or leave it out "
                             "to take the newest complete one")
-        return Path(resume)
+        return Path(which)
     path, rejected = find_newest(run / "checkpoints")
     if path is None and rejected:
         raise UserError(f"{run}/checkpoints: no complete checkpoint ({'; '.join(rejected)})",
                         "remove these folders; `more train … --resume never` starts afresh")
     return path
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move what an earlier training left in a run folder to `RUN/earlier-1` (or -2, …).
+
+    Left in place, its later steps would count as newer than those of a training that starts
+    afresh: they would be resumed and localized, and the new ones removed as old.
+
+    Returns:
+        The new folder; None where there was nothing.
+    """
+    left = [run / name for name in ("checkpoints", "log.jsonl", "train.log", "tensorboard",
+                                    "config.json", "run.json") if (run / name).exists()]
+    if not left:
+        return None
+    number = next(n for n in itertools.count(1) if not (run / f"earlier-{n}").exists())
+    place = run / f"earlier-{number}"
+    place.mkdir()
+    for path in left:
+        path.rename(place / path.name)
+    return place
 
 
 def load(engine: Any, path: Path, world: World) -> int:

@@ -64,8 +64,8 @@ def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module,
                         "restore it; a checkpoint's COMPLETE file has it under `config`") from error
     config = config_from_dict(recorded, source=str(settings))
     inside = run / "checkpoints" / which
-    path = checkpoint.resolve(run, "auto" if which == "latest" else
-                              str(inside) if inside.is_dir() else which)
+    path = checkpoint.choose(run, "auto" if which == "latest" else
+                             str(inside) if inside.is_dir() else which)
     if path is None:
         raise UserError(f"{run}/checkpoints: no checkpoint yet", "train first")
     network = make_network(config, load_weights=False)

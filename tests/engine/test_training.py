@@ -17,9 +17,9 @@ from tests.engine.conftest import command, records
 LAUNCH = Path(sys.executable).parent
 
 
-def train(tiny, run: Path, *extra: str, launcher: tuple[str, ...] = (), config=None):
-    return command("train", config or tiny["config"], "--train", tiny["train"],
-                   "--val", tiny["val"], "--run", run, *extra, launcher=launcher)
+def train(tiny, run: Path, *extra: str, launcher: tuple[str, ...] = (), run_name="--run"):
+    return command("train", tiny["config"], "--train", tiny["train"],
+                   "--val", tiny["val"], run_name, run, *extra, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_run_leaves_records_settings_and_complete_checkpoints(straight):
     assert len(about["classes"]) == 7
     scores = [json.loads(x) for x in (straight / "log.jsonl").read_text().splitlines()][-1]
     assert set(scores["eval"]) == {"cam", "lam", "decoder"}
-    assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == [
+    assert sorted(p.name for p in (straight / "checkpoints").glob("step-*")) == [
         "step-000003", "step-000006"]
 
 
@@ -63,6 +63,18 @@ def test_an_interrupted_run_ends_with_the_same_weights(tiny, straight, tmp_path)
     assert [r["terms"] for r in records(run)[-3:]] == [r["terms"] for r in records(straight)[-3:]]
 
 
+def test_a_fresh_start_sets_the_earlier_run_aside(tiny, straight, tmp_path):
+    run = tmp_path / "again"
+    shutil.copytree(straight, run)
+    done = train(tiny, run, "--resume", "never", "--set", "train.iterations=4")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (run / "checkpoints").glob("step-*")) == [
+        "step-000003", "step-000004"]
+    assert [line["step"] for line in records(run)] == [1, 2, 3, 4]
+    assert json.loads((run / "config.json").read_text())["train"]["iterations"] == 4
+    assert weights(run / "earlier-1", 6).keys() == weights(straight, 6).keys()
+
+
 def test_a_finished_run_has_nothing_to_do(tiny, straight):
     before = records(straight)
     done = train(tiny, straight)
@@ -73,7 +85,7 @@ def test_a_finished_run_has_nothing_to_do(tiny, straight):
 def test_two_ranks_give_the_losses_of_one(tiny, straight, tmp_path):
     run = tmp_path / "two"
     launcher = (str(LAUNCH / "torchrun"), "--standalone", "--nproc_per_node=2", "-m", "more")
-    done = train(tiny, run, launcher=launcher)
+    done = train(tiny, run, launcher=launcher, run_name="--run-dir")
     assert done.returncode == 0, done.stderr
     for one, two in zip(records(straight), records(run), strict=True):
         for name, value in one["terms"].items():
@@ -90,7 +102,7 @@ def test_both_launchers_agree_with_one_process_over_twenty_steps(tiny, tmp_path,
         "deepspeed": (str(LAUNCH / "deepspeed"), "--num_gpus", "2", "--master_port", "29611",
                       "--module", "more")}
     for run, start in (("one", ()), ("two", commands[launcher])):
-        done = train(tiny, tmp_path / run, *steps, launcher=start)
+        done = train(tiny, tmp_path / run, *steps, launcher=start, run_name="--run-dir")
         assert done.returncode == 0, done.stderr
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(one) == len(two) == 20

@@ -127,10 +127,15 @@ def test_predicted_tags_are_those_of_the_classifier(run, data, tmp_path):
         assert decode_seed(made.blob("seed", row)).keys.tolist() == [k + 1 for k in wanted]
 
 
-def test_a_checkpoint_goes_by_its_name_too(run, data, tmp_path):
+@pytest.mark.parametrize("which", ["never", "step-000007", "nowhere/step-000005"])
+def test_an_unknown_checkpoint_is_refused_and_the_run_left_alone(run, which):
+    with pytest.raises(UserError, match=which):
+        load_run(run, which)
+    assert (run / "checkpoints" / "step-000005").is_dir()
+
+
+def test_a_checkpoint_goes_by_its_name_too(run):
     assert load_run(run, "step-000005")[2] == run / "checkpoints" / "step-000005"
-    with pytest.raises(UserError, match="step-000007"):
-        load_run(run, "step-000007")
 
 
 def test_other_maps_in_the_same_folder_are_refused(run, data, seeds):
