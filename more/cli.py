@@ -28,15 +28,20 @@ Overrides = Annotated[list[str] | None, typer.Option(
 AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON on stdout")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    version: Annotated[bool, typer.Option(
+        "--version", help="print the version", callback=_print_version, is_eager=True)] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     # The deepspeed launcher puts --local_rank before the command; the environment has it too.
-    if version:
-        print(__version__)
-        raise typer.Exit
+    del version, local_rank
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from more.data.shards.format import remove_temporaries, sync, temporary_path
+from more.data.shards.format import remove_temporaries, sync, temporary_path, write_file
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -83,7 +83,7 @@ def _replace(path: Path, data: bytes) -> bool:
         return False
     temporary = temporary_path(path)
     try:
-        temporary.write_bytes(data)
+        write_file(temporary, data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from more import __version__
 from more.cli import app
 from more.data.shards.reader import ShardSet
 from tests.data.sets import small_set
@@ -99,3 +100,8 @@ def test_torchrun_still_needs_the_separator():
         parser.parse_args(["-m", "more", "train", "a.py", "--run", "dir"])
     parsed = parser.parse_args(["-m", "more", "--", "train", "a.py", "--run", "dir"])
     assert parsed.training_script_args[-2:] == ["--run", "dir"]
+
+
+def test_the_version_is_printed(run):
+    ended = run("more", "--version")
+    assert ended.code == 0 and ended.out.strip() == __version__

@@ -246,6 +246,24 @@ def test_disk_full_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_grow_is_an_error_and_not_a_crash(tmp_path):
+    """A limit on file sizes stands for a full disk; HDF5 itself would die on it when it closes."""
+    code = f"""
+import resource
+from more.data.shards.writer import ShardWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    with ShardWriter({str(tmp_path / shard_name(0))!r}, "seeds", ["a"]) as writer:
+        writer.add("x", [1], (1, 1), seed=bytes(range(256)) * 400)
+except OSError as error:
+    print("refused", error.filename)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.startswith(f"refused {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_codec():
     mask = np.random.default_rng(0).integers(0, 256, (7, 9), dtype=np.uint8)
     assert np.array_equal(decode_mask(encode_mask(mask), "m"), mask)

@@ -95,11 +95,20 @@ def commit(temporary: Path, final: Path) -> None:
     sync(final.parent)
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path`; an error such as a full disk carries the file's name."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: readers see the old content or the new one, never a part."""
     temporary = temporary_path(path)
     try:
-        temporary.write_bytes(data)
+        write_file(temporary, data)
         commit(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from more.data.shards.format import (
     commit,
     sha256_file,
     temporary_path,
+    write_file,
 )
 from more.data.shards.manifest import ShardEntry, write_sidecar
 from more.errors import UserError
@@ -136,7 +137,8 @@ class ShardWriter:
         text = h5py.string_dtype("utf-8", max(map(len, ids)))
         names = self._present()
         sums = [[zlib.crc32(data) for data in self._payloads[name]] for name in names]
-        with h5py.File(path, "w", locking=False) as file:
+        # In memory first: when the disk is full, HDF5 cannot close a file and crashes the process.
+        with h5py.File(str(path), "w", driver="core", backing_store=False) as file:
             file.attrs["format"] = FORMAT
             file.attrs["kind"] = self.kind
             file.attrs["class_names"] = np.array(self.class_names, h5py.string_dtype())
@@ -151,6 +153,9 @@ class ShardWriter:
                 _dataset(file, f"{name}/offsets", offsets)
                 joined = np.frombuffer(b"".join(self._payloads[name]), np.uint8)
                 _dataset(file, f"{name}/bytes", joined)
+            file.flush()
+            image = file.id.get_file_image()
+        write_file(path, image)
 
     def _read_back(self, path: Path) -> None:
         """Compare the file with what was to be written (fletcher32 checks the rest)."""
