@@ -122,6 +122,9 @@ def _write_shards(specs: list[ShardSpec], workers: int, entries: dict[str, Shard
                 else:  # left out on request, recorded in the manifest
                     tally.skip()
                     bar.note(f"left out {name}: {why}")
+            if result.entry is None and result.bad:
+                bar.note(f"{spec.path.name} is not written, its {len(spec.records)} images wait: "
+                         "replace the bad ones, or leave them out with --skip-bad")
             tally.ok(result.rows)
             if result.entry is not None:
                 entries[result.entry.file] = result.entry

@@ -47,6 +47,14 @@ def test_verify_counts_shards_and_names_each_problem_once(run, tmp_path):
     assert "fix:" in ended.err
 
 
+def test_a_bad_image_holds_its_shard_back_and_the_remedy_is_named(run, tmp_path):
+    root = voc_folder(tmp_path / "voc", 3)
+    (root / "JPEGImages" / "id1.jpg").write_bytes(b"junk")
+    ended = run("voc", root, tmp_path / "set", "--split", "train", "--workers", 1)
+    assert ended.code == 1 and "id1.jpg: cannot be decoded" in ended.err
+    assert "its 3 images wait" in ended.err and "--skip-bad" in ended.err
+
+
 def test_a_csv_with_a_byte_order_mark_is_read(run, tmp_path):
     root = voc_folder(tmp_path / "voc", 3)
     text = (root / "tags.csv").read_text()
