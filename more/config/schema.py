@@ -33,12 +33,13 @@ class ModelConfig:
     aux_layer: int = setting(-3, "block whose patch tokens feed the auxiliary classifier")
     regularising_tokens: int = setting(4, "register-like tokens before the class tokens")
     regularising_std: float = setting(1.0, "spread of their first position vectors")
-    register_init: str = setting("random", "'random' (released), 'small', or 'registers': start from the "
-                                 "backbone's own register tokens where it has them")
+    register_init: str = setting("random", "'random' (released), 'small', or 'registers': start "
+                                 "from the backbone's own register tokens where it has them")
     token_init: str = setting("copied", "'copied' (released) or 'perturbed' class tokens")
     token_noise: float = setting(0.1, "standard deviation of the perturbation")
-    pooling: str = setting("max", "how patch tokens become class logits: max (released), average, "
-                           "lse")
+    pooling: str = setting("max", "how patches become class logits: 'max' (released), 'average', "
+                           "'lse' pool features; 'competitive' lets every patch choose between "
+                           "the background and the classes")
     decoder_width: int = setting(512, "hidden channels of the LargeFOV decoder")
     graph: bool = setting(True, "Graph Category Representation on the class tokens")
     graph_neighbours: str = setting("classes", "'classes': half the class count (released), or "
@@ -119,7 +120,8 @@ class LossConfig:
     cre_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
     cre_reduction: str = setting("released", "'released' or 'pairs' (paper)")
     ure_form: str = setting("released", "'released' (shifted token, at most 8) or 'paper'")
-    pseudo_label: str = setting("cam", "decoder's labels come from 'cam' (released) or 'lam' (paper)")
+    pseudo_label: str = setting("cam", "decoder's labels come from 'cam' (released) or 'lam' "
+                                "(paper)")
     exclude_padding: bool = setting(False, "leave padded borders out of the loss masks (paper)")
     energy_weight: float = setting(1e-7, "weight inside the dense energy")
     energy_sigma_rgb: float = setting(15.0, "colour deviation of its bilateral filter")
@@ -141,6 +143,18 @@ class OptimConfig:
     power: float = setting(0.9, "exponent of the poly decay")
     frozen_steps: int = setting(0, "updates in which the transformer's blocks stay as loaded")
     clip: float = setting(0.0, "largest gradient norm; 0 = off, as released")
+
+
+@dataclass(frozen=True)
+class HeadWarmupConfig:
+    """The classifiers alone on frozen features, before the first iteration (own option)."""
+
+    updates: int = setting(0, "updates; 0 = off, as released")
+    batch: int = setting(64, "images per update")
+    lr: float = setting(3e-3, "learning rate, falling linearly to 0")
+    images: int = setting(2000, "most images to encode; their features stay in memory")
+    background: float = setting(1.0, "weight of the term that half of an image is background; "
+                                "for competitive pooling")
 
 
 @dataclass(frozen=True)
@@ -217,6 +231,7 @@ class Config:
     cam: CamConfig = setting(CamConfig, "CAMs and thresholds")
     loss: LossConfig = setting(LossConfig, "the objective")
     optim: OptimConfig = setting(OptimConfig, "the optimiser")
+    head_warmup: HeadWarmupConfig = setting(HeadWarmupConfig, "classifiers on frozen features")
     train: TrainConfig = setting(TrainConfig, "length, batch, seed")
     eval: EvalConfig = setting(EvalConfig, "evaluation while training")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "checkpoints")
@@ -244,7 +259,7 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "model.token_init": ("copied", "perturbed"),
     "model.register_init": ("random", "small", "registers"),
-    "model.pooling": ("max", "average", "lse"),
+    "model.pooling": ("max", "average", "lse", "competitive"),
     "model.graph_neighbours": ("classes", "patches"),
     "model.graph_gate": ("channel_sums", "inner"),
     "model.graph_output": ("released", "paper"),

@@ -30,6 +30,7 @@ from more.engine.distributed import World, import_deepspeed
 from more.engine.schedule import make_scheduler
 from more.engine.telemetry import Meter, Records, duration
 from more.engine.validate import validate
+from more.engine.warmup import warm_heads
 from more.errors import UserError
 from more.localization.maps import multi_scale
 from more.losses.objective import Batch
@@ -67,7 +68,7 @@ class Trainer:
         if source is not None:
             self.start = checkpoint.load(self.engine, source, world)
             self.records.say(f"resumed after {self.start} updates from {source}")
-        elif world.main:
+        if world.main:
             self._describe()
 
     def fit(self) -> dict[str, Any]:
@@ -85,12 +86,13 @@ class Trainer:
             done = step + 1
             if done % config.train.log_every == 0 or done == config.train.iterations:
                 self._record(done, meter.read())
-            if self._due(done, config.eval.every) and self.val_set is not None:
-                scores = self._evaluate(done)
-                meter.read()
+            # Saved first: whatever goes wrong in an evaluation, the updates are not lost.
             if self._due(done, config.checkpoint.every):
                 checkpoint.save(self.engine, self.run / "checkpoints", done, self.world,
                                 config.checkpoint.keep, {"config": to_dict(config)})
+            if self._due(done, config.eval.every) and self.val_set is not None:
+                scores = self._evaluate(done)
+                meter.read()
         self.records.close()
         return scores
 
@@ -144,6 +146,10 @@ class Trainer:
     def _make_engine(self, load_weights: bool) -> Any:
         config = self.config
         network = make_network(config, load_weights).to(self.world.device)
+        if load_weights and config.head_warmup.updates:
+            terms = warm_heads(network, self.train_set, config, quiet=not self.world.main)
+            self.records.say("head warm-up ends at " + ", ".join(
+                f"{name} {value:.4g}" for name, value in terms.items()))
         optimizer = make_optimizer(config, network)
         schedule = config.optim
         scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,

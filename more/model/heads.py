@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from more.model.precision import full_precision
 
-POOLINGS = ("max", "average", "lse")
+POOLINGS = ("max", "average", "lse", "competitive")
 LSE_SHARPNESS = 5.0
 
 
@@ -19,7 +19,8 @@ def pool_features(features: Tensor, pooling: str) -> Tensor:
 
     Args:
         features: the map.
-        pooling: "max", "average", or "lse": log(mean(exp(r·x)))/r with r = 5, between the two.
+        pooling: "max" (each channel's own), "average", or "lse": log(mean(exp(r·x)))/r with r = 5,
+            between the two.
     """
     if pooling == "max":
         return features.amax((2, 3), keepdim=True)

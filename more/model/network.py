@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from more.errors import UserError
+from more.model.competition import CompetitiveHead
 from more.model.decoder import LargeFOV
 from more.model.encoder import ClassTokenEncoder, EncoderOutput
 from more.model.graph import GraphCategoryRepresentation
@@ -42,7 +43,7 @@ class MoReNetwork(nn.Module):
         num_classes: foreground classes C.
         decoder_width: hidden channels of the decoder.
         pooling: "max" (released), "average" or "lse" (soft maximum) over the patches before the
-            classifiers.
+            classifiers, or "competitive": see `CompetitiveHead`; CAMs are then probabilities.
         graph: the GCR layer, or None to go without (the baseline of the ablation).
         similarity: of LAM, "dot" (released) or "cosine" (paper).
 
@@ -64,6 +65,9 @@ class MoReNetwork(nn.Module):
         self.num_classes, self.pooling, self.similarity = num_classes, pooling, similarity
         self.classifier = nn.Conv2d(dim, num_classes, 1, bias=False)
         self.aux_classifier = nn.Conv2d(dim, num_classes, 1, bias=False)
+        if pooling == "competitive":
+            self.contest = CompetitiveHead(dim, num_classes, normalise=False)
+            self.aux_contest = CompetitiveHead(dim, num_classes, normalise=True)
         self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
 
     def forward(self, images: Tensor, mode: str = "train"
@@ -86,36 +90,62 @@ class MoReNetwork(nn.Module):
             raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
         return runs[mode](self.encoder(images, with_attention=mode == "attention"))
 
+    def class_maps(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
+        """CAMs [B,C,h,w] of feature maps [B,D,h,w], main and auxiliary, float32.
+
+        Signed scores; probabilities with "competitive" pooling.
+        """
+        if self.pooling != "competitive":
+            return (convolve(self.classifier, features),
+                    convolve(self.aux_classifier, aux_features))
+        scores = convolve(self.classifier, self.contest.prepare(features))
+        aux_scores = convolve(self.aux_classifier, self.aux_contest.prepare(aux_features))
+        return self.contest.probabilities(scores), self.aux_contest.probabilities(aux_scores)
+
+    def class_logits(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B,C] of feature maps [B,D,h,w], main and auxiliary, float32."""
+        if self.pooling == "competitive":
+            probabilities, aux_probabilities = self.class_maps(features, aux_features)
+            return (self.contest.logits(probabilities),
+                    self.aux_contest.logits(aux_probabilities))
+        pooled, aux_pooled = (pool_features(x, self.pooling) for x in (features, aux_features))
+        return (convolve(self.classifier, pooled).flatten(1),
+                convolve(self.aux_classifier, aux_pooled).flatten(1))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that turn features into CAMs and logits."""
+        heads = [self.classifier, self.aux_classifier]
+        if self.pooling == "competitive":
+            heads += [self.contest, self.aux_contest]
+        return [p for head in heads for p in head.parameters()]
+
     def _train_output(self, encoded: EncoderOutput) -> NetworkOutput:
-        features, aux_features = _feature_maps(encoded)
+        features, aux_features = feature_maps(encoded)
         cam, aux_cam = self._cams(encoded)
+        logits, aux_logits = self.class_logits(features, aux_features)
         return NetworkOutput(
             class_tokens=encoded.class_tokens, graph_tokens=self._graph_tokens(encoded),
             patch_tokens=features, aux_patch_tokens=aux_features,
-            logits=self._logits(self.classifier, features),
-            aux_logits=self._logits(self.aux_classifier, aux_features),
+            logits=logits, aux_logits=aux_logits,
             seg_logits=self.decoder(features), cam=cam, aux_cam=aux_cam)
 
     @torch.no_grad()
     def _cams(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
-        features, aux_features = _feature_maps(encoded)
-        return (convolve(self.classifier, features),
-                convolve(self.aux_classifier, aux_features))
+        return self.class_maps(*feature_maps(encoded))
 
     @torch.no_grad()
     def _lam(self, encoded: EncoderOutput) -> Tensor:
-        features, _ = _feature_maps(encoded)
+        features, _ = feature_maps(encoded)
         return localization_maps(features, self._graph_tokens(encoded), self.similarity)
 
     @torch.no_grad()
     def _maps(self, encoded: EncoderOutput) -> dict[str, Tensor]:
-        features, _ = _feature_maps(encoded)
         cam, aux_cam = self._cams(encoded)
         return {"cam": cam, "aux_cam": aux_cam, "lam": self._lam(encoded),
-                "logits": self._logits(self.classifier, features)}
+                "logits": self.class_logits(*feature_maps(encoded))[0]}
 
     def _segment(self, encoded: EncoderOutput) -> Tensor:
-        return self.decoder(_feature_maps(encoded)[0])
+        return self.decoder(feature_maps(encoded)[0])
 
     def _score_maps(self, encoded: EncoderOutput) -> Tensor:
         classes = encoded.class_tokens.shape[1]
@@ -127,9 +157,6 @@ class MoReNetwork(nn.Module):
             return encoded.class_tokens
         return self.graph(encoded.class_tokens, encoded.patch_tokens)
 
-    def _logits(self, classifier: nn.Conv2d, features: Tensor) -> Tensor:
-        return convolve(classifier, pool_features(features, self.pooling)).flatten(1)
-
 
 def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[dict[str, Any]]:
     """Every parameter once, as groups with `name`, `params` and `lr_scale`.
@@ -139,11 +166,10 @@ def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[
     "graph".
     """
     encoder = list(network.encoder.named_parameters())
-    classifiers = [*network.classifier.parameters(), *network.aux_classifier.parameters()]
     groups = [
         ("encoder", [p for name, p in encoder if "norm" not in name], 1.0),
         ("encoder_norm", [p for name, p in encoder if "norm" in name], 1.0),
-        ("classifiers", classifiers, head_lr_scale),
+        ("classifiers", network.head_parameters(), head_lr_scale),
         ("graph", list(network.graph.parameters()) if network.graph else [], head_lr_scale),
         ("decoder", list(network.decoder.parameters()), head_lr_scale),
     ]
@@ -151,8 +177,8 @@ def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[
             for name, params, scale in groups if params]
 
 
-def _feature_maps(encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
-    """Main and auxiliary patch tokens as maps [B,D,h,w]."""
+def feature_maps(encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+    """Main and auxiliary patch tokens of the encoder as maps [B,D,h,w]."""
     def as_map(tokens: Tensor) -> Tensor:
         return tokens.transpose(1, 2).unflatten(2, encoded.grid)
     return as_map(encoded.patch_tokens), as_map(encoded.aux_patch_tokens)

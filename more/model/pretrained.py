@@ -41,7 +41,7 @@ def build_network(
         aux_layer: block output that feeds the auxiliary classifier.
         regularising_tokens: register-like tokens before the class tokens.
         decoder_width: hidden channels of the decoder.
-        pooling: "max", "average" or "lse".
+        pooling: "max", "average", "lse" or "competitive".
         token_init: "copied" (released) or "perturbed" with noise of `token_noise`.
         token_noise: see `token_init`.
         regularising_std: spread of the regularising tokens' position vectors.

@@ -54,8 +54,9 @@ def test_a_batch_equals_one_image_at_a_time():
 
 @pytest.mark.parametrize("options", [
     {}, PAPER, {"graph": False}, {"classes": 1}, {"regularising_tokens": 0},
-    {"pooling": "average"}, {"pooling": "lse"}],
-    ids=["released", "paper", "no graph", "one class", "no regularising", "average", "lse"])
+    {"pooling": "average"}, {"pooling": "lse"}, {"pooling": "competitive"}],
+    ids=["released", "paper", "no graph", "one class", "no regularising", "average", "lse",
+         "competitive"])
 def test_every_parameter_gets_a_gradient(options):
     network = micro_network(**options)
     out = outputs(network, images())

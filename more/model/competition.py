@@ -1,0 +1,66 @@
+"""Class logits from patches that choose between the background and the classes (own option).
+
+With features pooled first, as released, a classifier may read an image's content off any patch,
+since self-supervised ViTs spread it over all of them: it classifies well and localises badly.
+Here every patch has to decide for itself, and it may decline: a softmax over the classes and a
+constant background score. B batch, C classes, D channels, h·w patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BACKGROUND = 2.0  # score of the background; only its distance to the classes' biases matters
+PRIOR = -2.5  # first bias of a class: rare
+PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's
+SMALLEST = 1e-6
+
+
+class CompetitiveHead(nn.Module):
+    """What `pooling="competitive"` has besides the classifier's weights.
+
+    Args:
+        dim: channels D.
+        num_classes: C.
+        normalise: bring features to zero mean and unit variance over channels first; for the
+            auxiliary features, which are taken before the final norm.
+    """
+
+    def __init__(self, dim: int, num_classes: int, normalise: bool):
+        super().__init__()
+        self.normalise = normalise
+        self.register_buffer("centre", torch.zeros(dim))
+        self.bias = nn.Parameter(torch.full((num_classes,), PRIOR))
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """Features [B,D,h,w] less what all patches share, float32."""
+        return self._normalised(features) - self.centre[:, None, None]
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Class scores [B,C,h,w] of prepared features → each patch's probabilities [B,C,h,w].
+
+        Over the classes they sum to less than 1; the rest is background.
+        """
+        scores = scores + self.bias[:, None, None]
+        background = torch.full_like(scores[:, :1], BACKGROUND)
+        return torch.cat([background, scores], 1).softmax(1)[:, 1:]
+
+    def logits(self, probabilities: Tensor) -> Tensor:
+        """Log-odds [B,C] of the mean of a class's highest patch probabilities."""
+        flat = probabilities.flatten(2)
+        count = max(1, round(PEAK_SHARE * flat.shape[-1]))
+        mean = flat.topk(count, dim=-1).values.mean(-1)
+        return mean.clamp(SMALLEST, 1 - SMALLEST).logit()
+
+    @torch.no_grad()
+    def set_centre(self, features: Tensor) -> None:
+        """Take the mean over images and patches of features [B,D,h,w] as what all share."""
+        self.centre.copy_(self._normalised(features).mean((0, 2, 3)))
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        if not self.normalise:
+            return features
+        return F.layer_norm(features.movedim(1, -1), self.centre.shape).movedim(-1, 1)
