@@ -6,6 +6,7 @@ model = dict(
     backbone="vit_small_patch14_dinov2",
     token_init="perturbed",
     register_init="small",
+    token_attention="shared",
     pooling="competitive",
     decoder_width=256,
 )

@@ -37,6 +37,8 @@ class ModelConfig:
                                  "from the backbone's own register tokens where it has them")
     token_init: str = setting("copied", "'copied' (released) or 'perturbed' class tokens")
     token_noise: float = setting(0.1, "standard deviation of the perturbation")
+    token_attention: str = setting("full", "'full' (released), or 'shared': all leading tokens "
+                                   "together weigh as much as the pretrained class token did")
     pooling: str = setting("max", "how patches become class logits: 'max' (released), 'average', "
                            "'lse' pool features; 'competitive' lets every patch choose between "
                            "the background and the classes")
@@ -259,6 +261,7 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "model.token_init": ("copied", "perturbed"),
     "model.register_init": ("random", "small", "registers"),
+    "model.token_attention": ("full", "shared"),
     "model.pooling": ("max", "average", "lse", "competitive"),
     "model.graph_neighbours": ("classes", "patches"),
     "model.graph_gate": ("channel_sums", "inner"),

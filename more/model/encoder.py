@@ -8,7 +8,7 @@ N = h·w patches, D channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, log
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -48,6 +48,9 @@ class ClassTokenEncoder(nn.Module):
         regularising_tokens: R.
         aux_layer: element of the list of block outputs that gives the auxiliary tokens, -3 for
             the third from the end. The last element is the normalised one.
+        token_attention: "full" (released), or "shared": in every softmax the R+C leading tokens
+            together weigh as much as the one class token that the backbone was trained with.
+            Patch features then start close to the backbone's own (own option).
 
     Raises:
         UserError: the backbone is no plain ViT, `aux_layer` is outside it, or the image is
@@ -55,7 +58,8 @@ class ClassTokenEncoder(nn.Module):
     """
 
     def __init__(self, vit: VisionTransformer, num_classes: int, image_size: int,
-                 regularising_tokens: int = 4, aux_layer: int = -3):
+                 regularising_tokens: int = 4, aux_layer: int = -3,
+                 token_attention: str = "full"):
         super().__init__()
         check_backbone(vit)
         self.patch_embed, self.norm_pre, self.blocks = vit.patch_embed, vit.norm_pre, vit.blocks
@@ -71,6 +75,7 @@ class ClassTokenEncoder(nn.Module):
             raise UserError(f"image size {image_size} is smaller than a patch of "
                             f"{self.patch_size} pixels", "raise model.image_size")
         self.grad_checkpointing = False
+        self.shared_attention = token_attention == "shared"
         leading = regularising_tokens + num_classes
         self.cls_token = nn.Parameter(torch.empty(1, leading, self.embed_dim))
         self.pos_embed = nn.Parameter(
@@ -95,11 +100,11 @@ class ClassTokenEncoder(nn.Module):
         """
         tokens, grid = self._embed(images)
         aux, attention = tokens, None
-        last = len(self.blocks) - 1
+        bias, last = self._attention_bias(tokens), len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             if with_attention and index == last:
                 attention = self._raw_attention(block, tokens)
-            tokens = self._run(block, tokens)
+            tokens = self._run(block, tokens, bias)
             if index == last:
                 tokens = self.norm(tokens)
             if index == self.aux_index:
@@ -145,10 +150,20 @@ class ClassTokenEncoder(nn.Module):
         tokens = torch.cat([leading, patches], dim=1)
         return self.norm_pre(tokens + self.positions(size)), grid
 
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def _attention_bias(self, tokens: Tensor) -> Tensor | None:
+        """What is added to the attention scores, [1,1,1,R+C+N]; None with "full" attention."""
+        if not self.shared_attention:
+            return None
+        leading = self.cls_token.shape[1]
+        bias = tokens.new_zeros(1, 1, 1, tokens.shape[1])
+        bias[..., :leading] = -log(leading)
+        return bias
+
+    def _run(self, block: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        options = {} if bias is None else {"attn_mask": bias}
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+            return checkpoint(block, tokens, use_reentrant=False, **options)
+        return block(tokens, **options)
 
     def _raw_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
         attention = getattr(block, "attn", None)

@@ -68,6 +68,10 @@ class MoReNetwork(nn.Module):
         if pooling == "competitive":
             self.contest = CompetitiveHead(dim, num_classes, normalise=False)
             self.aux_contest = CompetitiveHead(dim, num_classes, normalise=True)
+            # No class is preferred anywhere at the start: which patches a class first wins decides
+            # where it ends, and with random weights that is chance.
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.aux_classifier.weight)
         self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
 
     def forward(self, images: Tensor, mode: str = "train"

@@ -111,8 +111,10 @@ def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, reg
         _copy_registers(cls_token, pos_embed, source, regularising)
     elif regularising:
         std = NEIGHBOUR_STD if start.register_init == "small" else start.regularising_std
-        fresh = torch.empty_like(pos_embed[:, :regularising])
-        pos_embed[:, :regularising] = nn.init.trunc_normal_(fresh, std=std, a=-2, b=2)
+        fresh = torch.zeros_like(pos_embed[:, :regularising])
+        if std > 0:
+            nn.init.trunc_normal_(fresh, std=std, a=-2, b=2)
+        pos_embed[:, :regularising] = fresh
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int],
