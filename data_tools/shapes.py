@@ -204,7 +204,7 @@ def main(
     val: Annotated[int, typer.Option(help="further images for val; -1 = a fifth")] = -1,
     size: Annotated[int, typer.Option(help="side of a picture in pixels")] = 112,
     seed: Annotated[int, typer.Option(help="another seed, other pictures")] = 0,
-    workers: Annotated[int, typer.Option(help="processes; 0 = all cores")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
 ) -> int:
     """Draw the shapes set: 7 classes told apart by form and texture, exact masks, image tags.
 

@@ -4,6 +4,10 @@
 #   launch/quickstart.sh [OUT]                     default OUT: quickstart
 #   launch/quickstart.sh OUT --set key=value …     the same with other settings (a baseline, …)
 set -euo pipefail
+if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out="${1:-quickstart}"
 [ $# -gt 0 ] && shift

@@ -41,6 +41,7 @@ def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
         lam_similarity=model.lam_similarity, vit_kwargs=dict(model.vit))
     if model.gradient_checkpointing:
         network.encoder.set_grad_checkpointing(True)
+    _check_views(config, network.encoder.patch_size)
     side = config.data.crop // network.encoder.patch_size
     if config.loss.weights.ure and side < SMALLEST_GRID:
         raise UserError(
@@ -49,6 +50,17 @@ def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
             f"set data.crop to {SMALLEST_GRID * network.encoder.patch_size} or more, or "
             "loss.weights.ure=0")
     return network
+
+
+def _check_views(config: Config, patch: int) -> None:
+    """Every view of an image must hold a patch; found out after training it would be too late."""
+    sizes = {"data.crop": (config.data.crop, config.cam.scales),
+             "inference.scales": (config.inference.size, config.inference.scales),
+             "inference.segment_scales": (config.inference.size, config.inference.segment_scales)}
+    for key, (size, scales) in sizes.items():
+        if int(size * min(scales)) < patch:
+            raise UserError(f"{key}: the smallest view has {int(size * min(scales))} pixels, less "
+                            f"than a patch of {patch}", "raise the size or the smallest scale")
 
 
 def make_objective(config: Config) -> Objective:

@@ -72,6 +72,16 @@ def launched_world() -> tuple[int, int]:
     return 0, 1
 
 
+def local_device() -> torch.device:
+    """The device of this process among those of its machine, from the launcher's environment."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            return torch.device("cuda", int(os.environ[name]) % torch.cuda.device_count())
+    return torch.device("cuda", 0)
+
+
 def setup(timeout_minutes: int = 10, threads: int = 0) -> World:
     """Join the process group (gloo on CPU, nccl on CUDA) and pick this rank's device.
 
@@ -87,7 +97,7 @@ def setup(timeout_minutes: int = 10, threads: int = 0) -> World:
     torch.set_num_threads(threads or max(1, _cores() // local_size))
     deepspeed = import_deepspeed()
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = local_device()
     if cuda:
         torch.cuda.set_device(device)
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,

@@ -225,6 +225,10 @@ def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None)
             f"{train_set.path} has {train_set.num_classes} classes, the configuration "
             f"{config.model.num_classes}",
             f"--set model.num_classes={train_set.num_classes}, or convert the right data set")
+    if config.train.global_batch > len(train_set):
+        raise UserError(f"{train_set.path} has {len(train_set)} images, fewer than "
+                        f"train.global_batch = {config.train.global_batch}",
+                        f"--set train.global_batch={len(train_set)} or less")
     if val_set is not None and val_set.class_names != train_set.class_names:
         raise UserError(f"{val_set.path}: its classes differ from those of {train_set.path}",
                         "convert both splits with the same class list")

@@ -26,6 +26,7 @@ from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
 from more.engine import checkpoint
 from more.engine.build import make_network
+from more.engine.distributed import local_device
 from more.errors import UserError
 from more.localization.maps import minmax, multi_scale
 from more.progress import Tally, track
@@ -84,7 +85,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
         request: what to compute.
         which: "latest" or a checkpoint folder.
         rank, world: this process takes shards rank, rank + world, …
-        device: where to compute; CUDA if there is one, else CPU.
+        device: where to compute; None: this process's CUDA device if there is one, else CPU.
 
     Raises:
         UserError: run and data do not fit, or `out` holds seeds made with other parameters.
@@ -94,7 +95,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "
                         f"{config.model.num_classes}", "use the run's own data set")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or local_device()
     localizer = Localizer(config, network.to(device), request, device)
     folders = {kind: out / kind if len(request.maps) > 1 else out for kind in request.maps}
     provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}

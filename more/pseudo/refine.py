@@ -23,8 +23,8 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.crf import CRFParams, resolve_engine
-from more.progress import Tally, track
+from more.filtering.crf import CRFParams, available_engine, resolve_engine
+from more.progress import Tally, console, track
 from more.pseudo.crumbs import Crumbs, read_failures
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
 from more.pseudo.workers import Outcome, local_executor, one_thread_each, run_tasks, usable_cores
@@ -63,7 +63,7 @@ def refine(seeds: Path, data: Path, out: Path, workers: int | None = None,
     _check_options(workers, ignore_below, rows_per_shard)
     source, images = _open_pair(Path(seeds), Path(data))
     out, params, workers = Path(out), params or CRFParams(), workers or usable_cores()
-    specs = plan(source, images, out, params, resolve_engine(engine), ignore_below, rows_per_shard)
+    specs = plan(source, images, out, params, _announced(engine), ignore_below, rows_per_shard)
     tally = Tally("images")
     with folder_lock(out), one_thread_each():
         remove_temporaries(out)
@@ -154,6 +154,14 @@ def _open_pair(seeds: Path, data: Path) -> tuple[ShardSet, ShardSet]:
                         f"{', '.join(strangers[:5])}",
                         fix="give the image set that the seeds were made from")
     return source, images
+
+
+def _announced(engine: str) -> str:
+    """The engine that serves; where it is not the usual one, say so and why."""
+    resolved = resolve_engine(engine)
+    if engine == "auto" and resolved != "pydensecrf":
+        console.print(f"dense CRF: {available_engine()[1]}", highlight=False, markup=False)
+    return resolved
 
 
 def _check_options(workers: int | None, ignore_below: float | None, rows_per_shard: int) -> None:

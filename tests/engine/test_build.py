@@ -52,3 +52,15 @@ def test_a_grid_too_small_for_the_uncertain_region_term_is_refused(tiny):
     with pytest.raises(UserError, match="6×6"):
         make_network(load_config(tiny["config"], ["data.crop=48"]))
     make_network(load_config(tiny["config"], ["data.crop=48", "loss.weights.ure=0"]))
+
+
+@pytest.mark.parametrize("override", ["inference.size=4", "inference.scales=(1.0,0.1)",
+                                      "cam.scales=(1.0,0.1)"])
+def test_a_view_smaller_than_a_patch_is_refused_before_training(tiny, override):
+    with pytest.raises(UserError, match="less than a patch of 8"):
+        make_network(load_config(tiny["config"], [override]))
+
+
+def test_regularising_tokens_may_start_at_zero(tiny):
+    network = make_network(load_config(tiny["config"], ["model.regularising_std=0.0"]))
+    assert not network.encoder.pos_embed[:, :4].any()

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from more.engine.distributed import local_device
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -41,3 +45,17 @@ def test_slurm_variables_are_understood():
     script = "from more.engine.distributed import launched_world; print(launched_world())"
     done = run(script, SLURM_PROCID="3", SLURM_NTASKS="8")
     assert done.stdout.strip() == "(3, 8)"
+
+
+def test_each_process_of_a_machine_takes_its_own_device(monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert local_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert local_device() == torch.device("cuda", 3)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert local_device() == torch.device("cuda", 2)

@@ -124,6 +124,7 @@ def test_bf16_trains(tiny, tmp_path):
     (("--set", "model.backbone=vit_bose_patch16_224"), "unknown backbone"),
     (("--set", "model.weights=missing.pth"), "missing.pth"),
     (("--set", "data.crop=40"), "5×5"),
+    (("--set", "train.global_batch=48"), "24 images, fewer than"),
 ])
 def test_bad_settings_end_with_a_cure_and_without_a_traceback(tiny, tmp_path, extra, message):
     done = train(tiny, tmp_path / "run", *extra)
@@ -147,3 +148,12 @@ def test_a_damaged_shard_is_named_before_training(tiny, tmp_path):
     done = command("train", tiny["config"], "--train", broken, "--run", tmp_path / "run")
     assert done.returncode == 2 and shard.name in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_elsewhere_continues_in_a_run_folder_of_its_own(tiny, straight, tmp_path):
+    run = tmp_path / "branch"
+    source = straight / "checkpoints" / "step-000003"
+    done = train(tiny, run, "--resume", source, "--set", "train.iterations=4")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "config.json").read_text())["train"]["iterations"] == 4
+    assert (run / "run.json").is_file()

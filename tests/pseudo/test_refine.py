@@ -218,3 +218,13 @@ def test_a_worker_imports_no_torch(sets):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_missing_pydensecrf_is_announced(sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    seeds, data = sets[:2]
+    refine(seeds, data, tmp_path / "out", params=FAST, **INLINE)
+    err = " ".join(capsys.readouterr().err.split())
+    assert "dense CRF: pydensecrf cannot be imported" in err and "own lattice" in err
+    provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
+    assert provenance["engine"] == "lattice"
