@@ -88,7 +88,8 @@ def test_settings_exist():
 
 
 def test_the_table_of_options_is_the_schema():
-    rows = re.findall(r"^\| `([a-z_.]+)` \| `(\w+)`.*? \| `(\w+)`.*\|$", README, re.M)
+    table = README.split("| option | `released` | `paper` |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `(\w+)`.*? \| `(\w+)`.*\|$", table, re.M)
     released = {key: value for key, value, _ in flatten(Config())}
     expected = {key: (str(released[key]), str(value)) for key, value in PAPER.items()}
     assert {key: (plain, paper) for key, plain, paper in rows} == expected
