@@ -1,6 +1,7 @@
 # PASCAL VOC 2012 with DINOv2 ViT-S/14 at 224 px: a small-budget recipe, under an hour on two cores.
-# The method is the released one. The starts are options: in a run this short the released ones leave
-# class tokens tied, disturb the backbone's features and feed the classifier on artifact patches.
+# The method is the released one. The starts are options: in a run this short the released ones
+# leave class tokens tied, disturb the backbone's features and feed the classifier on artifact
+# patches.
 _base_ = ["_base_/voc12.py"]
 model = dict(
     backbone="vit_small_patch14_dinov2",
@@ -14,7 +15,8 @@ model = dict(
 data = dict(crop=224, min_area=0.5, jitter=0.0)
 # 400 updates of the classifiers alone on features that are computed once.
 head_warmup = dict(updates=400)
-# Competitive CAMs are probabilities, low where unsure; the main CAM is the better one from the start.
+# Competitive CAMs are probabilities, low where unsure; the main CAM is the better one from the
+# start.
 cam = dict(scales=(1.0,), high=0.5, low=0.15, late_high=0.4, late_low=0.15, late_after=-1,
            background=0.2)
 # DINOv2's features are long (norm 40): a higher temperature keeps CRE from looking at one patch.

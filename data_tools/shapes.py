@@ -208,7 +208,7 @@ def main(
 ) -> int:
     """Draw the shapes set: 7 classes told apart by form and texture, exact masks, image tags.
 
-    Example: python -m data_tools.shapes work/shapes --images 1000 --seed 0
+    Example: python -m data_tools.shapes data/shapes --images 1000 --seed 0
     """
     tally = make_shapes(out, images, images // 5 if val < 0 else val, size, seed, workers)
     tally.print()

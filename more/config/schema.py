@@ -58,7 +58,8 @@ class DataConfig:
     """How images become tensors."""
 
     crop: int = setting(448, "side of a training crop in pixels")
-    augment: str = setting("voc", "'voc' (random resized crop), 'coco' (scale, crop, pad) or 'none'")
+    augment: str = setting("voc", "'voc' (random resized crop), 'coco' (scale, crop, pad) or "
+                           "'none'")
     min_area: float = setting(0.32, "smallest share of the image in a crop")
     jitter: float = setting(0.8, "probability of colour jitter")
     mean: tuple = setting((123.675, 116.28, 103.53), "channel means, 0..255")
