@@ -28,7 +28,7 @@ def test_only_the_classifiers_move(tiny, pooling):
     heads = {"classifier", "aux_classifier"}
     assert moved == (heads if pooling == "max" else heads | {"contest", "aux_contest"})
     assert network.training and all(p.grad is None for p in network.parameters())
-    assert 0 < terms["cls"] < 0.8 and (terms["background"] > 0) == (pooling == "competitive")
+    assert terms["cls"] > 0 and (terms["background"] > 0) == (pooling == "competitive")
 
 
 def test_it_learns_and_repeats_exactly(tiny):
