@@ -21,7 +21,7 @@ cam = dict(scales=(1.0,), high=0.5, low=0.15, late_high=0.4, late_low=0.15, late
            background=0.2)
 # DINOv2's features are long (norm 40): a higher temperature keeps CRE from looking at one patch.
 loss = dict(temperature=2.0, start=dict(seg=20, energy=20))
-# The backbone moves little: at rates of 2e-5 and more its features, and with them CAMs, got worse.
+# The backbone moves little: at a rate of 2e-5 the classification loss doubled in 30 updates.
 optim = dict(lr=4e-6, head_lr_scale=100.0, token_lr_scale=4.0, warmup=10, warmup_ratio=0.01)
 train = dict(iterations=140, global_batch=8, log_every=10)
 eval = dict(every=0, images=100)
