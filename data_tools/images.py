@@ -47,6 +47,47 @@ def read_index_png(path: Path) -> np.ndarray:
     return mask.astype(np.uint8)
 
 
+def align_mask(mask: np.ndarray, size: tuple[int, int], image: bytes, name: str) -> np.ndarray:
+    """The mask on the image's pixels as they are stored.
+
+    Images keep their stored orientation (see `decode_image`). A mask that was drawn on the image
+    as viewers turn it by its EXIF tag is turned back, where its size shows that.
+
+    Args:
+        mask: uint8 `[H, W]`.
+        size: height and width of the stored image.
+        image: the encoded image.
+        name: what to call the mask in an error.
+
+    Raises:
+        UserError: the mask has another size.
+    """
+    if mask.shape == size:
+        return mask
+    if mask.shape == size[::-1]:
+        turns = _EXIF_BACK.get(exif_orientation(image))
+        if turns is not None:
+            return np.ascontiguousarray(turns(mask))
+    raise UserError(f"{name}: mask is {mask.shape[0]}x{mask.shape[1]}, the image "
+                    f"{size[0]}x{size[1]} (height x width)",
+                    fix="make the mask again at the size of the image")
+
+
+def exif_orientation(image: bytes) -> int:
+    """EXIF orientation of an encoded image, 1 (as stored) to 8; 1 where there is none."""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return int(opened.getexif().get(_ORIENTATION, 1))
+    except (OSError, SyntaxError, ValueError, TypeError):
+        return 1
+
+
+# From the picture as viewers show it back to the stored pixels, for the tags that swap the sides.
+_ORIENTATION = 0x0112
+_EXIF_BACK = {5: lambda m: m.T, 6: lambda m: np.rot90(m, 1), 7: lambda m: np.rot90(m, 2).T,
+              8: lambda m: np.rot90(m, -1)}
+
+
 def check_values(mask: np.ndarray, num_classes: int, path: Path | None) -> None:
     """Raise UserError when a mask holds a class that the list of classes does not have."""
     values = mask_values(mask)

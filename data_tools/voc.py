@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from data_tools.convert import Record, check_records, convert
+from data_tools.build import check_ids
+from data_tools.convert import Record, convert, inputs_digest
 from data_tools.images import check_values, read_index_png
 from data_tools.pool import command
 from data_tools.tags import class_indices, read_classes, read_text, tags_from_csv
-from more.data.shards.format import sha256_bytes
 from more.errors import UserError
 
 VOC_CLASSES = (
@@ -138,13 +138,6 @@ def probe_masks(records: Sequence[Record], num_classes: int) -> None:
         check_values(read_index_png(path), num_classes, path)
 
 
-def inputs_digest(records: Sequence[Record]) -> str:
-    """sha256 over ids, tags and file sizes: changes when the input does, cheap to make."""
-    lines = [f"{r.id}\t{r.image.stat().st_size}\t{r.mask.stat().st_size if r.mask else ''}"
-             f"\t{r.tags}" for r in records]
-    return sha256_bytes("\n".join(lines).encode("utf-8"))
-
-
 def main(
     voc_root: Annotated[Path, typer.Argument(help="folder with JPEGImages, ImageSets, …")],
     out: Annotated[Path, typer.Argument(metavar="SET", help="shard set to write")],
@@ -167,7 +160,7 @@ def main(
     records = find_files(voc_root, ids, masks)
     source = choose_source(voc_root, tags_from, tags, records)
     records = add_tags(voc_root, records, class_names, source, tags, masks)
-    check_records(records)
+    check_ids(record.id for record in records)
     probe_masks(records, len(class_names))
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,

@@ -1,0 +1,132 @@
+"""Parts to shards over processes: resumable, with counts. Every tool that writes a set uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.pool import parallel
+from more import __version__
+from more.data.shards.format import MANIFEST, remove_temporaries, shard_name
+from more.data.shards.lock import folder_lock
+from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
+from more.data.shards.reader import shard_ids
+from more.data.shards.writer import check_id
+from more.errors import UserError
+from more.progress import Tally, track
+
+
+@dataclass(frozen=True)
+class Part:
+    """All that a worker needs to write one shard; `rows` and `options` belong to the tool."""
+
+    path: Path
+    kind: str
+    class_names: list[str]
+    provenance: dict[str, Any]
+    rows: list[Any]
+    options: Any
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What became of a shard: `entry` is None when it was not written; `bad` = (id, reason)."""
+
+    entry: ShardEntry | None
+    rows: int
+    bad: list[tuple[str, str]]
+
+
+def automatic_shard_size(images: int) -> int:
+    """Rows per shard: about 16 shards for small sets, 256 rows for large ones.
+
+    A shard is the unit of parallel work later on, so a small set should still have several.
+    """
+    return min(max(images // 16, 32), 256)
+
+
+def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str, Any],
+              rows: Sequence[Any], write: Callable[[Part], PartResult], options: Any = None, *,
+              shard_size: int = 0, workers: int = 0, extra: dict[str, Any] | None = None,
+              left_out: Sequence[str] = ()) -> Tally:
+    """Write `rows` as the shard set `out`; finished shards of an earlier run are kept.
+
+    The manifest is written only when every shard is there. Files do not depend on the number of
+    workers, on time or on interruptions.
+
+    Args:
+        out: folder of the set.
+        kind: "images", "seeds" or "masks".
+        class_names: foreground classes in order.
+        provenance: tool, parameters, digests of the inputs; another one in `out` is refused.
+        rows: what the rows are made of, each with an attribute `id`, in order.
+        write: writes one shard; a function of a module (it travels to workers).
+        options: handed on to `write`.
+        shard_size: rows per shard, 0 = automatic.
+        workers: processes, 0 = all cores.
+        extra: further JSON values for the manifest.
+        left_out: ids known beforehand to be missing, recorded with those that `write` leaves out.
+
+    Raises:
+        UserError: nothing to convert, bad or repeated ids, `out` busy or made otherwise.
+    """
+    check_ids(row.id for row in rows)
+    size = shard_size if shard_size > 0 else automatic_shard_size(len(rows))
+    provenance = {**provenance, "version": __version__, "shard_size": size}
+    tally = Tally("images")
+    with folder_lock(out):
+        entries = finished_shards(out, provenance)
+        remove_temporaries(out)
+        parts = []
+        for number, start in enumerate(range(0, len(rows), size)):
+            path, part = out / shard_name(number), list(rows[start:start + size])
+            if path.name in entries:
+                tally.skip(len(part))
+            else:
+                parts.append(Part(path, kind, class_names, provenance, part, options))
+        _write(parts, write, workers, entries, tally)
+        complete = len(entries) == -(-len(rows) // size)
+        if complete and (parts or not (out / MANIFEST).is_file()):
+            stored = {image_id for file in entries for image_id in shard_ids(out / file)}
+            absent = [*left_out, *(row.id for row in rows if row.id not in stored)]
+            write_manifest(out, kind, class_names, entries.values(), provenance,
+                           {**(extra or {}), "left_out": absent})
+    return tally
+
+
+def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
+           entries: dict[str, ShardEntry], tally: Tally) -> None:
+    """Run the workers; add what they finish to `entries` and the counts to `tally`."""
+    with track(sum(len(part.rows) for part in parts), "writing shards",
+               disable=not parts) as bar:
+        for part, result in parallel(write, parts, workers):
+            bar.advance(len(part.rows))
+            if isinstance(result, BaseException):
+                tally.fail(part.path.name, getattr(result, "message", None) or repr(result))
+                continue
+            for name, why in result.bad:
+                if result.entry is None:
+                    tally.fail(name, why)
+                else:  # left out on request, recorded in the manifest
+                    tally.skip()
+                    bar.note(f"left out {name}: {why}")
+            if result.entry is None and result.bad:
+                bar.note(f"{part.path.name} is not written, its {len(part.rows)} images wait: "
+                         "replace the bad ones, or leave them out with --skip-bad")
+            tally.ok(result.rows)
+            if result.entry is not None:
+                entries[result.entry.file] = result.entry
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Raise UserError for an empty list, ids that cannot be file names, and ids given twice."""
+    seen: set[str] = set()
+    for image_id in ids:
+        check_id(image_id)
+        if image_id in seen:
+            raise UserError(f"id {image_id!r} comes twice in the list", fix="remove one of them")
+        seen.add(image_id)
+    if not seen:
+        raise UserError("there is no image to convert", fix="check the list of images")
