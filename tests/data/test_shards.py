@@ -86,9 +86,9 @@ def test_reading(tmp_path):
 
 
 def _read_all(shards, queue):
-    inherited = list(shards._handles.values())  # none after spawn: they are not pickled
+    inherited = set(shards._files._files.values())  # none after spawn
     total = sum(int(shards.image(i).sum()) for i in shards)
-    queue.put((total, sum(old is new for old in inherited for new in shards._handles.values())))
+    queue.put((total, len(inherited & set(shards._files._files.values()))))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import zlib
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
+from more.data.shards.blobs import BlobMap, OpenFiles
+from more.data.shards.cache import ShardCache
 from more.data.shards.codec import decode_image, decode_mask
-from more.data.shards.format import FORMAT, PAYLOADS, sha256_file
+from more.data.shards.format import PAYLOADS, sha256_file
+from more.data.shards.index import ShardIndex, blob_maps
 from more.data.shards.manifest import REBUILD, ShardEntry, read_manifest
 from more.errors import UserError
 
@@ -24,44 +29,6 @@ def shard_ids(path: Path) -> list[str]:
     """Ids of one finished shard file, in order."""
     with h5py.File(path, "r", locking=False) as file:
         return [text.decode("utf-8") for text in file["ids"][:]]
-
-
-def _read(dataset: h5py.Dataset, start: int, stop: int) -> bytes | None:
-    """Bytes `start` to `stop`; None where even the raw chunks cannot be read.
-
-    A flipped bit fails the sum of a whole 64 KiB chunk. Then the chunks are read as they are,
-    and the item's own crc32 tells the damaged item from its sound neighbours.
-    """
-    try:
-        return dataset[start:stop].tobytes()
-    except OSError:
-        width = dataset.chunks[0]
-    try:
-        chunks = [dataset.id.read_direct_chunk((first,))[1][:width]
-                  for first in range(start - start % width, stop, width)]
-    except OSError:
-        return None
-    return b"".join(chunks)[start % width:start % width + stop - start]
-
-
-class _Index:
-    """Small parts of one shard, held in memory: ids, tags, sizes, offsets, checksums."""
-
-    def __init__(self, file: h5py.File, entry: ShardEntry, class_names: list[str]):
-        if file.attrs.get("format") != FORMAT:
-            raise ValueError("not a shard of format 1")
-        self.ids = [text.decode("utf-8") for text in file["ids"][:]]
-        self.tags, self.sizes = file["tags"][:], file["sizes"][:]
-        self.payloads = [str(name) for name in file.attrs["payloads"]]
-        self.offsets = {name: file[f"{name}/offsets"][:] for name in self.payloads}
-        self.crc32 = file["crc32"][:]
-        rows = entry.rows
-        lengths = [len(self.ids), len(self.tags), len(self.sizes), len(self.crc32),
-                   *(len(offsets) - 1 for offsets in self.offsets.values())]
-        if any(length != rows for length in lengths):
-            raise ValueError(f"{len(self.ids)} rows, the manifest says {rows}")
-        if [str(name) for name in file.attrs["class_names"]] != class_names:
-            raise ValueError("its classes are not those of the manifest")
 
 
 class ShardSet:
@@ -75,8 +42,10 @@ class ShardSet:
         kind: refuse a set of another kind ("images", "seeds", "masks"); None takes any.
         check: "quick" compares files, sizes in bytes and row counts with the manifest;
             "full" also hashes every file (about 1 s per GB). Training starts with "full".
+        share: (rank, world): of the files, "full" hashes every world-th from number rank on.
         only: numbers of the shards to open, for a worker that serves one shard; rows and shards
             are then numbered through these alone. None opens all.
+        cache: copy each shard to this local folder when it is first read (see `ShardCache`).
 
     Attributes:
         manifest: the manifest; `manifest.provenance` says where the set came from.
@@ -88,7 +57,8 @@ class ShardSet:
     """
 
     def __init__(self, path: Path | str, kind: str | None = None, check: str = "quick",
-                 only: Sequence[int] | None = None):
+                 only: Sequence[int] | None = None, share: tuple[int, int] = (0, 1),
+                 cache: Path | str | None = None):
         if check not in ("quick", "full"):
             raise ValueError(f"check {check!r} is not quick or full")
         self.path = Path(path)
@@ -102,14 +72,32 @@ class ShardSet:
         if only is not None:
             chosen = [self.manifest.shards[number] for number in only]
             self.manifest = replace(self.manifest, shards=chosen)
-        self._indexes = [self._load(entry, check) for entry in self.manifest.shards]
-        self.ids = [image_id for index in self._indexes for image_id in index.ids]
-        self.tags = np.concatenate([index.tags for index in self._indexes])
-        self.sizes = np.concatenate([index.sizes for index in self._indexes])
-        self._starts = np.cumsum([0, *self.shard_rows])
+        self._cache = None if cache is None else ShardCache(cache)
+        self._files = OpenFiles()
+        self._maps: dict[int, tuple[Path, dict[str, BlobMap]]] = {}
+        rank, world = share
+        self._gather([self._load(entry, check == "full" and number % world == rank)
+                      for number, entry in enumerate(self.manifest.shards)])
+
+    def _gather(self, indexes: list[ShardIndex]) -> None:
+        self._indexes = indexes
+        self.ids = [image_id for index in indexes for image_id in index.ids]
+        self.tags = np.concatenate([index.tags for index in indexes])
+        self.sizes = np.concatenate([index.sizes for index in indexes])
+        self._starts = np.cumsum([0, *self.shard_rows]).tolist()
         self._rows: dict[str, int] | None = None
-        self._handles: dict[int, h5py.File] = {}
-        self._pid = os.getpid()
+
+    def without(self, rows: Iterable[int]) -> ShardSet:
+        """The same set less some rows; the others are numbered anew, in the same order."""
+        dropped: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            shard, place = self.locate(row)
+            dropped[shard].append(place)
+        other = copy.copy(self)
+        other._files, other._maps = OpenFiles(self._files.limit), {}
+        other._gather([index.without(dropped[number]) if number in dropped else index
+                       for number, index in enumerate(self._indexes)])
+        return other
 
     @property
     def num_classes(self) -> int:
@@ -119,7 +107,7 @@ class ShardSet:
     @property
     def shard_rows(self) -> list[int]:
         """Rows of each shard, in order."""
-        return [entry.rows for entry in self.manifest.shards]
+        return [len(index) for index in self._indexes]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,12 +119,12 @@ class ShardSet:
         """Shard number and row in it of row `i` of the set."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return shard, int(i - self._starts[shard])
+        shard = bisect_right(self._starts, i) - 1
+        return shard, int(i) - self._starts[shard]
 
     def rows_of(self, shard: int) -> range:
         """Rows of the set that lie in shard number `shard`."""
-        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+        return range(self._starts[shard], self._starts[shard + 1])
 
     def index_of(self, image_id: str) -> int:
         """Row of an id. Raises UserError when the set has no such image."""
@@ -163,11 +151,11 @@ class ShardSet:
         index = self._indexes[shard]
         if name not in index.payloads:
             return b""
-        start, stop = index.offsets[name][row:row + 2]
-        data = _read(self._open(shard)[f"{name}/bytes"], int(start), int(stop))
-        if data is None or zlib.crc32(data) != index.crc32[row, index.payloads.index(name)]:
-            raise UserError(f"{self._file(shard)}: {name} of {self.ids[i]!r} is damaged",
-                            fix=_RESTORE)
+        start, stop, crc32 = index.extent(name, row)
+        path, maps = self._where(shard)
+        data = maps[name].read(self._files.get(path), start, stop)
+        if len(data) != stop - start or zlib.crc32(data) != crc32:
+            raise UserError(f"{path}: {name} of {self.ids[i]!r} is damaged", fix=_RESTORE)
         return data
 
     def image(self, i: int) -> np.ndarray:
@@ -180,13 +168,8 @@ class ShardSet:
         return decode_mask(data, self._item(i)) if data else None
 
     def close(self) -> None:
-        """Close this process's file handles; they open again when needed."""
-        for handle in self._handles.values():
-            handle.close()
-        self._handles = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": {}, "_pid": -1}
+        """Close this process's files; they open again when needed."""
+        self._files.close()
 
     def _item(self, i: int) -> str:
         return f"{self._file(self.locate(i)[0])}: {self.ids[i]!r}"
@@ -194,26 +177,34 @@ class ShardSet:
     def _file(self, shard: int) -> Path:
         return self.path / self.manifest.shards[shard].file
 
-    def _open(self, shard: int) -> h5py.File:
-        if self._pid != os.getpid():  # forked: leave the parent's handles alone
-            self._handles, self._pid = {}, os.getpid()
-        if shard not in self._handles:
-            # Finished shards never change, and some cluster file systems refuse locks.
-            self._handles[shard] = h5py.File(self._file(shard), "r", locking=False)
-        return self._handles[shard]
+    def _where(self, shard: int) -> tuple[Path, dict[str, BlobMap]]:
+        """The file to read a shard from, and where its payloads lie in it."""
+        if shard not in self._maps:
+            path, entry = self._file(shard), self.manifest.shards[shard]
+            if self._cache is not None:
+                path = self._cache.fetch(path, entry)
+            with _named(path):
+                self._maps[shard] = path, blob_maps(path, self._indexes[shard].payloads)
+        return self._maps[shard]
 
-    def _load(self, entry: ShardEntry, check: str) -> _Index:
+    def _load(self, entry: ShardEntry, hashed: bool) -> ShardIndex:
         path = self.path / entry.file
         if not path.is_file():
             raise UserError(f"{path}: shard is missing", fix=_RESTORE)
         size = path.stat().st_size
         if size != entry.bytes:
             raise UserError(f"{path}: {size} bytes, the manifest says {entry.bytes}", fix=_RESTORE)
-        if check == "full" and sha256_file(path) != entry.sha256:
+        if hashed and sha256_file(path) != entry.sha256:
             raise UserError(f"{path}: content changed since it was written (sha256 differs)",
                             fix=_RESTORE)
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                return _Index(file, entry, self.class_names)
-        except (OSError, KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a readable shard ({error})", fix=_RESTORE) from error
+        with _named(path):
+            return ShardIndex(path, entry, self.class_names)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what HDF5 says about a file into an error with its name."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable shard ({error})", fix=_RESTORE) from error

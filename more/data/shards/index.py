@@ -1,0 +1,78 @@
+"""The small parts of one shard, held in memory by a reader."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from more.data.shards.blobs import BlobMap
+from more.data.shards.format import FORMAT
+from more.data.shards.manifest import ShardEntry
+
+_PARTS = ("ids", "tags", "sizes", "crc32")
+
+
+class ShardIndex:
+    """Ids, tags, sizes, offsets and checksums of one shard.
+
+    Args:
+        path: the shard. entry: what the manifest says of it. class_names: those of the set.
+
+    Attributes:
+        ids: names. tags: uint8 `[n, C]`. sizes: int32 `[n, 2]`.
+        payloads: names of the payloads. offsets: int64 `[N+1]` by payload.
+        crc32: uint32 `[N, P]`. rows: place in the file of each of the n rows in use.
+
+    Raises:
+        OSError, KeyError, ValueError, IndexError, UnicodeDecodeError: not such a shard.
+    """
+
+    def __init__(self, path: Path, entry: ShardEntry, class_names: list[str]):
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise ValueError("not a shard of format 1")
+            self.payloads = [str(name) for name in file.attrs["payloads"]]
+            stored = [*_PARTS, *(f"{name}/{part}" for name in self.payloads
+                                 for part in ("bytes", "offsets"))]
+            for name in stored:  # its sources may be elsewhere: a missing one reads as zeros
+                if file[name].is_virtual:
+                    raise ValueError(f"{name} is a virtual dataset, its data may be missing")
+            self.ids = [text.decode("utf-8") for text in file["ids"][:]]
+            self.tags, self.sizes = file["tags"][:], file["sizes"][:]
+            self.offsets = {name: file[f"{name}/offsets"][:] for name in self.payloads}
+            self.crc32 = file["crc32"][:]
+            names = [str(name) for name in file.attrs["class_names"]]
+        lengths = [len(self.ids), len(self.tags), len(self.sizes), len(self.crc32),
+                   *(len(offsets) - 1 for offsets in self.offsets.values())]
+        if any(length != entry.rows for length in lengths):
+            raise ValueError(f"{len(self.ids)} rows, the manifest says {entry.rows}")
+        if names != class_names:
+            raise ValueError("its classes are not those of the manifest")
+        self.rows = np.arange(entry.rows)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without(self, rows: Iterable[int]) -> ShardIndex:
+        """A copy that leaves some of the rows out."""
+        keep = np.delete(np.arange(len(self)), list(rows))
+        other = copy.copy(self)
+        other.ids = [self.ids[row] for row in keep]
+        other.tags, other.sizes, other.rows = self.tags[keep], self.sizes[keep], self.rows[keep]
+        return other
+
+    def extent(self, name: str, row: int) -> tuple[int, int, int]:
+        """Start and end of a payload in the dataset's bytes, and its crc32."""
+        place = self.rows[row]
+        start, stop = self.offsets[name][place:place + 2].tolist()
+        return start, stop, int(self.crc32[place, self.payloads.index(name)])
+
+
+def blob_maps(path: Path, payloads: Iterable[str]) -> dict[str, BlobMap]:
+    """Where the payloads' bytes lie in a shard file."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {name: BlobMap(file[f"{name}/bytes"]) for name in payloads}
