@@ -72,16 +72,20 @@ def train(
     from more.data.shards.reader import ShardSet
 
     settings = load_config(config, overrides or [])
-    images = ShardSet(train_set, kind="images", check="full")
-    masks = ShardSet(val_set, kind="images", check="full") if val_set else None
-    from more.engine.distributed import setup, teardown
+    from more.data.shards.quarantine import open_checked
+    from more.engine.distributed import launched_world, setup, teardown
     from more.engine.trainer import Trainer, check_classes
+
+    share = launched_world()
+    images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
+                                    cache=settings.data.cache or None)
+    masks = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
 
     check_classes(settings, images, masks)
     run = make_folder(run or Path("checkpoints") / settings.name)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
-        Trainer(settings, images, masks, run, world, resume).fit()
+        Trainer(settings, images, masks, run, world, resume, left_out).fit()
     finally:
         teardown()
 

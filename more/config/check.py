@@ -13,7 +13,7 @@ AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
     "train.global_batch", "train.log_every", "inference.size", "inference.batch",
     "checkpoint.every", "checkpoint.keep", "head_warmup.batch", "head_warmup.images",
-    "deepspeed.timeout_minutes", "deepspeed.bucket_mb")
+    "deepspeed.timeout_minutes", "deepspeed.bucket_mb", "data.window", "data.prefetch_mb")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
     "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
@@ -26,8 +26,8 @@ POSITIVE = (
     "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area", "loss.temperature",
     "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale", "crf.gaussian_xy",
     "crf.bilateral_xy", "crf.bilateral_rgb")
-SHARES = ("data.min_area", "data.jitter", "cam.background", "inference.threshold",
-          "inference.tag_threshold")
+SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
+          "inference.threshold", "inference.tag_threshold")
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
          ("cam.late_high", "cam.late_low"))
 SCALES = ("cam.scales", "inference.scales", "inference.segment_scales")

@@ -64,7 +64,17 @@ class DataConfig:
     jitter: float = setting(0.8, "probability of colour jitter")
     mean: tuple = setting((123.675, 116.28, 103.53), "channel means, 0..255")
     std: tuple = setting((58.395, 57.12, 57.375), "channel deviations, 0..255")
+    pipeline: str = setting("device", "'device': colours are jittered batch-wise where the network "
+                            "runs; 'pil': image by image with Pillow, in the released order")
+    order: str = setting("shards", "'shards': each rank reads whole shards, shuffled in windows; "
+                         "'global': one shuffle over the whole set")
+    window: int = setting(8, "shards that are shuffled with one another, for order='shards'")
+    last_batch: str = setting("drop", "the incomplete batch at an epoch's end: 'drop', or 'carry' "
+                              "it into the next epoch")
     workers: int = setting(2, "loader processes per rank; 0 loads in the trainer")
+    prefetch_mb: int = setting(256, "megabytes of finished batches that may wait, per rank")
+    cache: str = setting("", "copy shards to this local folder when first read; '' = read in place")
+    quarantine: float = setting(0.0, "share of damaged images to leave out; 0 stops at the first")
 
 
 @dataclass(frozen=True)
@@ -270,6 +280,9 @@ CHOICES = {
     "model.graph_similarity": ("dot", "cosine"),
     "model.lam_similarity": ("dot", "cosine"),
     "data.augment": ("voc", "coco", "none"),
+    "data.pipeline": ("device", "pil"),
+    "data.order": ("shards", "global"),
+    "data.last_batch": ("drop", "carry"),
     "loss.mcl_form": ("plain", "mixed"),
     "loss.cre_similarity": ("dot", "cosine"),
     "loss.cre_reduction": ("released", "pairs"),

@@ -30,14 +30,15 @@ class TrainDataset(Dataset):
         return len(self.shards)
 
     def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> dict[str, Any]:
-        """Sample (index, slot, epoch): images float32 `[3,S,S]`, tags float32 `[C]`,
-        indices and slots as int, box int64 `[4]` = y0, y1, x0, x1 of real content."""
+        """Sample (index, slot, epoch): images uint8 `[S,S,3]`, jitter float32 `[13]`, box int64
+        `[4]` (see `View`), tags float32 `[C]`, indices and slots as int."""
         index, slot, epoch = key
         rng = sample_generator(self.seed, epoch, index)
-        image, box = self.transform(self.shards.image(index), rng)
+        view = self.transform(self.shards.image(index), rng)
         tags = torch.from_numpy(self.shards.tags[index].astype(np.float32))
-        return {"images": torch.from_numpy(image), "tags": tags, "indices": index,
-                "slots": slot, "box": torch.from_numpy(box)}
+        return {"images": torch.from_numpy(np.ascontiguousarray(view.pixels)), "tags": tags,
+                "jitter": torch.from_numpy(view.jitter), "box": torch.from_numpy(view.box),
+                "indices": index, "slots": slot}
 
 
 class EvalDataset(Dataset):

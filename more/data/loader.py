@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -71,37 +72,60 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def make_train_loader(shards: ShardSet, transform: TrainTransform, *, global_batch: int, seed: int,
+@dataclass(frozen=True)
+class Reading:
+    """How a training loader reads; none of it changes a single sample.
+
+    Attributes:
+        workers: loader processes; 0 loads in this process.
+        prefetch_mb: megabytes of finished micro-batches that may wait, per rank.
+        context: how loader processes start: "fork", "spawn" or "forkserver".
+    """
+
+    workers: int = 0
+    prefetch_mb: int = 256
+    context: str = "fork"
+
+
+def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalBatchSampler, *,
                       rank: int = 0, world: int = 1, micro_batch: int | None = None,
-                      start_step: int = 0, stop_step: int | None = None, workers: int = 0,
-                      shard_local: bool = False, context: str = "fork") -> Batches:
+                      start_step: int = 0, stop_step: int | None = None,
+                      reading: Reading | None = None) -> Batches:
     """The micro-batches of one rank, from global step `start_step` on.
 
-    A batch is a dict: images float32 `[b,3,S,S]` normalised, tags float32 `[b,C]`, indices and
-    slots int64 `[b]` (row of the set, place in the global batch), box int64 `[b,4]`.
+    A batch is a dict: images uint8 `[b,S,S,3]`, jitter float32 `[b,13]` and box int64 `[b,4]`
+    (`more.data.colours.prepare` makes network input of these), tags float32 `[b,C]`, indices and
+    slots int64 `[b]` (row of the set, place in the global batch).
     `batches.sampler.accumulation` micro-batches make one global step. The same samples in the
     same order, whatever rank count, micro-batch and number of workers.
 
     Args:
         shards: a set of kind "images".
         transform: random view.
-        global_batch: images per optimiser step over all ranks.
-        seed: seed of order and views.
+        plan: which samples make up which global step.
         rank, world: this process and their number.
         micro_batch: images per forward pass; None = the rank's whole share.
         start_step: global step to start or resume at.
         stop_step: end (exclusive); None never ends.
-        workers: loader processes; 0 loads in this process.
-        shard_local: mix samples only inside groups of shards (slow file systems).
-        context: how loader processes start: "fork", "spawn" or "forkserver".
+        reading: processes and memory.
 
     Raises:
         UserError: batch sizes that do not divide, or a damaged image.
     """
-    plan = GlobalBatchSampler(len(shards), global_batch, seed,
-                              shards.shard_rows if shard_local else None)
+    reading = reading or Reading()
     sampler = MicroBatches(plan, rank, world, micro_batch, start_step, stop_step)
-    return _batches(TrainDataset(shards, transform, seed), sampler, workers, context)
+    dataset = TrainDataset(shards, transform, plan.seed)
+    batch_bytes = sampler.micro_batch * (transform.size ** 2 * 3 + shards.num_classes * 4)
+    ahead = prefetch_factor(reading, sampler.accumulation, batch_bytes)
+    return _batches(dataset, sampler, reading.workers, reading.context, ahead)
+
+
+def prefetch_factor(reading: Reading, accumulation: int, batch_bytes: int) -> int:
+    """Micro-batches that each worker prepares ahead: enough for two global steps, or as many as
+    `prefetch_mb` holds; never less than one."""
+    workers = max(reading.workers, 1)
+    wanted = -(-2 * accumulation // workers)
+    return max(1, min(max(wanted, 2), reading.prefetch_mb * 2**20 // batch_bytes // workers))
 
 
 def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: int = 0,
@@ -125,9 +149,11 @@ def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: 
     return _batches(dataset, sampler, workers, context)
 
 
-def _batches(dataset: Dataset, sampler: Any, workers: int, context: str) -> Batches:
+def _batches(dataset: Dataset, sampler: Any, workers: int, context: str,
+             ahead: int | None = None) -> Batches:
     loader = DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
                         collate_fn=_collate, worker_init_fn=start_worker if workers else None,
                         persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+                        prefetch_factor=(ahead or 2) if workers else None,
                         multiprocessing_context=context if workers else None)
     return Batches(loader, sampler)

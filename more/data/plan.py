@@ -2,6 +2,12 @@
 
 The order does not know ranks, workers or micro-batches. So it is the same for every world size,
 and one integer, the global step, is the whole state of the sampler.
+
+Kept local, an epoch's order looks like this: the shards, in random order, form one long row of
+samples. It is cut into as many pieces as a batch has places, one after the other, and place k of
+every batch is fed from piece k. A rank owns neighbouring places, hence a whole stretch of that row:
+it reads whole shards that hardly any other rank reads, however many ranks there are, while the
+samples of one batch come from all over the set.
 """
 
 from __future__ import annotations
@@ -12,18 +18,23 @@ import numpy as np
 
 from more.errors import UserError
 
+LAST_BATCH = ("drop", "carry")
 
-def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None = None,
-                window: int = 8) -> np.ndarray:
-    """A permutation of the samples for one epoch, int64 `[n]`.
+
+def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None = None, *,
+                places: int = 1, offset: int = 0, window: int = 8, used: int | None = None
+                ) -> np.ndarray:
+    """A permutation of the samples for one epoch, int64 `[n]`, in the order of their use.
 
     Args:
         n: number of samples.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
-        shard_rows: rows of each shard, to keep reads local on slow file systems: shards are
-            permuted, and samples are mixed only inside runs of `window` shards. None mixes all.
-        window: shards mixed with one another.
+        shard_rows: rows of each shard, to keep reads local (see above). None mixes all.
+        places: places in a global batch; each is fed from a stretch of its own.
+        offset: place of the epoch's first sample.
+        window: a stretch is shuffled inside runs of as many rows as this many shards have.
+        used: the samples after this position are left out by the caller; they are drawn evenly.
     """
     rng = np.random.default_rng([seed, epoch])
     if shard_rows is None:
@@ -31,54 +42,74 @@ def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None 
     if sum(shard_rows) != n:
         raise ValueError(f"shards hold {sum(shard_rows)} rows, not {n}")
     starts = np.cumsum([0, *shard_rows])
-    shards = rng.permutation(len(shard_rows))
-    runs = [np.concatenate([np.arange(starts[k], starts[k + 1]) for k in shards[i:i + window]])
-            for i in range(0, len(shards), window)]
-    return np.concatenate([rng.permutation(run) for run in runs]).astype(np.int64)
+    row = np.concatenate([np.arange(starts[k], starts[k + 1], dtype=np.int64)
+                          for k in rng.permutation(len(shard_rows))])
+    rest = np.empty(0, np.int64)
+    if used is not None and used < n:
+        out = np.sort(rng.choice(n, n - used, replace=False))
+        row, rest = np.delete(row, out), row[out]
+    place = (offset + np.arange(len(row))) % places
+    by_place = np.argsort(place, kind="stable")  # positions of the epoch, place after place
+    lengths = np.bincount(place, minlength=places)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    run = within // max(window * -(-n // len(shard_rows)), 1)
+    shuffled = np.lexsort((rng.random(len(row)), run, place[by_place]))
+    order = np.empty(len(row), np.int64)
+    order[by_place] = row[shuffled]
+    return np.concatenate([order, rest])
 
 
 class GlobalBatchSampler:
     """Global batch number `step` of an endless run over `n` samples.
 
-    Epochs follow one another; what is left of an epoch after its last full batch is dropped
-    (other samples each time, since every epoch has its own order).
+    Within an epoch no sample comes twice. What is left after its last full batch is dropped
+    (`last="drop"`: other samples each time), or goes into a batch with the first samples of the
+    next epoch (`last="carry"`: then no epoch misses one).
 
     Args:
         n: number of samples.
         global_batch: images per optimiser step over all ranks.
         seed: seed of the run.
-        shard_rows: see `epoch_order`.
+        shard_rows, window: see `epoch_order`.
+        last: "drop" or "carry".
 
     Raises:
         UserError: fewer samples than one batch.
     """
 
     def __init__(self, n: int, global_batch: int, seed: int,
-                 shard_rows: Sequence[int] | None = None):
+                 shard_rows: Sequence[int] | None = None, window: int = 8, last: str = "drop"):
         if not 1 <= global_batch <= n:
             raise UserError(f"a global batch of {global_batch} images from a set of {n}",
                             fix="set train.global_batch between 1 and the number of images")
-        self.n, self.global_batch, self.seed = n, global_batch, seed
+        if last not in LAST_BATCH:
+            raise ValueError(f"last {last!r} is not one of {LAST_BATCH}")
+        self.n, self.global_batch, self.seed, self.window = n, global_batch, seed, window
         self.shard_rows = None if shard_rows is None else list(shard_rows)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches in an epoch."""
-        return self.n // self.global_batch
+        self.per_epoch = n if last == "carry" else n // global_batch * global_batch
+        self._orders: dict[int, np.ndarray] = {}
 
     def epoch_of(self, step: int) -> int:
-        """Epoch, from 0, to which global step `step` belongs."""
-        return step // self.steps_per_epoch
+        """Epoch, from 0, of the first sample of global step `step`."""
+        return step * self.global_batch // self.per_epoch
 
-    def batch(self, step: int) -> np.ndarray:
-        """Sample indices of global step `step`, int64 `[global_batch]`."""
-        epoch = self.epoch_of(step)
-        if epoch != self._epoch:  # kept only to save work; the result does not depend on it
-            self._order = epoch_order(self.n, self.seed, epoch, self.shard_rows)
-            self._epoch = epoch
-        first = (step % self.steps_per_epoch) * self.global_batch
-        return self._order[first:first + self.global_batch]
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of global step `step` and the epoch of each, both int64 `[global_batch]`."""
+        position = step * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+        epochs = position // self.per_epoch
+        samples = np.concatenate([
+            self._order(epoch)[position[epochs == epoch] - epoch * self.per_epoch]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)])
+        return samples, epochs
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:  # kept only to save work; the result does not depend on it
+            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
+            self._orders[epoch] = epoch_order(
+                self.n, self.seed, epoch, self.shard_rows, places=self.global_batch,
+                offset=epoch * self.per_epoch % self.global_batch, window=self.window,
+                used=self.per_epoch)
+        return self._orders[epoch]
 
     def rank_slice(self, rank: int, world: int) -> slice:
         """Places in the global batch that `rank` of `world` ranks works on.

@@ -51,9 +51,9 @@ class MicroBatches(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         step = self.start_step
         while self.stop_step is None or step < self.stop_step:
-            batch, epoch = self.plan.batch(step), self.plan.epoch_of(step)
+            batch, epochs = self.plan.batch(step)
             for first in range(self.slots.start, self.slots.stop, self.micro_batch):
-                yield [SampleKey(int(batch[slot]), slot, epoch)
+                yield [SampleKey(int(batch[slot]), slot, int(epochs[slot]))
                        for slot in range(first, first + self.micro_batch)]
             step += 1
 

@@ -6,14 +6,18 @@ so a view is a pure function of (seed, epoch, index).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from more.data.colours import UNCHANGED, draw_jitter
+from more.data.pil import jitter_pil, resize_pil
+
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-_GREY = np.array([0.299, 0.587, 0.114])
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -46,6 +50,15 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=mode)
 
 
+class View(NamedTuple):
+    """A random view: pixels uint8 `[S, S, 3]` RGB; jitter float32 `[13]` still to be applied (see
+    `more.data.colours`); box int64 `[4]` = y0, y1, x0, x1 of real content, ends exclusive."""
+
+    pixels: np.ndarray
+    jitter: np.ndarray
+    box: np.ndarray
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """A random view of an image.
@@ -54,53 +67,52 @@ class TrainTransform:
         size: side of the crop in pixels.
         augment: "voc" random resized crop; "coco" random scale, padded with black up to the
             crop; "none" the whole image resized, no flip, no jitter.
+        pipeline: "device" leaves the colours to the training device; "pil" changes them here, one
+            after the other on 8-bit pixels, and resizes with Pillow, as the released code does.
         area: for "voc" the share of the image that a crop covers, for "coco" the scale factor.
         aspect: width over height of a "voc" crop before resizing.
         flip: probability of mirroring left and right.
         jitter: brightness, contrast, saturation (factor 1 ± value) and hue (turn ± value).
         jitter_probability: how often colours are jittered.
-        mean, std: of RGB in 0..255.
     """
 
     size: int
     augment: str = "voc"
+    pipeline: str = "device"
     area: tuple[float, float] = (0.32, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.8
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
 
     def __post_init__(self) -> None:
         if self.augment not in ("voc", "coco", "none"):
             raise ValueError(f"augment {self.augment!r} is not voc, coco or none")
+        if self.pipeline not in ("device", "pil"):
+            raise ValueError(f"pipeline {self.pipeline!r} is not device or pil")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator
-                 ) -> tuple[np.ndarray, np.ndarray]:
-        """RGB uint8 `[H, W, 3]` → float32 `[3, size, size]` and the box of real content.
-
-        The box is int64 `[y0, y1, x0, x1]`, ends exclusive; the rest of the crop is padding.
-        """
-        view, box = self.view(image, rng)
-        return normalise(view, self.mean, self.std), np.array(box, np.int64)
-
-    def view(self, image: np.ndarray, rng: np.random.Generator
-             ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-        """The same before normalisation: uint8 `[size, size, 3]` and the box."""
-        whole = (0, self.size, 0, self.size)
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> View:
+        """One view of an RGB uint8 `[H, W, 3]` image. Both pipelines choose the same windows."""
+        scale = resize_pil if self.pipeline == "pil" else resize
+        jitter, box = UNCHANGED, (0, self.size, 0, self.size)
         if self.augment == "none":
-            return resize(image, self.size, self.size), whole
+            return View(scale(image, self.size, self.size), jitter, np.array(box, np.int64))
         if self.augment == "voc":
             top, left, height, width = crop_window(*image.shape[:2], self.area, self.aspect, rng)
-            image = resize(image[top:top + height, left:left + width], self.size, self.size)
+            image = scale(image[top:top + height, left:left + width], self.size, self.size)
         else:
-            image = scaled_cut(image, self.size, self.area, rng)
+            image = scaled_cut(image, self.size, self.area, rng, scale)
         if rng.random() < self.flip:
             image = image[:, ::-1]
+        image = np.ascontiguousarray(image)
         if rng.random() < self.jitter_probability:
-            image = jitter_colours(np.ascontiguousarray(image), self.jitter, rng)
-        return (image, whole) if self.augment == "voc" else pad(image, self.size, rng)
+            if self.pipeline == "pil":
+                image = jitter_pil(image, self.jitter, rng)
+            else:
+                jitter = draw_jitter(image, self.jitter, rng)
+        if self.augment == "coco":
+            image, box = pad(image, self.size, rng)
+        return View(image, jitter, np.array(box, np.int64))
 
 
 def crop_window(height: int, width: int, area: tuple[float, float],
@@ -124,11 +136,12 @@ def crop_window(height: int, width: int, area: tuple[float, float],
 
 
 def scaled_cut(image: np.ndarray, size: int, scale: tuple[float, float],
-               rng: np.random.Generator) -> np.ndarray:
+               rng: np.random.Generator,
+               rescale: Callable[[np.ndarray, int, int], np.ndarray] = resize) -> np.ndarray:
     """The image scaled by a random factor, and a random window where it exceeds `size`."""
     factor = rng.uniform(*scale)
     height, width = (max(round(side * factor), 1) for side in image.shape[:2])
-    image = resize(image, height, width)
+    image = rescale(image, height, width)
     top = int(rng.integers(0, max(height - size, 0) + 1))
     left = int(rng.integers(0, max(width - size, 0) + 1))
     return image[top:top + size, left:left + size]
@@ -143,35 +156,3 @@ def pad(image: np.ndarray, size: int, rng: np.random.Generator
     canvas = np.zeros((size, size, 3), np.uint8)
     canvas[top:top + height, left:left + width] = image
     return canvas, (top, top + height, left, left + width)
-
-
-def jitter_colours(image: np.ndarray, strength: tuple[float, float, float, float],
-                   rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation in random order, then hue; uint8 to uint8.
-
-    The first three are affine in RGB, so they are folded into one 3x4 matrix and applied at once;
-    unlike the one-by-one form nothing is cut off at 0 and 255 in between.
-    """
-    matrix, offset = np.eye(3), np.zeros(3)
-    grey = np.broadcast_to(_GREY, (3, 3))
-    mean = np.array(cv2.mean(image)[:3])
-    for kind in rng.permutation(3):
-        factor = rng.uniform(max(0.0, 1 - strength[kind]), 1 + strength[kind])
-        if kind == 0:
-            step, shift = factor * np.eye(3), np.zeros(3)
-        elif kind == 1:  # towards or away from the mean grey of the image as it is by now
-            level = _GREY @ (matrix @ mean + offset)
-            step, shift = factor * np.eye(3), np.full(3, (1 - factor) * level)
-        else:
-            step, shift = factor * np.eye(3) + (1 - factor) * grey, np.zeros(3)
-        matrix, offset = step @ matrix, step @ offset + shift
-    image = cv2.transform(image, np.column_stack([matrix, offset]).astype(np.float32))
-    turn = rng.uniform(-strength[3], strength[3])
-    return image if strength[3] == 0 else _turn_hue(image, turn)
-
-
-def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
-    """Rotate the hue by a share of the full circle."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # wraps around, as hue does
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)

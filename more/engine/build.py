@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from more.config.schema import Config, DataConfig
+from more.data.plan import GlobalBatchSampler
+from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
 from more.losses.objective import Objective, Recipe
@@ -105,9 +107,16 @@ def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
 
 def make_transform(data: DataConfig) -> TrainTransform:
     """The random view of a training image."""
-    return TrainTransform(data.crop, data.augment, area=(data.min_area, 1.0),
-                          jitter_probability=data.jitter, mean=tuple(data.mean),
-                          std=tuple(data.std))
+    return TrainTransform(data.crop, data.augment, data.pipeline, area=(data.min_area, 1.0),
+                          jitter_probability=data.jitter)
+
+
+def make_plan(config: Config, shards: ShardSet) -> GlobalBatchSampler:
+    """The order of samples."""
+    data = config.data
+    rows = shards.shard_rows if data.order == "shards" else None
+    return GlobalBatchSampler(len(shards), config.train.global_batch, config.train.seed, rows,
+                              data.window, data.last_batch)
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,13 @@ class World:
         return box
 
 
+# Set by srun alone; SLURM_NTASKS is there in the batch script too, where only one process runs.
+SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
+
+
 def launched_world() -> tuple[int, int]:
     """(rank, world size) from the launcher's environment, without making a group."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", SLURM_TASKS)):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])
     return 0, 1
@@ -132,9 +136,9 @@ def _cores() -> int:
 
 def _fill_environment() -> None:
     """The five launcher variables: from SLURM, else a world of one."""
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    if "RANK" not in os.environ and int(os.environ.get(SLURM_TASKS, "1")) > 1:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["WORLD_SIZE"] = os.environ[SLURM_TASKS]
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
         os.environ.setdefault("LOCAL_WORLD_SIZE",
                               os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 import more
 from more.config.load import to_dict
 from more.config.schema import Config
-from more.data.loader import make_train_loader
+from more.data.colours import prepare
+from more.data.loader import Reading, make_train_loader
 from more.data.shards.format import to_json, write_atomic
+from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint
 from more.engine.build import (
@@ -23,6 +25,7 @@ from more.engine.build import (
     make_network,
     make_objective,
     make_optimizer,
+    make_plan,
     make_transform,
     split_batch,
 )
@@ -47,13 +50,14 @@ class Trainer:
         run: run folder.
         world: this rank among its peers.
         resume: `auto`, `never` or a checkpoint folder.
+        left_out: images of the training set that are damaged and left out.
 
     Raises:
         UserError: settings, data or checkpoint do not fit together.
     """
 
     def __init__(self, config: Config, train_set: ShardSet, val_set: ShardSet | None, run: Path,
-                 world: World, resume: str = "auto"):
+                 world: World, resume: str = "auto", left_out: Sequence[Damaged] = ()):
         check_classes(config, train_set, val_set)
         self.config, self.run, self.world = config, run, world
         self.train_set, self.val_set = train_set, val_set
@@ -69,7 +73,7 @@ class Trainer:
             self.start = checkpoint.load(self.engine, source, world)
             self.records.say(f"resumed after {self.start} updates from {source}")
         if world.main:
-            self._describe()
+            self._describe(left_out)
 
     def fit(self) -> dict[str, Any]:
         """Train to the last iteration; returns the last evaluation's scores."""
@@ -98,7 +102,7 @@ class Trainer:
 
     def _pass(self, data: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
         """Forward, loss and backward of one micro-batch; DeepSpeed updates when it is due."""
-        images = data["images"].to(self.world.device, non_blocking=True)
+        images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
         output = in_float32(self.engine(images))
         tags = data["tags"].to(self.world.device)
         cams, aux_cams = self._cams(images, tags, output, step)
@@ -161,12 +165,12 @@ class Trainer:
         return engine
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        config, split = self.config, self.split
+        data = self.config.data
         return iter(make_train_loader(
-            self.train_set, make_transform(config.data), global_batch=split.global_batch,
-            seed=config.train.seed, rank=self.world.rank, world=self.world.size,
-            micro_batch=split.micro, start_step=self.start, stop_step=config.train.iterations,
-            workers=config.data.workers))
+            self.train_set, make_transform(data), make_plan(self.config, self.train_set),
+            rank=self.world.rank, world=self.world.size, micro_batch=self.split.micro,
+            start_step=self.start, stop_step=self.config.train.iterations,
+            reading=Reading(data.workers, data.prefetch_mb)))
 
     def _evaluate(self, done: int) -> dict[str, Any]:
         scores = validate(self.engine.module, self.val_set, self.config, self.world)
@@ -191,7 +195,7 @@ class Trainer:
         self.records.say(f"[{done}/{self.config.train.iterations}] {terms} | "
                          f"{record['images_per_s']:.2f} img/s, eta {duration(left)}")
 
-    def _describe(self) -> None:
+    def _describe(self, left_out: Sequence[Damaged]) -> None:
         """Write the run's settings and say what is about to happen."""
         write_atomic(self.run / "config.json", to_json(to_dict(self.config)))
         about = {"version": more.__version__, "classes": self.train_set.class_names,
@@ -199,6 +203,10 @@ class Trainer:
                  "val": str(Path(self.val_set.path).resolve()) if self.val_set else None,
                  "ranks": self.world.size, "torch": torch.__version__}
         write_atomic(self.run / "run.json", to_json(about))
+        if left_out:
+            write_atomic(self.run / "quarantine.json", to_json([asdict(item) for item in left_out]))
+            self.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
+                             f"{self.run / 'quarantine.json'} names them")
         parameters = sum(p.numel() for p in self.engine.module.parameters()) / 1e6
         self.records.say(
             f"{self.config.name}: {parameters:.1f} M parameters, {len(self.train_set)} images, "

@@ -90,7 +90,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     Raises:
         UserError: run and data do not fit, or `out` holds seeds made with other parameters.
     """
-    source = ShardSet(data, kind="images", check="full")
+    source = ShardSet(data, kind="images", check="full", share=(rank, world))
     config, network, path = load_run(run, which)
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "

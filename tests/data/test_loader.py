@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from more.data.loader import make_eval_loader, make_train_loader
+from more.data.loader import Reading, make_eval_loader, make_train_loader, prefetch_factor
+from more.data.plan import GlobalBatchSampler
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
@@ -18,8 +19,11 @@ def shards(tmp_path_factory):
 
 
 def train(shards, **options):
-    options = {"global_batch": 4, "seed": 3, "stop_step": 5, **options}
-    return list(make_train_loader(shards, TrainTransform(16, "coco"), **options))
+    options = {"stop_step": 5, **options}
+    reading = Reading(options.pop("workers", 0), context=options.pop("context", "fork"))
+    plan = GlobalBatchSampler(len(shards), options.pop("global_batch", 4), 3, shards.shard_rows)
+    return list(make_train_loader(shards, TrainTransform(16, "coco"), plan, reading=reading,
+                                  **options))
 
 
 def equal(first, second):
@@ -29,7 +33,8 @@ def equal(first, second):
 
 def test_batch_holds_what_it_says(shards):
     batch = train(shards)[0]
-    assert batch["images"].shape == (4, 3, 16, 16) and batch["images"].dtype == torch.float32
+    assert batch["images"].shape == (4, 16, 16, 3) and batch["images"].dtype == torch.uint8
+    assert batch["jitter"].shape == (4, 13)
     assert batch["tags"].dtype == torch.float32 and batch["box"].shape == (4, 4)
     assert batch["slots"].tolist() == [0, 1, 2, 3]
     expected = torch.from_numpy(shards.tags[batch["indices"].numpy()])
@@ -37,8 +42,8 @@ def test_batch_holds_what_it_says(shards):
 
 
 @pytest.mark.parametrize(("workers", "context"), [
-    (2, "fork"), pytest.param(4, "fork", marks=pytest.mark.slow),
-    pytest.param(2, "spawn", marks=pytest.mark.slow)])
+    (2, "fork"), (4, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow),
+    pytest.param(4, "spawn", marks=pytest.mark.slow)])
 def test_workers_do_not_change_samples(shards, workers, context):
     """Fault 22."""
     alone, together = train(shards), train(shards, workers=workers, context=context)
@@ -55,6 +60,14 @@ def test_ranks_and_micro_batches_make_up_the_same_steps(shards):
             parts = [part for rank in ranks for part in rank[step * per_step:(step + 1) * per_step]]
             joined = {key: torch.cat([part[key] for part in parts]) for key in batch}
             assert equal(joined, batch)
+
+
+@pytest.mark.parametrize(("workers", "accumulation", "megabytes", "expected"), [
+    (1, 1, 1, 2), (2, 8, 1, 8), (4, 1, 1, 2), (2, 8, 100, 1), (2, 8, 40, 3), (0, 4, 1, 8)])
+def test_prefetch_follows_the_batch(workers, accumulation, megabytes, expected):
+    """Two global steps ahead, unless the memory for waiting batches is less; never none."""
+    reading = Reading(workers, prefetch_mb=256)
+    assert prefetch_factor(reading, accumulation, megabytes * 2**20) == expected
 
 
 def test_resume_at_any_step(shards):

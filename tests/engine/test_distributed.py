@@ -43,8 +43,14 @@ def test_alone_without_compiler_or_launcher(tmp_path):
 
 def test_slurm_variables_are_understood():
     script = "from more.engine.distributed import launched_world; print(launched_world())"
-    done = run(script, SLURM_PROCID="3", SLURM_NTASKS="8")
+    done = run(script, SLURM_PROCID="3", SLURM_STEP_NUM_TASKS="8", SLURM_NTASKS="9")
     assert done.stdout.strip() == "(3, 8)"
+
+
+def test_a_batch_script_outside_srun_is_one_process():
+    """There SLURM_NTASKS counts tasks that nobody started."""
+    script = "from more.engine.distributed import launched_world; print(launched_world())"
+    assert run(script, SLURM_PROCID="0", SLURM_NTASKS="8").stdout.strip() == "(0, 1)"
 
 
 def test_each_process_of_a_machine_takes_its_own_device(monkeypatch):

@@ -7,6 +7,7 @@ own crc32, so nothing unverified comes back.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -29,7 +30,7 @@ class BlobMap:
 
     def __init__(self, dataset: h5py.Dataset):
         self.size = int(dataset.shape[0])
-        self.width, self.starts = 1, np.empty(0, np.int64)
+        self.width, self.starts, self.in_order = 1, np.empty(0, np.int64), True
         if self.size == 0:
             return
         plain = dataset.id.get_create_plist().get_nfilters() == 1 and dataset.fletcher32
@@ -47,22 +48,31 @@ class BlobMap:
         if (starts < 0).any():
             raise ValueError(f"{dataset.name} lacks {int((starts < 0).sum())} chunks")
         self.starts = starts
+        self.in_order = bool((np.diff(starts) == self.width + _SUM_BYTES).all())
 
     def read(self, file: int, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` (exclusive) of the dataset; shorter when the file is cut.
+        """Bytes `start` to `stop` (exclusive) of the dataset; fewer when the file is cut or closed.
 
         Args:
             file: descriptor of the shard, open for reading.
         """
         if stop <= start:
             return b""
+        try:
+            return self._read(file, start, stop)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                return b""
+            raise
+
+    def _read(self, file: int, start: int, stop: int) -> bytes:
         width, first, last = self.width, start // self.width, (stop - 1) // self.width
         low, high = start - first * width, stop - last * width
         if first == last:
             return os.pread(file, high - low, self.starts[first] + low)
         step = width + _SUM_BYTES
         begin, end = int(self.starts[first]), int(self.starts[last])
-        if end - begin != (last - first) * step:  # chunks scattered over the file
+        if not self.in_order:
             cuts = [(low, width), *[(0, width)] * (last - first - 1), (0, high)]
             return b"".join(os.pread(file, b - a, self.starts[chunk] + a)
                             for chunk, (a, b) in zip(range(first, last + 1), cuts, strict=True))
@@ -88,14 +98,20 @@ class OpenFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def get(self, path: Path) -> int:
-        """A descriptor of `path`, valid until `limit` other files were asked for."""
+    def get(self, path: Path, fresh: bool = False) -> int:
+        """A descriptor of `path`, valid until `limit` other files were asked for.
+
+        `fresh` opens the file anew; the old descriptor, which may be somebody else's by now, is
+        forgotten, not closed.
+        """
         if self._pid != os.getpid():  # forked: leave the parent's descriptors alone
             self._files, self._pid = OrderedDict(), os.getpid()
+        if fresh:
+            self._files.pop(path, None)
         file = self._files.get(path)
         if file is None:
             if len(self._files) >= self.limit:
-                os.close(self._files.popitem(last=False)[1])
+                _close(self._files.popitem(last=False)[1])
             file = self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         else:
             self._files.move_to_end(path)
@@ -105,7 +121,7 @@ class OpenFiles:
         """Close this process's files; they open again when needed."""
         if self._pid == os.getpid():
             for file in self._files.values():
-                os.close(file)
+                _close(file)
         self._files.clear()
 
     def __del__(self) -> None:
@@ -113,3 +129,11 @@ class OpenFiles:
 
     def __reduce__(self) -> tuple:
         return OpenFiles, (self.limit,)
+
+
+def _close(file: int) -> None:
+    try:
+        os.close(file)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise

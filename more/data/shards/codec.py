@@ -1,21 +1,27 @@
-"""Image and mask bytes to arrays and back (OpenCV)."""
+"""Image and mask bytes to arrays and back (OpenCV; Pillow reads headers and GIF)."""
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
+from PIL import Image
 
 from more.errors import UserError
 
 # Pixels as stored: masks are drawn on stored pixels, so an EXIF rotation tag is not applied.
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+# What Pillow raises for bytes that are no image, or one that is too large to be true.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """JPEG or PNG bytes → RGB uint8 `[H, W, 3]`.
 
     The content decides the format, not a file name. Grey images become three equal channels,
-    CMYK becomes RGB, 16-bit becomes 8-bit, transparency is dropped, EXIF rotation is ignored.
+    CMYK becomes RGB, 16-bit becomes 8-bit, transparency is dropped, EXIF rotation is ignored,
+    of several frames the first one counts.
 
     Args:
         data: the encoded file.
@@ -24,11 +30,25 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: the bytes are not an image.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), _COLOUR) if data else None
+    if data[:4] == b"GIF8":
+        return _decode_gif(data, name)
+    image = _imdecode(data, _COLOUR)
     if image is None:
-        raise UserError(f"{name}: cannot be decoded as an image",
-                        fix="replace the file by a readable JPEG or PNG, or take it off the list")
+        raise _unreadable(name)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width that the header of an encoded image states; no pixel is decoded.
+
+    Raises:
+        UserError: the bytes do not begin like an image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return opened.height, opened.width
+    except UNREADABLE as error:
+        raise _unreadable(name) from error
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -37,7 +57,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: the bytes are not a one-channel 8-bit image.
     """
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    mask = _imdecode(data, cv2.IMREAD_UNCHANGED)
     if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
         raise UserError(f"{name}: mask is not an 8-bit index PNG",
                         fix="build the shard set again from masks with one index per pixel")
@@ -54,3 +74,24 @@ def encode_mask(mask: np.ndarray) -> bytes:
 def mask_values(mask: np.ndarray) -> np.ndarray:
     """The values that occur in a uint8 mask, ascending."""
     return np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))
+
+
+def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:  # a header that promises more than 2^30 pixels
+        return None
+
+
+def _decode_gif(data: bytes, name: str) -> np.ndarray:
+    """OpenCV paints transparent pixels of a GIF in a colour of its own; Pillow drops it."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return np.array(opened.convert("RGB"))
+    except UNREADABLE as error:
+        raise _unreadable(name) from error
+
+
+def _unreadable(name: str) -> UserError:
+    return UserError(f"{name}: cannot be decoded as an image",
+                     fix="replace the file by a readable JPEG or PNG, or take it off the list")

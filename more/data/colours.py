@@ -1,0 +1,114 @@
+"""Colour jitter as numbers drawn in the loader and applied to whole batches on the device.
+
+Brightness, contrast and saturation are affine in RGB: one 3x4 matrix an image. Hue is a turn in
+HSV. What is drawn depends on the sample's generator alone, not on where it is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+_GREY = np.array([0.299, 0.587, 0.114])
+UNCHANGED = np.concatenate([np.eye(3, 4).reshape(-1), [0.0]]).astype(np.float32)
+
+
+def draw_jitter(image: np.ndarray, strength: tuple[float, float, float, float],
+                rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation in random order, then hue, as numbers.
+
+    Unlike the one-by-one form nothing is cut off at 0 and 255 in between.
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`; its mean is what contrast turns about.
+        strength: brightness, contrast, saturation (factor 1 ± value) and hue (turn ± value).
+
+    Returns:
+        float32 `[13]`: a 3x4 matrix by rows (last column: offset in grey levels) and the turn of
+        the hue as a share of the full circle.
+    """
+    matrix, offset = np.eye(3), np.zeros(3)
+    grey = np.broadcast_to(_GREY, (3, 3))
+    mean = np.array(cv2.mean(image)[:3])
+    for kind in rng.permutation(3):
+        factor = rng.uniform(max(0.0, 1 - strength[kind]), 1 + strength[kind])
+        if kind == 0:
+            step, shift = factor * np.eye(3), np.zeros(3)
+        elif kind == 1:  # towards or away from the mean grey of the image as it is by now
+            level = _GREY @ (matrix @ mean + offset)
+            step, shift = factor * np.eye(3), np.full(3, (1 - factor) * level)
+        else:
+            step, shift = factor * np.eye(3) + (1 - factor) * grey, np.zeros(3)
+        matrix, offset = step @ matrix, step @ offset + shift
+    turn = rng.uniform(-strength[3], strength[3])
+    return np.append(np.column_stack([matrix, offset]).reshape(-1), turn).astype(np.float32)
+
+
+def apply_jitter(images: Tensor, jitter: Tensor) -> Tensor:
+    """Change the colours of each image.
+
+    Args:
+        images: float `[B, 3, H, W]` in 0..255.
+        jitter: `[B, 13]` of `draw_jitter`.
+
+    Returns:
+        `[B, 3, H, W]`, whole grey levels in 0..255.
+    """
+    matrix = jitter[:, :12].reshape(-1, 3, 4)
+    flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], images.flatten(2))
+    images = flat.round_().clamp_(0, 255).reshape(images.shape)
+    return turn_hue(images, jitter[:, 12]).round_()
+
+
+def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Rotate the hue, HSV's value and saturation kept.
+
+    Args:
+        images: `[B, 3, H, W]`, any range from 0.
+        turn: `[B]`, share of the full circle.
+    """
+    red, green, blue = images.unbind(1)
+    value, most = images.max(1)
+    span = value - images.amin(1)
+    safe = span.clamp_min(1e-6)
+    hue = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe,
+                       4 + (red - green) / safe], 1).gather(1, most[:, None])[:, 0]
+    hue = hue + 6 * turn[:, None, None]
+    channels = []
+    for place in (5, 3, 1):  # red, green, blue along the hexagon
+        near = torch.remainder(hue + place, 6)
+        channels.append(value - span * torch.minimum(near, 4 - near).clamp_(0, 1))
+    return torch.stack(channels, 1)
+
+
+def prepare(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float],
+            std: Sequence[float]) -> Tensor:
+    """A training batch's pixels as network input, on the device.
+
+    Args:
+        batch: `images` uint8 `[B, S, S, 3]`, `jitter` float32 `[B, 13]`, `box` int64 `[B, 4]`; on
+            the CPU, pinned where the copy shall not wait.
+        device: where to.
+        mean, std: of RGB in 0..255.
+
+    Returns:
+        float32 `[B, 3, S, S]`, jittered inside the box (padding stays black) and normalised.
+    """
+    pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    if bool((batch["jitter"] != torch.from_numpy(UNCHANGED)).any()):
+        jittered = apply_jitter(pixels, batch["jitter"].to(device, non_blocking=True))
+        pixels = torch.where(_inside(batch["box"], pixels), jittered, pixels)
+    shift, scale = (torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1)
+                    for v in (mean, std))
+    return ((pixels - shift) / scale).contiguous()
+
+
+def _inside(box: Tensor, like: Tensor) -> Tensor:
+    """True inside `[y0, y1, x0, x1]`, bool `[B, 1, H, W]`."""
+    y0, y1, x0, x1 = box.to(like.device, non_blocking=True).view(-1, 4, 1).unbind(1)
+    y, x = (torch.arange(side, device=like.device) for side in like.shape[2:])
+    return ((y >= y0) & (y < y1))[:, None, :, None] & ((x >= x0) & (x < x1))[:, None, None, :]
