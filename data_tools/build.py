@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,32 @@ def automatic_shard_size(images: int) -> int:
     return min(max(images // 16, 32), 256)
 
 
+_HELD: set[Path] = set()  # folders that this process writes in
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`, cleared of what killed runs left there.
+
+    Inside itself it does nothing: a tool that needs files of its own in the folder first
+    (`temporary_path`) takes it around them and `build_set`.
+
+    Raises:
+        UserError: another process writes there, or the folder cannot be made.
+    """
+    folder = out.resolve()
+    if folder in _HELD:
+        yield
+        return
+    with folder_lock(out):
+        remove_temporaries(out)
+        _HELD.add(folder)
+        try:
+            yield
+        finally:
+            _HELD.discard(folder)
+
+
 def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str, Any],
               rows: Sequence[Any], write: Callable[[Part], PartResult], options: Any = None, *,
               shard_size: int = 0, workers: int = 0, extra: dict[str, Any] | None = None,
@@ -76,9 +103,8 @@ def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str
     size = shard_size if shard_size > 0 else automatic_shard_size(len(rows))
     provenance = {**provenance, "version": __version__, "shard_size": size}
     tally = Tally("images")
-    with folder_lock(out):
+    with sole_writer(out):
         entries = finished_shards(out, provenance)
-        remove_temporaries(out)
         parts = []
         for number, start in enumerate(range(0, len(rows), size)):
             path, part = out / shard_name(number), list(rows[start:start + size])

@@ -1,16 +1,44 @@
-"""Checks of image and mask files before they enter a shard."""
+"""Checks of image and mask files before they enter a shard, and what becomes of odd ones.
+
+| input | result |
+|---|---|
+| PNG named .jpg, JPEG named .png | the content decides; the bytes are stored as they are |
+| grey, palette, 1 bit | RGB: three equal channels, or the palette's colours |
+| 16 bits per channel | RGB of the high bytes |
+| CMYK or YCCK JPEG | RGB; inks are read inverted, as Adobe's programs write them |
+| transparency (alpha, palette, GIF) | dropped; the colour below it shows |
+| several frames (GIF, PNG, WebP, TIFF) | the first frame |
+| 1x1 pixel | kept |
+| EXIF orientation 2 to 8 | ignored: pixels as stored; a TIFF is turned by its tag |
+| mask of such an image, 5 to 8 | drawn on the picture as viewers turn it: turned back |
+| … of the stored size, 2 to 4, square | taken to lie on the stored pixels: size cannot tell |
+| mask in 16 bits, with a palette, in 1 bit | its indices |
+| mask in grey with 2 or 4 bits | refused: readers stretch these values to 0..255 |
+| mask as JPEG, in colour or with alpha | refused |
+| mask of another size | refused |
+| mask value that is no class and not 255 | refused |
+| empty, cut short, damaged, a text, above 178 million pixels | refused |
+| id in any script | kept letter for letter |
+| id twice, or no possible file name | refused before any work |
+
+"Refused" means that the image is named and its shard waits; `--skip-bad` leaves the image out
+instead and records it in the manifest.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from more.data.shards.codec import decode_image, mask_values
+from more.data.shards.codec import UNREADABLE, decode_image, mask_values
 from more.data.shards.format import IGNORE
 from more.errors import UserError
+
+PROBES = 40  # masks looked at before the work starts
 
 
 def check_image(data: bytes, path: Path) -> tuple[int, int]:
@@ -23,7 +51,7 @@ def check_image(data: bytes, path: Path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: damaged image ({error})", fix="replace the file") from error
     return height, width
 
@@ -32,15 +60,20 @@ def read_index_png(path: Path) -> np.ndarray:
     """Index mask file → uint8 `[H, W]`; the palette's colours do not matter.
 
     Raises:
-        UserError: no such file, not an image, lossy, in colour, or indices above 255.
+        UserError: no such file, not an image, lossy, in colour, stretched to 8 bits, or indices
+            above 255.
     """
     try:
         with Image.open(path) as image:
             if image.format == "JPEG" or image.mode not in ("P", "L", "1", "I", "I;16"):
                 raise UserError(f"{path}: mask is a {image.mode} {image.format}, not indices",
                                 fix="store masks as PNG with one class index per pixel")
+            if image.tile and image.tile[0][3] in ("L;2", "L;4"):
+                raise UserError(f"{path}: mask is grey with {image.tile[0][3][-1]} bits, which "
+                                "readers stretch to 0..255",
+                                fix="store masks as PNG with 8 bits per pixel")
             mask = np.asarray(image)
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: unreadable mask ({error})", fix="replace the file") from error
     if mask.max(initial=0) > IGNORE or mask.min(initial=0) < 0:
         raise UserError(f"{path}: mask value {int(mask.max())} is above {IGNORE}")
@@ -51,7 +84,8 @@ def align_mask(mask: np.ndarray, size: tuple[int, int], image: bytes, name: str)
     """The mask on the image's pixels as they are stored.
 
     Images keep their stored orientation (see `decode_image`). A mask that was drawn on the image
-    as viewers turn it by its EXIF tag is turned back, where its size shows that.
+    as viewers turn it by its EXIF tag is turned back, where its size shows that; a mask of the
+    image's own size is taken to lie on the stored pixels.
 
     Args:
         mask: uint8 `[H, W]`.
@@ -78,7 +112,7 @@ def exif_orientation(image: bytes) -> int:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             return int(opened.getexif().get(_ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, TypeError):
+    except (*UNREADABLE, TypeError):
         return 1
 
 
@@ -96,3 +130,19 @@ def check_values(mask: np.ndarray, num_classes: int, path: Path | None) -> None:
         raise UserError(f"{path}: mask value {int(strange[-1])}, but there are {num_classes} "
                         "classes and background",
                         fix="give the list of classes that belongs to these masks (--classes)")
+
+
+def probe_masks(masks: Sequence[Path], num_classes: int,
+                read: Callable[[Path], np.ndarray] = read_index_png) -> None:
+    """Look at some masks, evenly spread, so that a wrong list of classes shows at once.
+
+    Args:
+        masks: mask files; the first one is always looked at.
+        num_classes: foreground classes.
+        read: mask file → uint8 `[H, W]`.
+
+    Raises:
+        UserError: a mask cannot be read, or holds a value that is no class.
+    """
+    for path in masks[::max(len(masks) // PROBES, 1)]:
+        check_values(read(path), num_classes, path)

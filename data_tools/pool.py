@@ -30,7 +30,8 @@ def parallel(function: Callable[[Any], Any], tasks: Sequence[Any],
             yield task, _caught(function, task)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent,
+                             initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(function, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], _caught(lambda _, f=future: f.result(), None)
@@ -45,10 +46,9 @@ def _caught(function: Callable[[Any], Any], task: Any) -> Any:
         return error
 
 
-def _end_with_parent() -> None:
-    """Keep a worker from outliving a killed parent."""
+def _end_with_parent(parent: int) -> None:
+    """Keep a worker from outliving a killed parent, even one killed while the worker starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

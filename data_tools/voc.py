@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,95 +12,71 @@ import typer
 
 from data_tools.build import check_ids
 from data_tools.convert import Record, convert, inputs_digest
-from data_tools.images import check_values, read_index_png
+from data_tools.images import probe_masks
 from data_tools.pool import command
-from data_tools.tags import class_indices, read_classes, read_text, tags_from_csv
+from data_tools.tags import class_indices, read_classes, tags_from_csv
+from data_tools.voc_files import (
+    AUTO,
+    find_files,
+    find_root,
+    find_sbd,
+    mask_places,
+    read_mask,
+    read_split,
+)
 from more.errors import UserError
+from more.progress import console
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor")
-TAG_SOURCES = ("auto", "masks", "xml", "csv")
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_PROBES = 40  # masks looked at before the work starts
+TAG_SOURCES = (AUTO, "masks", "xml", "csv", "none")
+TEST = "test"
 
 
-def read_split(root: Path, split: str) -> list[str]:
-    """Image ids of `ImageSets/Segmentation/SPLIT.txt`; a line may also be a path to an image.
-
-    Raises:
-        UserError: no such root, folder or list (names the lists that exist), or an empty list.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder", fix="give the folder that holds JPEGImages")
-    for folder in ("JPEGImages", "ImageSets/Segmentation"):
-        if not (root / folder).is_dir():
-            raise UserError(f"{root / folder}: no such folder", fix="give a folder in VOC layout")
-    lists = root / "ImageSets" / "Segmentation"
-    path = lists / f"{split}.txt"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
-        raise UserError(f"{path}: no such list", fix=f"--split NAME, lists there: {known}")
-    first = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
-    if not first:
-        raise UserError(f"{path}: the list is empty", fix="give another split")
-    return [Path(word).stem if "/" in word or word.lower().endswith(_IMAGE_ENDINGS) else word
-            for word in first]
-
-
-def find_files(root: Path, ids: Sequence[str], masks: str) -> list[Record]:
-    """Image file and, where there is one, mask file of every id; tags still unknown.
-
-    Raises:
-        UserError: an image is missing.
-    """
-    images = {path.name: path for path in (root / "JPEGImages").iterdir()}
-    folder = root / masks
-    mask_files = {path.stem: path for path in folder.glob("*.png")} if folder.is_dir() else {}
-    records, missing = [], []
-    for image_id in ids:
-        found = [images[image_id + end] for end in _IMAGE_ENDINGS if image_id + end in images]
-        if found:
-            records.append(Record(image_id, found[0], mask_files.get(image_id)))
-        else:
-            missing.append(image_id)
-    if missing:
-        raise UserError(f"{root / 'JPEGImages'}: {len(missing)} of {len(ids)} images of the list "
-                        f"are missing: {', '.join(missing[:5])}",
-                        fix="complete the folder or shorten the list")
-    return records
+def annotation(root: Path, image_id: str) -> Path:
+    """VOC's XML file about an image."""
+    return root / "Annotations" / f"{image_id}.xml"
 
 
 def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tuple[int, ...]:
     """Classes of the objects in `Annotations/ID.xml`, difficult ones included."""
-    path = root / "Annotations" / f"{image_id}.xml"
+    path = annotation(root, image_id)
     try:
         tree = ElementTree.parse(path)
     except (OSError, ElementTree.ParseError) as error:
         raise UserError(f"{path}: unreadable annotation ({error})",
-                        fix="complete Annotations, or take --tags FILE.csv") from error
+                        fix="complete Annotations, or take --tags FILE.csv, --tags-from masks or "
+                            "--tags-from none (all zero)") from error
     names = [(node.findtext("name") or "").strip() for node in tree.iter("object")]
     return class_indices(names, class_names, str(path))
 
 
-def choose_source(root: Path, source: str, csv_file: Path | None, records: list[Record]) -> str:
+def choose_source(root: Path, split: str, source: str, csv_file: Path | None,
+                  records: list[Record]) -> str:
     """What "auto" means here: the csv when given, else masks, else Annotations.
 
+    Only the split `test` may do without: VOC publishes neither masks nor objects of its images.
+
     Raises:
-        UserError: nothing to take tags from, or a source without its files.
+        UserError: an unknown source, or one without its file.
     """
     if source not in TAG_SOURCES:
         raise UserError(f"--tags-from {source}: unknown", fix=f"one of {', '.join(TAG_SOURCES)}")
     if source == "csv" and csv_file is None:
         raise UserError("--tags-from csv needs the file", fix="add --tags FILE.csv")
-    if source != "auto":
+    if source != AUTO:
         return source
     if csv_file is not None:
         return "csv"
-    if all(record.mask for record in records) or not (root / "Annotations").is_dir():
+    if all(record.mask for record in records):
         return "masks"
-    return "xml"
+    if split == TEST and not all(annotation(root, r.id).is_file() for r in records):
+        console.print("tags: none, all zero (the split test has neither masks nor annotations)",
+                      highlight=False, markup=False)
+        return "none"
+    return "xml" if (root / "Annotations").is_dir() else "masks"
 
 
 def add_tags(root: Path, records: list[Record], class_names: list[str], source: str,
@@ -112,40 +89,57 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
     if source == "masks":
         without = [record.id for record in records if record.mask is None]
         if without:
-            others = [path.name for path in sorted(root.glob("SegmentationClass*"))
-                      if path.name != masks]
             raise UserError(
-                f"{root / masks}: {len(without)} of {len(records)} images have no mask: "
-                f"{', '.join(without[:5])}",
-                fix="take tags from elsewhere (--tags FILE.csv or --tags-from xml)"
-                    + (f", or masks from --masks {others[0]}" if others else ""))
+                f"{root if masks == AUTO else root / masks}: {len(without)} of {len(records)} "
+                f"images have no mask: {', '.join(without[:5])}",
+                fix="take tags from elsewhere (--tags FILE.csv, --tags-from xml, or "
+                    f"--tags-from none for all zero), or masks from {_other_masks(root, masks)}")
         return records
+    if source == "none":
+        return [replace(record, tags=()) for record in records]
     if source == "xml":
-        return [Record(r.id, r.image, r.mask, tags_from_xml(root, r.id, class_names))
-                for r in records]
+        return [replace(record, tags=tags_from_xml(root, record.id, class_names))
+                for record in records]
     tags = tags_from_csv(csv_file, class_names) if csv_file else {}
     without = [record.id for record in records if record.id not in tags]
     if without:
         raise UserError(f"{csv_file}: {len(without)} of {len(records)} images have no line: "
                         f"{', '.join(without[:5])}", fix="add them; empty tags are allowed")
-    return [Record(r.id, r.image, r.mask, tags[r.id]) for r in records]
+    return [replace(record, tags=tags[record.id]) for record in records]
 
 
-def probe_masks(records: Sequence[Record], num_classes: int) -> None:
-    """Look at some masks, evenly spread, so that a wrong list of classes shows at once."""
-    with_mask = [record.mask for record in records if record.mask is not None]
-    for path in with_mask[::max(len(with_mask) // _PROBES, 1)]:
-        check_values(read_index_png(path), num_classes, path)
+def _other_masks(root: Path, masks: str) -> str:
+    """Where else masks may be, for an error's remedy."""
+    if masks == AUTO:
+        return "SBD (--sbd FOLDER)"
+    others = [path.name for path in sorted(root.glob("SegmentationClass*")) if path.name != masks]
+    return f"--masks {others[0] if others else AUTO}"
+
+
+def _say_masks(used: dict[str, int], images: int) -> None:
+    parts = [f"{count} from {name}" for name, count in used.items() if count]
+    rest = images - sum(used.values())
+    if rest:
+        parts.append(f"{rest} images without")
+    console.print(f"masks: {', '.join(parts)}", highlight=False, markup=False)
 
 
 def main(
-    voc_root: Annotated[Path, typer.Argument(help="folder with JPEGImages, ImageSets, …")],
+    voc_root: Annotated[Path, typer.Argument(help="folder with JPEGImages, ImageSets, …, or "
+                                                  "VOCdevkit, or the folder that holds it")],
     out: Annotated[Path, typer.Argument(metavar="SET", help="shard set to write")],
-    split: Annotated[str, typer.Option(help="list in ImageSets/Segmentation, without .txt")],
+    split: Annotated[str, typer.Option(
+        help="list in ImageSets/Segmentation without .txt: train, val, trainval, test, train_aug, "
+             "or your own")],
     tags: Annotated[Path | None, typer.Option(help="csv file with the columns id,tags")] = None,
-    tags_from: Annotated[str, typer.Option(help="auto, masks, xml or csv")] = "auto",
+    tags_from: Annotated[str, typer.Option(
+        help="auto, masks, xml, csv, or none (all zero)")] = AUTO,
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,
-    masks: Annotated[str, typer.Option(help="folder of index masks")] = "SegmentationClass",
+    masks: Annotated[str, typer.Option(
+        help="folder of index masks; auto = per image SegmentationClass, then "
+             "SegmentationClassAug, then SBD")] = AUTO,
+    sbd: Annotated[Path | None, typer.Option(
+        help="the SBD release: its masks, and the list train_aug if VOC_ROOT has none")] = None,
     shard_size: Annotated[int, typer.Option(
         min=0, help="images per shard; 0 = by set size")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
@@ -153,20 +147,27 @@ def main(
 ) -> int:
     """Convert a folder in VOC layout to image shards; run it again to resume.
 
-    Example: python -m data_tools.voc VOCdevkit/VOC2012 data/voc_train_aug --split train_aug
+    The 10,582 images of train_aug need SBD: unpack its release and name it with --sbd.
+
+    Example: python -m data_tools.voc VOCdevkit data/voc_train_aug --split train_aug
+    --sbd benchmark_RELEASE
     """
-    ids = read_split(voc_root, split)
-    class_names = read_classes(voc_root, classes, VOC_CLASSES)
-    records = find_files(voc_root, ids, masks)
-    source = choose_source(voc_root, tags_from, tags, records)
-    records = add_tags(voc_root, records, class_names, source, tags, masks)
+    root, release = find_root(voc_root), find_sbd(sbd) if sbd else None
+    ids = read_split(root, split, release)
+    class_names = read_classes(root, classes, VOC_CLASSES)
+    records, used = find_files(root, ids, mask_places(root, masks, release), release)
+    source = choose_source(root, split, tags_from, tags, records)
+    records = add_tags(root, records, class_names, source, tags, masks)
     check_ids(record.id for record in records)
-    probe_masks(records, len(class_names))
+    _say_masks(used, len(records))
+    # Masks of SBD to the front: a missing package shows at once, too.
+    found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
+    probe_masks(found, len(class_names), read_mask)
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,
-                                 "classes": class_names},
+                                 "masks_from": used, "classes": class_names},
                   "inputs": {"images": len(records), "sha256": inputs_digest(records)}}
-    tally = convert(out, records, class_names, provenance, read_index_png,
+    tally = convert(out, records, class_names, provenance, read_mask,
                     shard_size=shard_size, workers=workers, skip_bad=skip_bad)
     tally.print()
     return tally.exit_code

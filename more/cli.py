@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from more import __version__
+from more.bench.command import app as bench_app
 from more.errors import UserError, from_system
 from more.progress import console
 
@@ -17,6 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False,
     help="Weakly supervised segmentation from tags to masks: "
          "**train** → **localize** → **refine** → **evaluate** → **export** → **report**.")
+
+app.add_typer(bench_app, name="bench")
 
 # Under `torchrun -m more …` Python before 3.12 takes `--run` for a short form of torchrun's own
 # `--run-path` and stops; `--run-dir` is the same option under a name that it leaves alone.

@@ -72,17 +72,20 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
         turn: `[B]`, share of the full circle.
     """
     red, green, blue = images.unbind(1)
-    value, most = images.max(1)
+    value = images.amax(1)
     span = value - images.amin(1)
-    safe = span.clamp_min(1e-6)
-    hue = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe,
-                       4 + (red - green) / safe], 1).gather(1, most[:, None])[:, 0]
-    hue = hue + 6 * turn[:, None, None]
-    channels = []
-    for place in (5, 3, 1):  # red, green, blue along the hexagon
-        near = torch.remainder(hue + place, 6)
-        channels.append(value - span * torch.minimum(near, 4 - near).clamp_(0, 1))
-    return torch.stack(channels, 1)
+    scale = 1 / span.clamp_min(1e-6)
+    hue = torch.where(value == red, (green - blue) * scale,
+                      torch.where(value == green, (blue - red) * scale + 2,
+                                  (red - green) * scale + 4))
+    hue += 6 * turn[:, None, None]
+    turned = torch.empty_like(images)
+    for channel, place in enumerate((5, 3, 1)):  # red, green, blue along the hexagon
+        near = hue + place
+        near -= torch.floor(near / 6) * 6  # faster than a remainder
+        torch.addcmul(value, span, torch.minimum(near, 4 - near).clamp_(0, 1), value=-1,
+                      out=turned[:, channel])
+    return turned
 
 
 def prepare(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from more.data.ring import BatchRing
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.transforms import MEAN, STD, TrainTransform, inference_image, sample_generator
@@ -21,24 +22,27 @@ class TrainDataset(Dataset):
         shards: a set of kind "images".
         transform: how to make a view.
         seed: seed of the run; a view depends on (seed, epoch, index) alone.
+        ring: shared memory for the pixels; None returns them with the sample.
     """
 
-    def __init__(self, shards: ShardSet, transform: TrainTransform, seed: int):
-        self.shards, self.transform, self.seed = shards, transform, seed
+    def __init__(self, shards: ShardSet, transform: TrainTransform, seed: int,
+                 ring: BatchRing | None = None):
+        self.shards, self.transform, self.seed, self.ring = shards, transform, seed, ring
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> dict[str, Any]:
-        """Sample (index, slot, epoch): images uint8 `[S,S,3]`, jitter float32 `[13]`, box int64
-        `[4]` (see `View`), tags float32 `[C]`, indices and slots as int."""
-        index, slot, epoch = key
-        rng = sample_generator(self.seed, epoch, index)
-        view = self.transform(self.shards.image(index), rng)
-        tags = torch.from_numpy(self.shards.tags[index].astype(np.float32))
-        return {"images": torch.from_numpy(np.ascontiguousarray(view.pixels)), "tags": tags,
-                "jitter": torch.from_numpy(view.jitter), "box": torch.from_numpy(view.box),
-                "indices": index, "slots": slot}
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """One sample: images uint8 `[S,S,3]` (unless left in the ring), jitter
+        float32 `[13]`, box int64 `[4]` (see `View`), tags float32 `[C]`, indices, slots as int."""
+        rng = sample_generator(self.seed, key.epoch, key.index)
+        out = None if self.ring is None else self.ring.place(key.parcel, key.place)
+        view = self.transform(self.shards.image(key.index), rng, out)
+        sample = {"tags": self.shards.tags[key.index].astype(np.float32), "jitter": view.jitter,
+                  "box": view.box, "indices": key.index, "slots": key.slot}
+        if self.ring is None:
+            return {**sample, "images": torch.from_numpy(np.ascontiguousarray(view.pixels))}
+        return {**sample, "parcel": key.parcel}
 
 
 class EvalDataset(Dataset):
@@ -65,21 +69,18 @@ class EvalDataset(Dataset):
         image = inference_image(self.shards.image(index), self.size, self.mean, self.std)
         mask = self.shards.mask(index) if self.masks else None
         return {"images": torch.from_numpy(image),
-                "tags": torch.from_numpy(self.shards.tags[index].astype(np.float32)),
-                "indices": index,
-                "sizes": torch.from_numpy(self.shards.sizes[index].astype(np.int64)),
+                "tags": self.shards.tags[index].astype(np.float32), "indices": index,
+                "sizes": self.shards.sizes[index].astype(np.int64),
                 "masks": None if mask is None else torch.from_numpy(mask)}
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors, make integers an int64 tensor; `masks` stay a list (sizes differ)."""
+    """Stack tensors and arrays, integers into int64 arrays; `masks` stay a list (sizes differ)."""
     batch: dict[str, Any] = {}
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]
         if key == "masks":
             batch[key] = values
-        elif torch.is_tensor(first):
-            batch[key] = torch.stack(values)
         else:
-            batch[key] = torch.tensor(values, dtype=torch.int64)
+            batch[key] = torch.stack(values) if torch.is_tensor(first) else np.array(values)
     return batch

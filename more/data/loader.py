@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from more.data.dataset import EvalDataset, TrainDataset, collate
 from more.data.plan import GlobalBatchSampler
-from more.data.sampler import MicroBatches
+from more.data.ring import BatchRing
+from more.data.sampler import MicroBatches, Parcels
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
@@ -21,14 +23,18 @@ from more.errors import UserError
 class Batches:
     """Iterates over a DataLoader; a user error inside a worker arrives here as it was raised.
 
-    (A DataLoader by itself wraps it into the worker's traceback.)
+    (A DataLoader by itself wraps it into the worker's traceback.) Small arrays come as NumPy's and
+    become tensors here: between processes every tensor costs a handshake, about a millisecond.
 
     Attributes:
-        loader: the DataLoader. sampler: its batch sampler; `accumulation` for training.
+        loader: the DataLoader. sampler: which samples make up which batch.
+        ring: where loader processes leave the pixels, if they do; then what arrives is a parcel of
+            several batches. copy: hand over copies of these pixels.
     """
 
-    def __init__(self, loader: DataLoader, sampler: Any):
-        self.loader, self.sampler = loader, sampler
+    def __init__(self, loader: DataLoader, sampler: Any, ring: BatchRing | None = None,
+                 copy: bool = True):
+        self.loader, self.sampler, self.ring, self.copy = loader, sampler, ring, copy
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -37,7 +43,16 @@ class Batches:
         for batch in self.loader:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message, batch.fix)
-            yield batch
+            batch = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                     for key, value in batch.items()}
+            yield from [batch] if self.ring is None else self._unpack(batch)
+
+    def _unpack(self, parcel: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        numbers = parcel.pop("parcel").tolist()
+        for first in range(0, len(numbers), self.sampler.micro_batch):
+            part = slice(first, first + self.sampler.micro_batch)
+            yield {**{key: value[part] for key, value in parcel.items()},
+                   "images": self.ring.take(numbers[0], part, self.copy)}
 
 
 class _Guarded(Dataset):
@@ -80,11 +95,14 @@ class Reading:
         workers: loader processes; 0 loads in this process.
         prefetch_mb: megabytes of finished micro-batches that may wait, per rank.
         context: how loader processes start: "fork", "spawn" or "forkserver".
+        copy: False hands over pixels in the loader's own memory where it can; they hold until the
+            next batch is asked for.
     """
 
     workers: int = 0
     prefetch_mb: int = 256
     context: str = "fork"
+    copy: bool = True
 
 
 def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalBatchSampler, *,
@@ -113,19 +131,29 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
         UserError: batch sizes that do not divide, or a damaged image.
     """
     reading = reading or Reading()
-    sampler = MicroBatches(plan, rank, world, micro_batch, start_step, stop_step)
-    dataset = TrainDataset(shards, transform, plan.seed)
-    batch_bytes = sampler.micro_batch * (transform.size ** 2 * 3 + shards.num_classes * 4)
-    ahead = prefetch_factor(reading, sampler.accumulation, batch_bytes)
-    return _batches(dataset, sampler, reading.workers, reading.context, ahead)
+    batches = MicroBatches(plan, rank, world, micro_batch, start_step, stop_step)
+    if not reading.workers:
+        return Batches(_loader(TrainDataset(shards, transform, plan.seed), batches), batches)
+    size, ahead = parcels(reading, batches.micro_batch, batches.accumulation,
+                          transform.size ** 2 * 3)
+    # One place more than are under way: the parcel that is being taken.
+    ring = BatchRing(reading.workers * ahead + 1, size * batches.micro_batch, transform.size)
+    loader = _loader(TrainDataset(shards, transform, plan.seed, ring), Parcels(batches, size),
+                     reading.workers, reading.context, ahead)
+    return Batches(loader, batches, ring, reading.copy)
 
 
-def prefetch_factor(reading: Reading, accumulation: int, batch_bytes: int) -> int:
-    """Micro-batches that each worker prepares ahead: enough for two global steps, or as many as
-    `prefetch_mb` holds; never less than one."""
-    workers = max(reading.workers, 1)
-    wanted = -(-2 * accumulation // workers)
-    return max(1, min(max(wanted, 2), reading.prefetch_mb * 2**20 // batch_bytes // workers))
+def parcels(reading: Reading, micro_batch: int, accumulation: int, image_bytes: int
+            ) -> tuple[int, int]:
+    """How many micro-batches make a parcel, and how many parcels each worker prepares ahead.
+
+    A parcel holds up to 16 images (more would leave the processor's cache), and two global steps
+    are prepared ahead, as far as `prefetch_mb` allows; at least one micro-batch and one parcel.
+    """
+    images = reading.prefetch_mb * 2**20 // image_bytes  # that may wait
+    size = max(1, min(16 // micro_batch, images // (2 * reading.workers * micro_batch)))
+    wanted = max(2, -(-2 * accumulation // (reading.workers * size)))
+    return size, max(1, min(wanted, images // (reading.workers * size * micro_batch)))
 
 
 def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: int = 0,
@@ -146,14 +174,13 @@ def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: 
     sampler = [rows[first:first + batch_size] for first in range(0, len(rows), batch_size)]
     options = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     dataset = EvalDataset(shards, size, masks=masks, **options)
-    return _batches(dataset, sampler, workers, context)
+    return Batches(_loader(dataset, sampler, workers, context), sampler)
 
 
-def _batches(dataset: Dataset, sampler: Any, workers: int, context: str,
-             ahead: int | None = None) -> Batches:
-    loader = DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
-                        collate_fn=_collate, worker_init_fn=start_worker if workers else None,
-                        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
-                        prefetch_factor=(ahead or 2) if workers else None,
-                        multiprocessing_context=context if workers else None)
-    return Batches(loader, sampler)
+def _loader(dataset: Dataset, sampler: Any, workers: int = 0, context: str = "fork",
+            ahead: int = 2) -> DataLoader:
+    return DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
+                      collate_fn=_collate, worker_init_fn=start_worker if workers else None,
+                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+                      prefetch_factor=ahead if workers else None,
+                      multiprocessing_context=context if workers else None)

@@ -43,11 +43,15 @@ def inference_image(image: np.ndarray, size: int, mean: tuple[float, ...] = MEAN
     return normalise(resized, mean, std)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 resize: area average where both sides shrink (no aliasing), else bilinear."""
+def resize(image: np.ndarray, height: int, width: int,
+           out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 resize: area average where both sides shrink (no aliasing), else bilinear.
+
+    With `out`, uint8 `[height, width, 3]`, that is what comes back.
+    """
     shrinks = height < image.shape[0] and width < image.shape[1]
     mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=mode)
+    return cv2.resize(image, (width, height), dst=out, interpolation=mode)
 
 
 class View(NamedTuple):
@@ -91,20 +95,34 @@ class TrainTransform:
         if self.pipeline not in ("device", "pil"):
             raise ValueError(f"pipeline {self.pipeline!r} is not device or pil")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> View:
-        """One view of an RGB uint8 `[H, W, 3]` image. Both pipelines choose the same windows."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator,
+                 out: np.ndarray | None = None) -> View:
+        """One view of an image. Both pipelines choose the same windows.
+
+        Args:
+            image: RGB uint8 `[H, W, 3]`.
+            rng: what every choice is drawn from.
+            out: uint8 `[S, S, 3]` to put the pixels in, which saves a copy.
+        """
+        view = self._view(image, rng, out)
+        if out is not None and view.pixels is not out:
+            np.copyto(out, view.pixels)
+        return view
+
+    def _view(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None) -> View:
         scale = resize_pil if self.pipeline == "pil" else resize
         jitter, box = UNCHANGED, (0, self.size, 0, self.size)
         if self.augment == "none":
             return View(scale(image, self.size, self.size), jitter, np.array(box, np.int64))
         if self.augment == "voc":
             top, left, height, width = crop_window(*image.shape[:2], self.area, self.aspect, rng)
-            image = scale(image[top:top + height, left:left + width], self.size, self.size)
+            image = image[top:top + height, left:left + width]
+            image = (scale(image, self.size, self.size) if self.pipeline == "pil"
+                     else resize(image, self.size, self.size, out))
         else:
             image = scaled_cut(image, self.size, self.area, rng, scale)
         if rng.random() < self.flip:
-            image = image[:, ::-1]
-        image = np.ascontiguousarray(image)
+            image = cv2.flip(image, 1, dst=image if image is out else None)
         if rng.random() < self.jitter_probability:
             if self.pipeline == "pil":
                 image = jitter_pil(image, self.jitter, rng)

@@ -170,7 +170,7 @@ class Trainer:
             self.train_set, make_transform(data), make_plan(self.config, self.train_set),
             rank=self.world.rank, world=self.world.size, micro_batch=self.split.micro,
             start_step=self.start, stop_step=self.config.train.iterations,
-            reading=Reading(data.workers, data.prefetch_mb)))
+            reading=Reading(data.workers, data.prefetch_mb, copy=False)))
 
     def _evaluate(self, done: int) -> dict[str, Any]:
         scores = validate(self.engine.module, self.val_set, self.config, self.world)

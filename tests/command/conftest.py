@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
-from data_tools import inspect, verify, voc
+from data_tools import coco, folder, inspect, merge, split, verify, voc
 from data_tools.pool import command
 from more.cli import main
 from tests.pseudo.sets import make_sets
 
-TOOLS = {"voc": voc.main, "verify": verify.main, "inspect": inspect.main}
+TOOLS = {module.__name__.split(".")[-1]: module.main
+         for module in (coco, folder, inspect, merge, split, verify, voc)}
 
 
 class Ended(NamedTuple):

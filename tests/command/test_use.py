@@ -12,6 +12,7 @@ import pytest
 from more import __version__
 from more.cli import app
 from more.data.shards.reader import ShardSet
+from tests.command.conftest import TOOLS
 from tests.data.sets import small_set
 from tests.data_tools.layout import voc_folder
 
@@ -70,7 +71,7 @@ def test_the_help_of_every_command_has_an_example(run, name):
     assert ended.code == 0 and "Example:" in ended.out and f"more {name}" in ended.out
 
 
-@pytest.mark.parametrize("name", ["voc", "verify", "inspect"])
+@pytest.mark.parametrize("name", sorted(TOOLS))
 def test_the_help_of_every_data_tool_has_an_example(run, name):
     ended = run(name, "-h")
     assert ended.code == 0 and f"Example: python -m data_tools.{name}" in ended.out

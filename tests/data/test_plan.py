@@ -100,7 +100,8 @@ def test_resume_continues_the_uninterrupted_order(start, world, micro, local, la
         whole = list(MicroBatches(plan, rank, world, micro, 0, start + 3))
         tail = MicroBatches(_plan(rows, 8, 5, local, last), rank, world, micro, start, start + 3)
         assert len(tail) == 3 * tail.accumulation == 3 * 8 // world // micro
-        assert list(tail) == whole[start * tail.accumulation:]
+        whole = [[key[:3] for key in batch] for batch in whole[start * tail.accumulation:]]
+        assert [[key[:3] for key in batch] for batch in tail] == whole
 
 
 def test_dropped_samples_are_spread_evenly():

@@ -14,11 +14,17 @@ import pytest
 from PIL import Image
 
 from data_tools import inspect, verify
-from data_tools.voc import main
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError
-from tests.data_tools.layout import digests, save_mask, tool, voc_folder
+from tests.data_tools.layout import (
+    convert_voc,
+    digests,
+    save_mask,
+    tool,
+    voc_folder,
+    write_list,
+)
 
 DATA = Path(os.environ.get("MORE_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 
@@ -28,15 +34,8 @@ def root(tmp_path):
     return voc_folder(tmp_path / "voc")
 
 
-def run(root, out, **options):
-    options = {"split": "train", "tags": None, "tags_from": "auto", "classes": None,
-               "masks": "SegmentationClass", "shard_size": 5, "workers": 1, "skip_bad": False,
-               **options}
-    return main(root, out, **options)
-
-
 def test_contents(root, tmp_path):
-    assert run(root, tmp_path / "set") == 0
+    assert convert_voc(root, tmp_path / "set") == 0
     shards = ShardSet(tmp_path / "set", kind="images", check="full")
     assert shards.class_names == ["cat", "dog", "cow"] and shards.shard_rows == [5, 5, 2]
     assert shards.ids == [f"id{k}" for k in range(12)]
@@ -53,7 +52,7 @@ def test_contents(root, tmp_path):
 
 def test_the_three_sources_of_tags_agree(root, tmp_path):
     for source in ("masks", "xml", "csv"):
-        run(root, tmp_path / source, tags_from=source, tags=root / "tags.csv")
+        convert_voc(root, tmp_path / source, tags_from=source, tags=root / "tags.csv")
     first = ShardSet(tmp_path / "masks").tags
     assert all(np.array_equal(first, ShardSet(tmp_path / s).tags) for s in ("xml", "csv"))
     assert ShardSet(tmp_path / "xml").has("mask")
@@ -63,25 +62,21 @@ def test_images_without_masks_need_other_tags(root, tmp_path):
     (root / "SegmentationClass" / "id3.png").unlink()
     (root / "SegmentationClassAug").mkdir()
     with pytest.raises(UserError, match="1 of 12 images have no mask: id3") as caught:
-        run(root, tmp_path / "set", tags_from="masks")
+        convert_voc(root, tmp_path / "set", tags_from="masks", masks="SegmentationClass")
     assert "--masks SegmentationClassAug" in caught.value.fix and not (tmp_path / "set").exists()
     (root / "tags.csv").write_text((root / "tags.csv").read_text().replace("id3,cat", "id3,"))
-    assert run(root, tmp_path / "set", tags=root / "tags.csv") == 0
+    assert convert_voc(root, tmp_path / "set", tags=root / "tags.csv") == 0
     shards = ShardSet(tmp_path / "set")
     assert shards.mask(3) is None and shards.mask(4) is not None and not shards.tags[3].any()
-    assert run(root, tmp_path / "auto") == 0  # auto falls back to the annotations
+    assert convert_voc(root, tmp_path / "auto") == 0  # auto falls back to the annotations
     assert ShardSet(tmp_path / "auto").manifest.provenance["parameters"]["tags_from"] == "xml"
-
-
-def _list(root, text):
-    (root / "ImageSets/Segmentation/train.txt").write_text(text)
 
 
 @pytest.mark.parametrize(("change", "options", "text"), [
     (lambda r: None, {"split": "tarin"}, "tarin.txt: no such list\n.*lists there: train"),
-    (lambda r: _list(r, "id0\nid99\n"), {}, "1 of 2 images of the list are missing: id99"),
-    (lambda r: _list(r, ""), {}, "list is empty"),
-    (lambda r: _list(r, "id0\nid0\n"), {}, "'id0' comes twice"),
+    (lambda r: write_list(r, "id0\nid99\n"), {}, "1 of 2 images of the list are missing: id99"),
+    (lambda r: write_list(r, ""), {}, "list is empty"),
+    (lambda r: write_list(r, "id0\nid0\n"), {}, "'id0' comes twice"),
     (lambda r: (r / "classes.txt").write_text("cat\ndog\n"), {}, "mask value 3, .* 2 classes"),
     (lambda r: (r / "classes.txt").write_text("cat\ncat\n"), {}, "classes.txt: 2 class names"),
     (lambda r: (r / "classes.txt").write_text("cat\nbackground\n"), {}, "background first"),
@@ -95,7 +90,7 @@ def _list(root, text):
 def test_refusals_come_before_any_work(root, tmp_path, change, options, text):
     change(root)
     with pytest.raises(UserError) as caught:
-        run(root, tmp_path / "set", **options)
+        convert_voc(root, tmp_path / "set", **options)
     assert re.search(text, str(caught.value)), str(caught.value)
     assert not (tmp_path / "set").exists()
 
@@ -109,7 +104,7 @@ def test_bad_csv(root, tmp_path, old, new, text):
     path = root / "tags.csv"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError) as caught:
-        run(root, tmp_path / "set", tags=path)
+        convert_voc(root, tmp_path / "set", tags=path)
     assert re.search(text, str(caught.value)), str(caught.value)
 
 
@@ -129,16 +124,16 @@ def _truncated(root):
 ])
 def test_one_bad_image_fails_its_shard_only(root, tmp_path, monkeypatch, change, text, capsys):
     """Faults 19 and 26."""
-    monkeypatch.setattr("data_tools.voc._PROBES", 1)  # let the worker find it
+    monkeypatch.setattr("data_tools.images.PROBES", 1)  # let the worker find it
     original = digests(root / "JPEGImages"), digests(root / "SegmentationClass")
     change(root)
     out = tmp_path / "set"
-    assert run(root, out) == 1
+    assert convert_voc(root, out) == 1
     assert f"id7: {root}" in (said := capsys.readouterr().err) and text in said
     assert sorted(path.name for path in out.glob("*.h5")) == ["shard-00000.h5", "shard-00002.h5"]
     assert not (out / "manifest.json").exists()
     assert original != (digests(root / "JPEGImages"), digests(root / "SegmentationClass"))
-    assert run(root, tmp_path / "skipping", skip_bad=True) == 0
+    assert convert_voc(root, tmp_path / "skipping", skip_bad=True) == 0
     assert "skipped 1, failed 0" in capsys.readouterr().err
     shards = ShardSet(tmp_path / "skipping", check="full")
     assert len(shards) == 11 and shards.manifest.extra["left_out"] == ["id7"]
@@ -169,7 +164,7 @@ def _rotated(path):
 def test_odd_images_have_a_defined_result(root, tmp_path, write, pixel):
     """Fault 19: grey, CMYK, 16-bit, EXIF-rotated: RGB uint8 in stored orientation."""
     write(root / "JPEGImages/id7.jpg")
-    assert run(root, tmp_path / "set") == 0
+    assert convert_voc(root, tmp_path / "set") == 0
     image = ShardSet(tmp_path / "set").image(7)
     assert image.shape == (24, 32, 3) and np.abs(image.astype(int) - pixel).max() <= 4
 
@@ -180,8 +175,8 @@ def test_unicode_names_one_pixel_and_wrong_endings(root, tmp_path):
     save_mask(root / "SegmentationClass/id1.png", np.array([[2]], np.uint8))
     (root / "JPEGImages/id0.jpg").rename(root / "JPEGImages/Übung-写真.png")  # a JPEG, really
     (root / "SegmentationClass/id0.png").rename(root / "SegmentationClass/Übung-写真.png")
-    _list(root, "Übung-写真\n/JPEGImages/id1.jpg /SegmentationClass/id1.png\nid2 -1\n")
-    assert run(root, tmp_path / "set") == 0
+    write_list(root, "Übung-写真\n/JPEGImages/id1.jpg /SegmentationClass/id1.png\nid2 -1\n")
+    assert convert_voc(root, tmp_path / "set") == 0
     shards = ShardSet(tmp_path / "set")
     assert shards.ids == ["Übung-写真", "id1", "id2"] and shards.image(0).shape == (24, 32, 3)
     assert shards.image(1).shape == (1, 1, 3) and shards.mask(1).tolist() == [[2]]
@@ -192,14 +187,14 @@ def test_command_line(root, tmp_path, capsys):
     arguments = (root, tmp_path / "two", "--split", "train", "--shard-size", 3)
     first = tool("voc", *arguments, "--workers", 2)
     assert first.returncode == 0 and "done 12, skipped 0, failed 0" in first.stderr
-    run(root, tmp_path / "one", shard_size=3)
+    convert_voc(root, tmp_path / "one", shard_size=3)
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
-    assert run(root, tmp_path / "two", shard_size=3) == 0
+    assert convert_voc(root, tmp_path / "two", shard_size=3) == 0
     assert "done 0, skipped 12, failed 0" in capsys.readouterr().err
     with pytest.raises(UserError, match="shard_size: 3 there, 4 now"):
-        run(root, tmp_path / "two", shard_size=4)
+        convert_voc(root, tmp_path / "two", shard_size=4)
     (tmp_path / "two/shard-00001.h5").unlink()
-    run(root, tmp_path / "two", shard_size=3)
+    convert_voc(root, tmp_path / "two", shard_size=3)
     assert "done 3, skipped 9, failed 0" in capsys.readouterr().err
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     refused = tool("voc", root, tmp_path / "three", "--split", "val")
@@ -209,7 +204,7 @@ def test_command_line(root, tmp_path, capsys):
 
 def test_verify_and_inspect(root, tmp_path, capsys):
     out = tmp_path / "set"
-    run(root, out)
+    convert_voc(root, out)
     assert verify.main(out, decode=True, as_json=False) == 0
     capsys.readouterr()
     inspect.main(out, as_json=True)
@@ -233,8 +228,8 @@ def test_real_images(tmp_path):
             (root / path.name).symlink_to(path)
     names = (DATA / "voc12sub/ImageSets/Segmentation/val.txt").read_text().split()[:25]
     (root / "ImageSets/Segmentation").mkdir(parents=True)
-    _list(root, "\n".join(names))
-    assert run(root, tmp_path / "set", shard_size=10, tags=root / "tags.csv") == 0
+    write_list(root, "\n".join(names))
+    assert convert_voc(root, tmp_path / "set", shard_size=10, tags=root / "tags.csv") == 0
     assert verify_set(tmp_path / "set", decode=True) == []
     shards = ShardSet(tmp_path / "set")
     assert shards.num_classes == 20 and len(shards) == 25 and shards.tags.any(1).all()

@@ -1,1 +1,1 @@
-"""Shard sets, format 1: write, read, verify. Needs h5py, numpy and OpenCV only."""
+"""Shard sets, format 1: write, read, verify. Needs h5py, numpy, OpenCV and Pillow only."""

@@ -11,7 +11,7 @@ from PIL import Image
 from more.errors import UserError
 
 # Pixels as stored: masks are drawn on stored pixels, so an EXIF rotation tag is not applied.
-_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # What Pillow raises for bytes that are no image, or one that is too large to be true.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -35,7 +35,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     image = _imdecode(data, _COLOUR)
     if image is None:
         raise _unreadable(name)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:

@@ -1,0 +1,197 @@
+"""What a folder of own pictures holds: images, their ids and masks; which image goes where."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_tools.shares import Share, assign, parse_parts
+from data_tools.tags import TAG_ENDINGS
+from more.errors import UserError
+from more.progress import console
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FOLDERS = "folders"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are; `tags` is a file, "folders" for sub-folder names, or None for masks."""
+
+    images: Path
+    masks: Path | None
+    tags: Path | str | None
+
+    @property
+    def source(self) -> str:
+        """What tags come from: "csv", "json", "folders" or "masks"."""
+        if isinstance(self.tags, Path):
+            return "json" if self.tags.suffix.lower() == ".json" else "csv"
+        return self.tags or "masks"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image: its id in the set, its path below the image folder as text, and its file."""
+
+    id: str
+    name: str
+    path: Path
+
+
+def say(text: str) -> None:
+    """A line about what was found or chosen."""
+    console.print(text, highlight=False, markup=False)
+
+
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first few names, for messages."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def composed(name: str) -> str:
+    """One spelling of accents, to compare by: some systems store letter and accent apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def plain(name: str) -> str:
+    """One spelling of a path that a user wrote, to compare by: accents, `/`, no `./`."""
+    return composed(name.strip()).replace("\\", "/").removeprefix("./")
+
+
+def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders: bool) -> Layout:
+    """`root` is the image folder, or holds `images`; then what lies beside that is taken, too.
+
+    Raises:
+        UserError: no such folder, two sources of tags, or images among the masks.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder", fix="give the folder of the images")
+    if tags is not None and from_folders:
+        raise UserError("--tags and --tags-from-folders: two sources of tags", fix="give one")
+    images = root / "images" if (root / "images").is_dir() else root
+    beside = [path for path in (root / f"tags{ending}" for ending in TAG_ENDINGS)
+              if path.is_file() and tags is None and not from_folders]
+    if images != root:
+        if len(beside) > 1:
+            raise UserError(f"{root}: both tags.csv and tags.json",
+                            fix=f"choose with --tags {beside[0]}")
+        found = ["images", *(path.name for path in beside)]
+        if masks is None and (root / "masks").is_dir():
+            masks = root / "masks"
+            found.append(masks.name)
+        say(f"taken from {root}: {', '.join(found)}")
+        tags = beside[0] if beside else tags
+    elif beside and masks is None:
+        raise UserError(f"{root}: no tags given", fix=f"add --tags {beside[0]}")
+    if masks is not None and Path(os.path.realpath(images)).is_relative_to(os.path.realpath(masks)):
+        raise UserError(f"{masks}: images and masks are in one folder",
+                        fix="move the masks to a folder of their own, at the same relative paths")
+    return Layout(images, masks, FOLDERS if from_folders else tags)
+
+
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files at any depth in the order of their names, hidden ones left out; links are followed.
+
+    Args:
+        folder: where to look.
+        above: real paths that are not entered; a link to a folder above would go round for ever.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from files_below(Path(entry.path), above | {real})
+        else:
+            yield Path(entry.path)
+
+
+def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path | None = None,
+               known: Sequence[Path | None] = ()) -> dict[str, Item]:
+    """Files with one of `endings` by id, sorted by id; the number of others is said.
+
+    The id is the path below `folder` without ending, letter for letter, with `__` for `/`.
+
+    Args:
+        what: what the files are, in the plural, for messages.
+        leave_out: a folder that is not entered.
+        known: files that have another use and are no news.
+
+    Raises:
+        UserError: no such folder, two files with one id, or a link to a missing file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", fix=f"give the folder of the {what}")
+    found: dict[str, Item] = {}  # by what ids are compared by
+    others, expected = [], {os.path.realpath(path) for path in known if path is not None}
+    above = frozenset() if leave_out is None else frozenset([os.path.realpath(leave_out)])
+    for path in files_below(folder, above):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in endings:
+            others += [] if os.path.realpath(path) in expected else [name]
+            continue
+        item = Item(name.removesuffix(path.suffix).replace("/", "__"), name, path)
+        key = composed(item.id)
+        if key in found:
+            raise UserError(f"{folder}: {found[key].name} and {name} have the same id "
+                            f"{item.id!r}", fix="rename or remove one of them")
+        if not path.is_file():
+            raise UserError(f"{path}: a link to a missing file", fix="mend or remove the link")
+        found[key] = item
+    if others:
+        say(f"{folder}: other files, left out: {len(others)} ({some(others)})")
+    return {item.id: item for item in sorted(found.values(), key=lambda item: item.id)}
+
+
+def find_masks(folder: Path, images: Mapping[str, Item]) -> dict[str, Path]:
+    """Mask files by id: PNG files at the same path as their images. Masks of no image are said.
+
+    Raises:
+        UserError: no such folder, two masks with one id, or none of its files fits an image.
+    """
+    files = {composed(name): item for name, item in list_files(folder, (".png",), "masks").items()}
+    keys = {name: composed(name) for name in images}
+    masks = {name: files[key].path for name, key in keys.items() if key in files}
+    if not masks:
+        first = next(iter(images.values())).name
+        raise UserError(f"{folder}: none of its {len(files)} PNG files is the mask of an image",
+                        fix=f"name masks like their images: {Path(first).with_suffix('.png')} for "
+                            f"{first}")
+    strays = [files[key].name for key in sorted(files.keys() - set(keys.values()))]
+    if strays:
+        say(f"{folder}: masks of no image: {len(strays)} ({some(strays)})")
+    return masks
+
+
+def spellings(images: Mapping[str, Item]) -> dict[str, str]:
+    """What `plain` text calls an image → id: its path, that without ending, its id."""
+    names = {item.name: item.id for item in images.values()}
+    names.update((item.name.removesuffix(item.path.suffix), item.id) for item in images.values())
+    names.update((name, name) for name in images)  # an id goes first where two are meant
+    return {composed(name): image_id for name, image_id in names.items()}
+
+
+def split_ids(images: Mapping[str, Item], splits: Sequence[str],
+              seed: int) -> dict[str, tuple[Share, list[str]]]:
+    """`NAME=SHARE` and `NAME=LIST` texts → by name what was asked for, and the ids, sorted.
+
+    Lines of a list may name an image by its path. How many images no split takes is said.
+
+    Raises:
+        UserError: see `parse_parts` and `assign`.
+    """
+    names = spellings(images)
+    parts = [part if part.ids is None else
+             replace(part, ids=tuple(dict.fromkeys(names.get(plain(line), line)
+                                                   for line in part.ids)))
+             for part in parse_parts(splits, "--split")]
+    dealt = assign(list(images), parts, seed)
+    say("splits: " + ", ".join(f"{name} {len(ids)}" for name, ids in dealt.items())
+        + f"; {len(images) - sum(map(len, dealt.values()))} of {len(images)} images unused")
+    return {part.name: (part, dealt[part.name]) for part in parts}

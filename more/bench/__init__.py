@@ -1,0 +1,1 @@
+"""Measurements, `python -m more bench NAME`: ratios within one run, alternating rounds."""
