@@ -43,7 +43,9 @@ def show(facts: dict[str, Any], console: Console) -> None:
                                     f"median {aspect['p50']:.2f}")
     made = facts["provenance"]
     table.add_row("made by", Text(f"{made.get('tool', '?')} {made.get('version', '')}"))
-    table.add_row("extra", Text(json.dumps(facts["extra"], ensure_ascii=False)[:300]))
+    for key, value in facts["extra"].items():  # lists may name thousands: --json has them
+        table.add_row(key, Text(str(len(value)) if isinstance(value, list) else
+                                json.dumps(value, ensure_ascii=False)[:300]))
     console.print(table)
     console.print(_bars("longer side", ("pixels", "images"),
                         list(facts["longer_side_counts"].items())))
