@@ -15,10 +15,12 @@ from more.config.schema import CHOICES, PAPER, Config
 from tests.conftest import ROOT
 from tests.data.sets import small_set
 
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "checkpoints/README.md")}
+PAGES = {name: (ROOT / name).read_text()
+         for name in ("README.md", "checkpoints/README.md", "data_tools/README.md")}
 README = PAGES["README.md"]
-BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.S | re.M)
-INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.S | re.M))
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", TEXT, re.S | re.M)
+INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M))
 SETTINGS = {key for key, _, _ in flatten(Config())}
 STARTS = {"launch/train.sh": ("more", "train"), "launch/quickstart.sh": ("more", "train")}
 
@@ -34,14 +36,20 @@ def commands() -> list[tuple[str, str, str]]:
         if start := re.search(r"(?:-m|--module) (more|data_tools\.\w+) +(.*)", line):
             module, rest = start.groups()
             name, _, after = rest.partition(" ")
+            if name == "bench":
+                name, _, after = after.partition(" ")
+                name = f"bench {name}"
             found.append((module, name, after) if module == "more" else (module, "", rest))
-    return [command for command in found if command[1] != "COMMAND"]
+    return [command for command in found if command[1].split()[-1:] not in (["COMMAND"], ["NAME"])]
 
 
 def parameters(module: str, name: str):
     """Options and arguments of a command, from the program itself."""
     if module == "more":
-        return get_command(app).commands[name].params
+        program = get_command(app)
+        for word in name.split():
+            program = program.commands[word]
+        return program.params
     tool = typer.Typer(add_completion=False)
     tool.command()(importlib.import_module(module).main)
     return get_command(tool).params
