@@ -76,8 +76,10 @@ def train(
 
     settings = load_config(config, overrides or [])
     from more.data.shards.quarantine import open_checked
+    from more.engine.checks import check_classes
     from more.engine.distributed import launched_world, setup, teardown
-    from more.engine.trainer import Trainer, check_classes
+    from more.engine.stop import exit_code
+    from more.engine.trainer import Trainer
 
     share = launched_world()
     images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
@@ -88,9 +90,11 @@ def train(
     run = make_folder(run or Path("checkpoints") / settings.name)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
-        Trainer(settings, images, masks, run, world, resume, left_out).fit()
+        state = Trainer(settings, images, masks, run, world, resume, left_out).fit()
     finally:
         teardown()
+    if state == "stopped":
+        raise typer.Exit(exit_code())
 
 
 @app.command()

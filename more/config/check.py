@@ -18,8 +18,8 @@ NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
     "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
     "eval.every", "eval.images", "optim.warmup", "optim.warmup_ratio", "optim.power",
-    "optim.frozen_steps", "optim.clip", "optim.weight_decay", "optim.head_lr_scale",
-    "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
+    "train.skip_nonfinite", "optim.frozen_steps", "optim.clip", "optim.weight_decay",
+    "optim.head_lr_scale", "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
     "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
     "crf.bilateral_compat")
 POSITIVE = (
@@ -73,5 +73,15 @@ def check(flat: Mapping[str, Any], source: str) -> None:
          "optim.betas", "needs two numbers of at least 0 and below 1")
     need(all(step >= 1 and step == int(step) for step in flat["cam.par_dilations"])
          and len(flat["cam.par_dilations"]) > 0, "cam.par_dilations", "needs whole pixels")
+    stage, offload = flat["deepspeed.zero_stage"], flat["deepspeed.offload"]
+    need(flat["precision"] != "fp16" or stage > 0, "precision",
+         "fp16 needs deepspeed.zero_stage 1, 2 or 3")
+    need(offload == "none" or stage > 0, "deepspeed.offload",
+         "needs deepspeed.zero_stage 1, 2 or 3")
+    need(offload != "parameters" or stage == 3, "deepspeed.offload",
+         "'parameters' needs deepspeed.zero_stage 3")
+    need(not flat["train.compile"] or stage < 3, "train.compile",
+         "does not work with deepspeed.zero_stage 3")
+    need(0 <= flat["train.ema"] < 1, "train.ema", "must be at least 0 and below 1")
     need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
          "a custom backbone needs patch_size, embed_dim, depth and num_heads")

@@ -180,6 +180,11 @@ class TrainConfig:
     seed: int = setting(1, "of weights, sample order, augmentation and URE's choices")
     log_every: int = setting(20, "updates between records")
     threads: int = setting(0, "CPU threads per rank; 0 = cores divided by local ranks")
+    skip_nonfinite: int = setting(0, "updates that may be left out because loss or gradient is not "
+                                  "finite")
+    ema: float = setting(0.0, "decay of an average of the weights for evaluation and inference; "
+                         "0 = off, as released")
+    compile: str = setting("", "backend of torch.compile, such as 'inductor'; '' = off")
 
 
 @dataclass(frozen=True)
@@ -196,13 +201,20 @@ class CheckpointConfig:
 
     every: int = setting(1000, "updates between checkpoints; one more is written at the end")
     keep: int = setting(2, "newest checkpoints kept")
+    best: str = setting("", "also keep the best by this evaluation score: 'cam', 'lam' or "
+                        "'decoder'; '' = off")
+    background: bool = setting(False, "write while training goes on")
 
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
     """The engine."""
 
-    zero_stage: int = setting(1, "0: replicas; 1: optimiser state spread over the ranks")
+    zero_stage: int = setting(1, "spread over the ranks: 0 nothing, 1 optimiser state, 2 gradients "
+                              "as well, 3 weights as well")
+    offload: str = setting("none", "keep on the CPU: 'none', 'optimizer' state, or 'parameters' as "
+                           "well (ZeRO 3)")
+    json: str = setting("", "file of DeepSpeed settings merged over ours")
     timeout_minutes: int = setting(10, "longest wait for another rank")
     bucket_mb: int = setting(50, "megabytes per gradient reduction")
 
@@ -238,7 +250,8 @@ class Config:
 
     name: str = setting("run", "name of the run; the file's name unless given")
     variant: str = setting("released", "'released' or 'paper': defaults where the two differ")
-    precision: str = setting("fp32", "'fp32' or 'bf16' (autocast, fp32 weights)")
+    precision: str = setting("fp32", "'fp32', 'bf16' (autocast, fp32 weights) or 'fp16' (loss "
+                             "scaling; GPU and ZeRO 1 to 3)")
     model: ModelConfig = setting(ModelConfig, "the network")
     data: DataConfig = setting(DataConfig, "images and augmentation")
     cam: CamConfig = setting(CamConfig, "CAMs and thresholds")
@@ -269,7 +282,7 @@ PAPER = {
 
 CHOICES = {
     "variant": ("released", "paper"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "fp16"),
     "model.token_init": ("copied", "perturbed"),
     "model.register_init": ("random", "small", "registers"),
     "model.token_attention": ("full", "shared"),
@@ -288,6 +301,8 @@ CHOICES = {
     "loss.cre_reduction": ("released", "pairs"),
     "loss.ure_form": ("released", "paper"),
     "loss.pseudo_label": ("cam", "lam"),
-    "deepspeed.zero_stage": (0, 1),
+    "deepspeed.zero_stage": (0, 1, 2, 3),
+    "deepspeed.offload": ("none", "optimizer", "parameters"),
+    "checkpoint.best": ("", "cam", "lam", "decoder"),
 }
 """Fields that take one of a few values."""

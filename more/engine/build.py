@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,10 @@ from more.config.schema import Config, DataConfig
 from more.data.plan import GlobalBatchSampler
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
+from more.engine.distributed import World, import_deepspeed
+from more.engine.guard import GuardedAdamW
+from more.engine.schedule import make_scheduler
+from more.engine.warmup import warm_heads
 from more.errors import UserError
 from more.losses.objective import Objective, Recipe
 from more.model.network import MoReNetwork, parameter_groups
@@ -100,9 +107,41 @@ def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
                 groups.append({"name": "tokens", "params": tokens, "freezable": False,
                                **base, "lr": optim.lr * optim.token_lr_scale})
         groups.append({"name": group["name"], "params": params, "freezable": encoder, **base})
-    fused = next(network.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps,
-                             fused=fused or None)
+    # ZeRO checks gradients itself, and takes no sub-class; offloaded, AdamW runs on the CPU.
+    kind = GuardedAdamW if config.deepspeed.zero_stage == 0 else torch.optim.AdamW
+    fused = next(network.parameters()).is_cuda and config.deepspeed.offload == "none"
+    return kind(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=fused or None)
+
+
+def make_engine(config: Config, split: BatchSplit, world: World, train_set: ShardSet,
+                say: Callable[[str], None], weights: Mapping[str, torch.Tensor] | None) -> Any:
+    """DeepSpeed's engine around the network, in training mode.
+
+    Args:
+        config: settings.
+        split: how the global batch is spread.
+        world: ranks.
+        train_set: images for the head warm-up.
+        say: told how the warm-up ends.
+        weights: those of a checkpoint; None starts from `model.weights`.
+    """
+    network = make_network(config, load_weights=weights is None).to(world.device)
+    if weights is not None:
+        network.load_state_dict(weights)
+    elif config.head_warmup.updates:
+        terms = warm_heads(network, train_set, config, quiet=not world.main)
+        say("head warm-up ends at " + ", ".join(
+            f"{name} {value:.4g}" for name, value in terms.items()))
+    optimizer, schedule = make_optimizer(config, network), config.optim
+    scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,
+                               schedule.warmup_ratio, schedule.power, schedule.frozen_steps)
+    engine, *_ = import_deepspeed().initialize(
+        model=network, optimizer=optimizer, lr_scheduler=scheduler,
+        config=deepspeed_dict(config, split))
+    if config.train.compile:
+        engine.compile(backend=config.train.compile)
+    engine.train()
+    return engine
 
 
 def make_transform(data: DataConfig) -> TrainTransform:
@@ -145,20 +184,69 @@ def split_batch(global_batch: int, world: int, micro_limit: int = 0) -> BatchSpl
 
 
 def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
-    """DeepSpeed's JSON. `gradient_clipping` is always written: left out it means 1.0."""
+    """DeepSpeed's JSON, with the user's own (`deepspeed.json`) merged over it.
+
+    `gradient_clipping` is always written: left out it means 1.0.
+
+    Raises:
+        UserError: the user's file cannot be read, or sets what follows from other settings.
+    """
     engine = config.deepspeed
-    return {
+    zero: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": engine.bucket_mb * 2**20 // 4,
+        "allgather_bucket_size": engine.bucket_mb * 2**20 // 4,
+    }
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if engine.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    ours = {
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": config.optim.clip,
-        "zero_optimization": {
-            "stage": engine.zero_stage,
-            "overlap_comm": True,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": engine.bucket_mb * 2**20 // 4,
-            "allgather_bucket_size": engine.bucket_mb * 2**20 // 4,
-        },
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    return merged(ours, _read_json(engine.json)) if engine.json else ours
+
+
+# They follow from train.*, optim.*, precision and deepspeed.zero_stage; two truths would differ.
+DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+           "gradient_clipping", "optimizer", "scheduler", "fp16.enabled", "bf16.enabled", "bf16",
+           "torch_autocast.enabled", "zero_optimization.stage")
+
+
+def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`theirs` over `ours`, section by section.
+
+    Raises:
+        UserError: a key that other settings decide.
+    """
+    result = dict(ours)
+    for key, value in theirs.items():
+        if prefix + key in DERIVED and not isinstance(value, dict):
+            raise UserError(f"deepspeed.json sets {prefix}{key}, which follows from the settings",
+                            "remove it there; `more config FILE --explain` lists the settings")
+        if isinstance(value, dict):
+            result[key] = merged(dict(ours.get(key) or {}), value, f"{prefix}{key}.")
+        else:
+            result[key] = value
+    return result
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})",
+                        "give a file with DeepSpeed's settings, or none") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object", "give DeepSpeed's settings as an object")
+    return content

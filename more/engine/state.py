@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from deepspeed.utils import (
+    safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
 from torch import Tensor
@@ -28,13 +31,17 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def full_weights(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole values of parameters and buffers, one by one; all ranks must take part.
+def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole fp32 values of parameters and buffers; all ranks must take part.
 
     A value holds until the next one is asked for.
     """
     gathered = import_deepspeed().zero.GatheredParameters
-    for name, value in module.state_dict(keep_vars=True).items():
+    half = engine.fp16_enabled() and engine.zero_optimization_stage()
+    for name, value in engine.module.state_dict(keep_vars=True).items():
+        if half and isinstance(value, torch.nn.Parameter):
+            yield name, safe_get_full_fp32_param(value).reshape(_shape(value))
+            continue
         with gathered([value], enabled=is_partitioned(value)):
             yield name, value.detach()
 
@@ -91,9 +98,19 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
             if stage == 0:
                 optimizer.state[parameter][moment].copy_(value)
             elif stage == 3:
-                safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
+                safe_set_local_optimizer_state(parameter, own_part(parameter, value), moment)
             else:
                 safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Under fp16: the fp32 weights behind the halves, which a new engine made from the halves."""
+    for name, parameter in engine.module.named_parameters():
+        value = weights[name].to(torch.float32)
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_fp32_param(parameter, own_part(parameter, value))
+        else:
+            safe_set_full_fp32_param(parameter, value)
 
 
 def _base(engine: Any) -> torch.optim.Optimizer:
@@ -122,8 +139,8 @@ def _shape(parameter: Tensor) -> torch.Size:
     return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
 
 
-def _own_part(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's stretch of a parameter under ZeRO 3; the last one is filled up with zeros."""
+def own_part(parameter: Tensor, value: Tensor) -> Tensor:
+    """This rank's stretch of a whole value under ZeRO 3; the last one is filled up with zeros."""
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     part = value.flatten()[size * rank:size * (rank + 1)]
     return torch.nn.functional.pad(part, (0, size - part.numel()))

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
+import torch
 from mmengine.logging import MMLogger
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from more.data.shards.format import make_folder
+import more
+from more.config.load import to_dict
+from more.data.shards.format import make_folder, to_json, write_atomic
+from more.data.shards.quarantine import Damaged
+from more.engine.distributed import World
+from more.progress import console
+
+if TYPE_CHECKING:
+    from more.engine.trainer import Trainer
 
 
 class Records:
@@ -18,18 +39,23 @@ class Records:
     Args:
         run: run folder.
         main: True on the rank that writes.
+        iterations: updates of the whole run.
     """
 
-    def __init__(self, run: Path, main: bool):
-        self.main = main
+    def __init__(self, run: Path, main: bool, iterations: int):
+        self.main, self.iterations, self.bar = main, iterations, None
         if not main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         make_folder(run)
-        self.file = open(run / "log.jsonl", "a", encoding="utf-8")
+        self.file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self.board = SummaryWriter(str(run / "tensorboard"))
         self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))
+        if console.is_terminal:
+            for handler in self.logger.handlers:  # lines go above the bar, not through it
+                if type(handler) is logging.StreamHandler:
+                    handler.setStream(_Above())
 
     def say(self, text: str) -> None:
         """A line on the terminal and in train.log."""
@@ -48,17 +74,57 @@ class Records:
                 if isinstance(number, (int, float)):
                     self.board.add_scalar(f"{group}/{name}".rstrip("/"), number, step)
 
+    def progress(self, done: int, meter: Meter) -> None:
+        """Move the bar on a terminal."""
+        if not self.main or not console.is_terminal:
+            return
+        if self.bar is None:
+            self.bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.2f} img/s"),
+                TextColumn("loss {task.fields[loss]:.4g}"),
+                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task("", total=self.iterations, completed=done - 1, rate=0.0,
+                                          loss=0.0)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, rate=meter.rate, loss=meter.last_total)
+
+    def line(self, done: int, record: dict[str, Any]) -> None:
+        """The line of a record: terms, throughput, time left."""
+        left = (self.iterations - done) * record["seconds_per_step"]
+        terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
+        self.say(f"[{done}/{self.iterations}] {terms} | {record['images_per_s']:.2f} img/s, "
+                 f"eta {duration(left)}")
+
     def close(self) -> None:
         """Flush and close the files."""
         if self.main:
+            if self.bar is not None:
+                self.bar.stop()
             self.file.close()
             self.board.close()
+
+
+class _Above:
+    """Where a log handler writes while the bar is drawn."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            console.print(text.rstrip("\n"), highlight=False, markup=False)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 class Meter:
     """Means of loss terms and throughput between two records."""
 
     def __init__(self) -> None:
+        self.last_total = float("nan")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, after a record or a pause."""
         self.sums: dict[str, float] = {}
         self.steps, self.images, self.waiting = 0, 0, 0.0
         self.started = time.monotonic()
@@ -67,19 +133,43 @@ class Meter:
         """Count one update with its terms, global images and seconds waited for data."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+        self.last_total = terms.get("total", float("nan"))
         self.steps += 1
         self.images += images
         self.waiting += waiting
 
-    def read(self) -> dict[str, Any]:
-        """`terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share); resets."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        steps = max(self.steps, 1)
+    @property
+    def rate(self) -> float:
+        """Images a second since the last record."""
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def read(self, world: World) -> dict[str, Any]:
+        """What happened since the last record, over all ranks; all ranks call it.
+
+        Returns:
+            `terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share of the time),
+            `memory_mb` (most of any rank: CUDA's peak, or the process's memory), and `ranks`:
+            least and most seconds a step apart from waiting for data, most seconds of waiting.
+        """
+        seconds, steps = max(time.monotonic() - self.started, 1e-9), max(self.steps, 1)
+        own = {"busy": (seconds - self.waiting) / steps, "wait": self.waiting / steps,
+               "memory": _memory_mb()}
+        everyone = world.gather(own)
         result = {"terms": {name: value / steps for name, value in self.sums.items()},
                   "images_per_s": self.images / seconds, "seconds_per_step": seconds / steps,
-                  "data_wait": self.waiting / seconds}
-        self.__init__()
+                  "data_wait": self.waiting / seconds,
+                  "memory_mb": max(one["memory"] for one in everyone),
+                  "ranks": {"busy_least": min(one["busy"] for one in everyone),
+                            "busy_most": max(one["busy"] for one in everyone),
+                            "wait_most": max(one["wait"] for one in everyone)}}
+        self.restart()
         return result
+
+
+def _memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def duration(seconds: float) -> str:
@@ -87,3 +177,25 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def describe_run(trainer: Trainer, left_out: Sequence[Damaged]) -> None:
+    """Write a run's settings and say what is about to happen; rank 0 only."""
+    config, run, world, split = trainer.config, trainer.run, trainer.world, trainer.split
+    write_atomic(run / "config.json", to_json(to_dict(config)))
+    about = {"version": more.__version__, "classes": trainer.train_set.class_names,
+             "train": str(Path(trainer.train_set.path).resolve()),
+             "val": str(Path(trainer.val_set.path).resolve()) if trainer.val_set else None,
+             "ranks": world.size, "torch": torch.__version__}
+    write_atomic(run / "run.json", to_json(about))
+    if left_out:
+        write_atomic(run / "quarantine.json", to_json([asdict(item) for item in left_out]))
+        trainer.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
+                            f"{run / 'quarantine.json'} names them")
+    parameters = sum(getattr(parameter, "ds_numel", parameter.numel())
+                     for parameter in trainer.engine.module.parameters()) / 1e6
+    trainer.records.say(
+        f"{config.name}: {parameters:.1f} M parameters, {len(trainer.train_set)} images, "
+        f"{world.size} rank(s) on {world.device.type}, global batch {split.global_batch} = "
+        f"{world.size} × {split.micro} × {split.accumulation}, {config.precision}, ZeRO "
+        f"{config.deepspeed.zero_stage}, {config.train.iterations} iterations")

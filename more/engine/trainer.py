@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import more
 from more.config.load import to_dict
 from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.loader import Reading, make_train_loader
-from more.data.shards.format import to_json, write_atomic
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
-from more.engine import checkpoint
+from more.engine import checkpoint, folders
+from more.engine.average import WeightAverage
 from more.engine.build import (
-    deepspeed_dict,
-    make_network,
+    make_engine,
     make_objective,
-    make_optimizer,
     make_plan,
     make_transform,
     split_batch,
 )
-from more.engine.distributed import World, import_deepspeed
-from more.engine.schedule import make_scheduler
-from more.engine.telemetry import Meter, Records, duration
+from more.engine.checks import check_classes, check_same_model
+from more.engine.distributed import World
+from more.engine.guard import Guard, poisoned
+from more.engine.stop import StopRequest, write_status
+from more.engine.telemetry import Meter, Records, describe_run
 from more.engine.validate import validate
-from more.engine.warmup import warm_heads
-from more.errors import UserError
+from more.engine.watchdog import Watchdog
 from more.localization.maps import multi_scale
 from more.losses.objective import Batch
 from more.model.network import NetworkOutput
@@ -62,48 +60,98 @@ class Trainer:
         self.config, self.run, self.world = config, run, world
         self.train_set, self.val_set = train_set, val_set
         self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
-        source = world.agree(checkpoint.resolve(run, resume) if world.main else None)
+        source, rejected = world.agree(folders.resolve(run, resume) if world.main else None)
         if source is not None:
             check_same_model(config, source)
-        self.records = Records(run, world.main)
+            checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
+        self.records = Records(run, world.main, config.train.iterations)
+        for reason in rejected:
+            self.records.say(f"not resumed: {reason}")
         self.objective = make_objective(config)
-        self.engine = self._make_engine(load_weights=source is None)
-        self.start = 0
+        self.engine = make_engine(config, self.split, world, train_set, self.records.say,
+                                  checkpoint.training_weights(source) if source else None)
+        self.average = (WeightAverage(self.engine, config.train.ema) if config.train.ema else None)
+        self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
+                                        config.checkpoint.background)
+        self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
+        self.start, self.saved = 0, -1
         if source is not None:
-            self.start = checkpoint.load(self.engine, source, world)
+            self.start = checkpoint.restore(self.engine, source, world, self.average)
+            self.saved = self.start
             self.records.say(f"resumed after {self.start} updates from {source}")
         if world.main:
-            self._describe(left_out)
+            describe_run(self, left_out)
 
-    def fit(self) -> dict[str, Any]:
-        """Train to the last iteration; returns the last evaluation's scores."""
-        config, meter, scores = self.config, Meter(), {}
-        batches = self._batches()
-        for step in range(self.start, config.train.iterations):
-            waited, terms = 0.0, []
-            for _ in range(self.split.accumulation):
-                before = time.monotonic()
-                batch = next(batches)
-                waited += time.monotonic() - before
-                terms.append(self._pass(batch, step))
-            meter.add(self._mean_terms(terms, step), self.split.global_batch, waited)
+    def fit(self) -> str:
+        """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""
+        state = "failed"
+        watchdog = Watchdog(self.run, self.world.rank, self.config.deepspeed.timeout_minutes * 60)
+        self._status("running", self.start)
+        try:
+            with StopRequest(self.run, self.world) as stop:
+                state = self._loop(stop, watchdog)
+        finally:
+            watchdog.close()
+            if state == "failed":
+                self._status(state, max(self.start, self.saved))
+            self.records.close()
+        return state
+
+    def _loop(self, stop: StopRequest, watchdog: Watchdog) -> str:
+        train, meter, batches = self.config.train, Meter(), self._batches()
+        for step in range(self.start, train.iterations):
+            watchdog.rearm()
+            stopping = self._step(step, batches, meter, stop)
+            watchdog.disarm()
             done = step + 1
-            if done % config.train.log_every == 0 or done == config.train.iterations:
-                self._record(done, meter.read())
+            if done % train.log_every == 0 or done == train.iterations:
+                self._record(done, meter)
             # Saved first: whatever goes wrong in an evaluation, the updates are not lost.
-            if self._due(done, config.checkpoint.every):
-                checkpoint.save(self.engine, self.run / "checkpoints", done, self.world,
-                                config.checkpoint.keep, {"config": to_dict(config)})
-            if self._due(done, config.eval.every) and self.val_set is not None:
-                scores = self._evaluate(done)
-                meter.read()
-        self.records.close()
-        return scores
+            if stopping or self._due(done, self.config.checkpoint.every):
+                self._save(done)
+            if stopping and done < train.iterations:
+                self.writer.finish()
+                self._status("stopped", done)
+                self.records.say(f"stopped on request after {done} updates; the same command goes "
+                                 "on from here")
+                return "stopped"
+            if self._due(done, self.config.eval.every) and self.val_set is not None:
+                self._evaluate(done)
+                meter.restart()
+        self.writer.finish()
+        self._status("finished", train.iterations)
+        return "finished"
+
+    def _step(self, step: int, batches: Iterator[dict[str, Any]], meter: Meter,
+              stop: StopRequest) -> bool:
+        """One update of all ranks; whether they agree to stop after it."""
+        waited, terms, rows = 0.0, [], []
+        for _ in range(self.split.accumulation):
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            rows += batch["indices"].tolist()
+            terms.append(self._pass(batch, step))
+        own = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+        request = torch.tensor(float(stop.asked()), device=self.world.device)
+        means = self.world.mean(torch.stack([*own.values(), request])).tolist()
+        if self.engine.was_step_applied():
+            if self.average is not None:
+                self.average.update()
+        else:
+            path = self.guard.left_out(step, [self.train_set.ids[row] for row in rows],
+                                       {name: float(value) for name, value in own.items()},
+                                       self.world)
+            if path is not None:
+                self.records.say(f"iteration {step} is left out: not finite, see {path}")
+        meter.add(dict(zip(own, means, strict=False)), self.split.global_batch, waited)
+        self.records.progress(step + 1, meter)
+        return means[-1] > 0
 
     def _pass(self, data: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
         """Forward, loss and backward of one micro-batch; DeepSpeed updates when it is due."""
         images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
-        output = in_float32(self.engine(images))
+        output = in_float32(self.engine(self._as_weights(images)))
         tags = data["tags"].to(self.world.device)
         cams, aux_cams = self._cams(images, tags, output, step)
         batch = Batch(images=images, tags=tags, cams=cams,
@@ -113,9 +161,13 @@ class Trainer:
                       share=1 / self.world.size,
                       mean=self.config.data.mean, std=self.config.data.std)
         terms = self.objective(output, batch, step)
-        self.engine.backward(terms["total"])
+        self.engine.backward(poisoned(terms["total"], output.logits))
         self.engine.step()
         return {name: value.detach().float().reshape(()) for name, value in terms.items()}
+
+    def _as_weights(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in the weights' precision (half under fp16)."""
+        return images.half() if self.engine.fp16_enabled() else images
 
     def _cams(self, images: torch.Tensor, tags: torch.Tensor, output: NetworkOutput,
               step: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -123,46 +175,15 @@ class Trainer:
         if not self.objective.needs_cams(step):
             return None, None
         with torch.no_grad():
-            return multi_scale(partial(self.engine, mode="cam"), images, self.config.cam.scales,
-                               relu=(True, True), first=(output.cam, output.aux_cam),
-                               tags=tags)
+            return multi_scale(partial(self.engine, mode="cam"), self._as_weights(images),
+                               self.config.cam.scales, relu=(True, True),
+                               first=(output.cam, output.aux_cam), tags=tags)
 
     def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor:
         """Uniform numbers for URE's choice: a function of seed, step and place in the batch."""
         generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
         keys = torch.rand(self.split.global_batch, 2, shape[-2] * shape[-1], generator=generator)
         return keys[slots].to(self.world.device)
-
-    def _mean_terms(self, terms: list[dict[str, torch.Tensor]], step: int) -> dict[str, float]:
-        """Means over passes and ranks as numbers; stops every rank on a value that is not finite.
-
-        Raises:
-            UserError: the total of some rank is NaN or infinite.
-        """
-        names = list(terms[0])
-        stacked = torch.stack([torch.stack([t[name] for name in names]) for t in terms]).mean(0)
-        values = dict(zip(names, self.world.mean(stacked).tolist(), strict=True))
-        if not all(map(torch.isfinite, torch.tensor([values["total"]]))):
-            raise UserError(f"the loss is not finite at iteration {step}: {values}",
-                            "lower optim.lr, or look at the images of this step")
-        return values
-
-    def _make_engine(self, load_weights: bool) -> Any:
-        config = self.config
-        network = make_network(config, load_weights).to(self.world.device)
-        if load_weights and config.head_warmup.updates:
-            terms = warm_heads(network, self.train_set, config, quiet=not self.world.main)
-            self.records.say("head warm-up ends at " + ", ".join(
-                f"{name} {value:.4g}" for name, value in terms.items()))
-        optimizer = make_optimizer(config, network)
-        schedule = config.optim
-        scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,
-                                   schedule.warmup_ratio, schedule.power, schedule.frozen_steps)
-        engine, *_ = import_deepspeed().initialize(
-            model=network, optimizer=optimizer, lr_scheduler=scheduler,
-            config=deepspeed_dict(config, self.split))
-        engine.train()
-        return engine
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         data = self.config.data
@@ -172,90 +193,55 @@ class Trainer:
             start_step=self.start, stop_step=self.config.train.iterations,
             reading=Reading(data.workers, data.prefetch_mb, copy=False)))
 
-    def _evaluate(self, done: int) -> dict[str, Any]:
-        scores = validate(self.engine.module, self.val_set, self.config, self.world)
+    def _evaluate(self, done: int) -> None:
+        if self.average is None:
+            scores = validate(self.engine.module, self.val_set, self.config, self.world)
+        else:
+            with self.average.in_place():
+                scores = validate(self.engine.module, self.val_set, self.config, self.world)
         self.engine.train()
         self.records.write(done, {"eval": scores})
         self.records.say(f"[{done}] validation mIoU: " + ", ".join(
             f"{name} {value:.1f}" for name, value in scores.items()))
-        return scores
+        metric = self.config.checkpoint.best
+        if metric:
+            best = self.world.agree(folders.read_best(self.writer.folder))
+            if best is None or scores[metric] > best["score"]:
+                self._save(done)
+                self.writer.finish()
+                if self.world.main:
+                    folders.write_best(self.writer.folder, metric, scores[metric], done)
+                    folders.prune(self.writer.folder, self.config.checkpoint.keep)
+
+    def _save(self, done: int) -> None:
+        if self.saved == done:
+            return
+        self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
+                                         {"config": to_dict(self.config)}))
+        self.saved = done
+        self._status("running", done)
+
+    def _status(self, state: str, step: int) -> None:
+        if self.world.main:
+            write_status(self.run, state, step, self.config.train.iterations)
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.config.train.iterations or (every > 0 and done % every == 0)
 
-    def _record(self, done: int, record: dict[str, Any]) -> None:
-        groups = self.engine.optimizer.param_groups
-        record["lr"] = {group["name"]: group["lr"] for group in groups}
+    def _record(self, done: int, meter: Meter) -> None:
+        record = meter.read(self.world)
+        record["lr"] = {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
         norm = self.engine.get_global_grad_norm()
+        if norm is None:
+            norm = getattr(self.engine.optimizer, "norm", None)
         if norm is not None:
             record["grad_norm"] = float(norm)
+        record["skipped"] = self.engine.skipped_steps
         self.records.write(done, record)
-        left = (self.config.train.iterations - done) * record["seconds_per_step"]
-        terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
-        self.records.say(f"[{done}/{self.config.train.iterations}] {terms} | "
-                         f"{record['images_per_s']:.2f} img/s, eta {duration(left)}")
-
-    def _describe(self, left_out: Sequence[Damaged]) -> None:
-        """Write the run's settings and say what is about to happen."""
-        write_atomic(self.run / "config.json", to_json(to_dict(self.config)))
-        about = {"version": more.__version__, "classes": self.train_set.class_names,
-                 "train": str(Path(self.train_set.path).resolve()),
-                 "val": str(Path(self.val_set.path).resolve()) if self.val_set else None,
-                 "ranks": self.world.size, "torch": torch.__version__}
-        write_atomic(self.run / "run.json", to_json(about))
-        if left_out:
-            write_atomic(self.run / "quarantine.json", to_json([asdict(item) for item in left_out]))
-            self.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
-                             f"{self.run / 'quarantine.json'} names them")
-        parameters = sum(p.numel() for p in self.engine.module.parameters()) / 1e6
-        self.records.say(
-            f"{self.config.name}: {parameters:.1f} M parameters, {len(self.train_set)} images, "
-            f"{self.world.size} rank(s) on {self.world.device.type}, global batch "
-            f"{self.split.global_batch} = {self.world.size} × {self.split.micro} × "
-            f"{self.split.accumulation}, {self.config.precision}, ZeRO "
-            f"{self.config.deepspeed.zero_stage}, {self.config.train.iterations} iterations")
+        self.records.line(done, record)
 
 
 def in_float32(output: NetworkOutput) -> NetworkOutput:
     """The same outputs in fp32: losses and similarities are computed outside autocast."""
     return replace(output, **{item.name: getattr(output, item.name).float()
                               for item in fields(output)})
-
-
-def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
-    """Settings and shard sets must speak of the same classes.
-
-    Raises:
-        UserError: another number of classes, or a validation set with other names.
-    """
-    if train_set.num_classes != config.model.num_classes:
-        raise UserError(
-            f"{train_set.path} has {train_set.num_classes} classes, the configuration "
-            f"{config.model.num_classes}",
-            f"--set model.num_classes={train_set.num_classes}, or convert the right data set")
-    if config.train.global_batch > len(train_set):
-        raise UserError(f"{train_set.path} has {len(train_set)} images, fewer than "
-                        f"train.global_batch = {config.train.global_batch}",
-                        f"--set train.global_batch={len(train_set)} or less")
-    if val_set is not None and val_set.class_names != train_set.class_names:
-        raise UserError(f"{val_set.path}: its classes differ from those of {train_set.path}",
-                        "convert both splits with the same class list")
-    if val_set is not None and not val_set.has("mask"):
-        raise UserError(f"{val_set.path}: the validation set has no masks",
-                        "convert a split with masks, or leave --val out")
-
-
-def check_same_model(config: Config, source: Path) -> None:
-    """A checkpoint continues only under the model, classes and crop it was made with.
-
-    Raises:
-        UserError: lists every setting that differs.
-    """
-    old = checkpoint.info(source)["config"]
-    new = to_dict(config)
-    pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key != "weights")]
-    changed = [f"{section}.{key}: {old[section].get(key)!r} → {new[section][key]!r}"
-               for section, key in pairs if old[section].get(key) != new[section][key]]
-    if changed:
-        raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
-                        "restore these settings, or train into another --run folder")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,15 +36,22 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config,
     totals = {name: torch.zeros(classes, classes, dtype=torch.float64)
               for name in ("cam", "lam", "decoder")}
     limit = min(config.eval.images or len(data), len(data))
-    for batch in make_eval_loader(data, config.inference.size, batch_size=config.inference.batch,
-                                  rank=world.rank, world=world.size, indices=range(limit),
-                                  mean=config.data.mean, std=config.data.std):
+    batches = make_eval_loader(data, config.inference.size, batch_size=config.inference.batch,
+                               rank=world.rank, world=world.size, indices=range(limit),
+                               mean=config.data.mean, std=config.data.std)
+    for batch in batches:
         labels = _labels(network, batch["images"].to(world.device),
                          batch["tags"].to(world.device), config)
         for row, truth in enumerate(batch["masks"]):
             for name, label in labels.items():
                 predicted = _at_size(label[row], truth.shape)
                 totals[name] += confusion_matrix(truth, predicted, classes)
+    # ZeRO 3 gathers weights in every forward: a rank with fewer batches has to join in.
+    most = math.ceil(math.ceil(limit / world.size) / config.inference.batch)
+    for _ in range(most - len(batches)):
+        side = config.inference.size
+        _labels(network, torch.zeros(1, 3, side, side, device=world.device),
+                torch.zeros(1, data.num_classes, device=world.device), config)
     return {name: 100 * scores(world.sum(total.to(world.device)).cpu().numpy()).miou
             for name, total in totals.items()}
 
@@ -51,6 +60,7 @@ def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
             config: Config) -> dict[str, torch.Tensor]:
     """Label maps `[B,S,S]` of the three routes at the inference size."""
     size = images.shape[-2:]
+    images = images.to(next(network.parameters()).dtype)  # half under fp16
     maps = network(images, mode="maps")
     result = {}
     for name, threshold in (("cam", config.cam.background), ("lam", config.inference.threshold)):

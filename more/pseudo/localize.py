@@ -24,9 +24,10 @@ from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
-from more.engine import checkpoint
+from more.engine import folders
 from more.engine.build import make_network
 from more.engine.distributed import local_device
+from more.engine.weights import load_weights
 from more.errors import UserError
 from more.localization.maps import minmax, multi_scale
 from more.progress import Tally, track
@@ -65,12 +66,12 @@ def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module,
                         "restore it; a checkpoint's COMPLETE file has it under `config`") from error
     config = config_from_dict(recorded, source=str(settings))
     inside = run / "checkpoints" / which
-    path = checkpoint.choose(run, "auto" if which == "latest" else
+    path = folders.choose(run, "auto" if which == "latest" else
                              str(inside) if inside.is_dir() else which)
     if path is None:
         raise UserError(f"{run}/checkpoints: no checkpoint yet", "train first")
     network = make_network(config, load_weights=False)
-    checkpoint.load_weights(network, path)
+    load_weights(network, path)
     return config, network.eval(), path
 
 
@@ -250,7 +251,7 @@ def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
         "flip": True, "size": inference.size, "seed_scale": inference.seed_scale,
         "threshold": None if kind == "decoder" else _threshold(kind, config),
         "data": source.manifest.digest, "checkpoint": path.name,
-        "weights": sha256_file(path / checkpoint.WEIGHTS),
+        "weights": sha256_file(path / folders.WEIGHTS),
     }
 
 

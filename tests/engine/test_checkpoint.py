@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from more.engine import checkpoint
+from more.data.shards.format import sha256_file
+from more.engine import folders
 from more.errors import UserError
 
 
@@ -15,8 +16,9 @@ def make(folder, step: int, complete: bool = True):
     path.mkdir(parents=True)
     (path / "state.pt").write_bytes(b"x" * step)
     if complete:
-        record = {"step": step, "world": 1, "files": {"state.pt": step}}
-        (path / checkpoint.MARKER).write_text(json.dumps(record))
+        entry = {"bytes": step, "sha256": sha256_file(path / "state.pt")}
+        record = {"step": step, "world": 1, "files": {"state.pt": entry}}
+        (path / folders.MARKER).write_text(json.dumps(record))
     return path
 
 
@@ -25,29 +27,29 @@ def test_the_newest_complete_one_is_used_and_the_others_are_named(tmp_path):
     make(tmp_path, 8, complete=False)
     torn = make(tmp_path, 9)
     (torn / "state.pt").write_bytes(b"x")
-    found, rejected = checkpoint.find_newest(tmp_path / "checkpoints")
+    found, rejected = folders.find_newest(tmp_path / "checkpoints")
     assert found == good
     assert "step-000009: state.pt has 1 bytes, not 9" in rejected
     assert any("step-000008" in line and "incomplete" in line for line in rejected)
-    assert checkpoint.resolve(tmp_path, "auto") == good
-    assert checkpoint.resolve(tmp_path, "never") is None
+    assert folders.resolve(tmp_path, "auto")[0] == good
+    assert folders.resolve(tmp_path, "never")[0] is None
 
 
 def test_no_checkpoint_starts_afresh_but_broken_ones_never_do(tmp_path):
-    assert checkpoint.resolve(tmp_path, "auto") is None
+    assert folders.resolve(tmp_path, "auto")[0] is None
     make(tmp_path, 3, complete=False)
     with pytest.raises(UserError, match="no complete checkpoint"):
-        checkpoint.resolve(tmp_path, "auto")
+        folders.resolve(tmp_path, "auto")
 
 
 @pytest.mark.parametrize("damage", ["marker", "file", "json"])
 def test_a_path_that_cannot_be_used_is_refused(tmp_path, damage):
     path = make(tmp_path, 3)
     if damage == "marker":
-        (path / checkpoint.MARKER).unlink()
+        (path / folders.MARKER).unlink()
     elif damage == "file":
         (path / "state.pt").unlink()
     else:
-        (path / checkpoint.MARKER).write_text("{")
+        (path / folders.MARKER).write_text("{")
     with pytest.raises(UserError, match="not a usable checkpoint"):
-        checkpoint.resolve(tmp_path, str(path))
+        folders.resolve(tmp_path, str(path))

@@ -14,7 +14,7 @@ from more.config.load import config_from_dict, to_dict
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
 from more.data.transforms import inference_image
-from more.engine import checkpoint
+from more.engine import folders
 from more.engine.build import make_network
 from more.errors import UserError
 from more.pseudo.localize import Request, load_run, localize
@@ -38,10 +38,10 @@ def data(tmp_path_factory) -> Path:
 def make_run(folder: Path, step: int = 5) -> Path:
     """A run folder with the settings and one complete checkpoint of an untrained network."""
     config = config_from_dict(SETTINGS)
-    target = folder / "checkpoints" / f"step-{step:06d}"
-    target.mkdir(parents=True)
-    save_file(make_network(config).state_dict(), str(target / checkpoint.WEIGHTS))
-    checkpoint._commit(target, {"step": step, "world": 1})
+    target = folder / "checkpoints" / folders.step_name(step)
+    place = folders.start_folder(target)
+    save_file(make_network(config).state_dict(), str(place / folders.WEIGHTS))
+    folders.commit_folder(place, target, {"step": step, "world": 1})
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder
 

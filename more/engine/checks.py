@@ -1,0 +1,50 @@
+"""Whether settings, data and checkpoint belong together, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from more.config.load import to_dict
+from more.config.schema import Config
+from more.data.shards.reader import ShardSet
+from more.engine.folders import info
+from more.errors import UserError
+
+
+def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
+    """Settings and shard sets must speak of the same classes.
+
+    Raises:
+        UserError: another number of classes, or a validation set with other names.
+    """
+    if train_set.num_classes != config.model.num_classes:
+        raise UserError(
+            f"{train_set.path} has {train_set.num_classes} classes, the configuration "
+            f"{config.model.num_classes}",
+            f"--set model.num_classes={train_set.num_classes}, or convert the right data set")
+    if config.train.global_batch > len(train_set):
+        raise UserError(f"{train_set.path} has {len(train_set)} images, fewer than "
+                        f"train.global_batch = {config.train.global_batch}",
+                        f"--set train.global_batch={len(train_set)} or less")
+    if val_set is not None and val_set.class_names != train_set.class_names:
+        raise UserError(f"{val_set.path}: its classes differ from those of {train_set.path}",
+                        "convert both splits with the same class list")
+    if val_set is not None and not val_set.has("mask"):
+        raise UserError(f"{val_set.path}: the validation set has no masks",
+                        "convert a split with masks, or leave --val out")
+
+
+def check_same_model(config: Config, source: Path) -> None:
+    """A checkpoint continues only under the model, classes and crop it was made with.
+
+    Raises:
+        UserError: lists every setting that differs.
+    """
+    old = info(source)["config"]
+    new = to_dict(config)
+    pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key != "weights")]
+    changed = [f"{section}.{key}: {old[section].get(key)!r} → {new[section][key]!r}"
+               for section, key in pairs if old[section].get(key) != new[section][key]]
+    if changed:
+        raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
+                        "restore these settings, or train into another --run folder")

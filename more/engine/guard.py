@@ -1,0 +1,101 @@
+"""Losses and gradients that are not finite: no rank updates, the images are written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from more.data.shards.format import make_folder, to_json, write_atomic
+from more.engine.distributed import World
+from more.errors import UserError
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that makes no update when the gradient is not finite, as ZeRO 1 to 3 do by themselves.
+
+    For ZeRO 0, where every rank holds the whole reduced gradient, so that all decide alike.
+    DeepSpeed reads `overflow` after each step and then leaves the schedule where it is.
+
+    Attributes:
+        overflow: whether the last step was left out.
+        norm: norm of the last gradient.
+    """
+
+    overflow = False
+    norm: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update, or none."""
+        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]
+                 if parameter.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(grads)
+        self.overflow = not bool(torch.isfinite(self.norm))
+        if not self.overflow:
+            super().step(closure)
+
+
+def poisoned(total: Tensor, anchor: Tensor) -> Tensor:
+    """The loss; where it is not finite, with gradients that are not finite either.
+
+    A NaN may reach the loss over a path without gradient; then the update would go through.
+
+    Args:
+        total: the loss, a scalar.
+        anchor: anything finite that depends on the weights.
+    """
+    spoil = torch.where(torch.isfinite(total.detach()), 0.0, float("nan"))
+    return total + spoil * anchor.sum()
+
+
+class Guard:
+    """Counts left-out updates and stops the run when there are more than allowed.
+
+    Args:
+        run: run folder; the images go to `nonfinite/step-000123.json`.
+        allowed: how many updates may be left out.
+        scaled: fp16: a gradient too large for its loss scale is usual and not counted.
+    """
+
+    def __init__(self, run: Path, allowed: int, scaled: bool):
+        self.run, self.allowed, self.scaled, self.skipped = run, allowed, scaled, 0
+
+    def left_out(self, step: int, images: list[str], terms: dict[str, float],
+                 world: World) -> Path | None:
+        """An update was left out on every rank; all ranks call it.
+
+        Args:
+            step: its number.
+            images: ids of this rank's images in it.
+            terms: this rank's loss terms.
+            world: ranks.
+
+        Returns:
+            The file that names the images of all ranks; None for a step that fp16's loss scale
+            explains.
+
+        Raises:
+            UserError: more than allowed, on every rank.
+        """
+        finite = torch.isfinite(torch.tensor(list(terms.values()))).all()
+        reports = world.gather({"rank": world.rank, "images": images, "finite_loss": bool(finite),
+                                "terms": {name: repr(value) for name, value in terms.items()}})
+        if self.scaled and all(report["finite_loss"] for report in reports):
+            return None
+        self.skipped += 1
+        path = self.run / "nonfinite" / f"step-{step:06d}.json"
+        if world.main:
+            make_folder(path.parent)
+            write_atomic(path, to_json({"step": step, "ranks": reports}))
+        if self.skipped > self.allowed:
+            bad = [report["rank"] for report in reports if not report["finite_loss"]]
+            where = f"the loss of rank {', '.join(map(str, bad))}" if bad else "a gradient"
+            raise UserError(
+                f"iteration {step}: {where} is not finite; no rank has updated, {path} names the "
+                "images and terms",
+                "look at these images, lower optim.lr, or leave such updates out with "
+                "train.skip_nonfinite")
+        return path

@@ -1,0 +1,52 @@
+"""The random state of every rank as tensors, for checkpoints."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from more.engine.distributed import World
+
+
+def own_state() -> dict[str, Tensor]:
+    """Random state of this process: torch (CPU, CUDA), NumPy's old generator and Python's."""
+    version, python, gauss = random.getstate()
+    name, keys, place, has_gauss, cached = np.random.get_state()
+    state = {"torch": torch.get_rng_state(),
+             "python": torch.tensor([version, *python], dtype=torch.int64),
+             "python_gauss": torch.tensor([np.nan if gauss is None else gauss]).double(),
+             "numpy": torch.from_numpy(keys.astype(np.int64)),
+             "numpy_more": torch.tensor([place, has_gauss, cached], dtype=torch.float64)}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_own_state(state: dict[str, Tensor]) -> None:
+    """Put back what `own_state` returned."""
+    torch.set_rng_state(state["torch"])
+    version, *python = state["python"].tolist()
+    gauss = float(state["python_gauss"])
+    random.setstate((version, tuple(python), None if np.isnan(gauss) else gauss))
+    place, has_gauss, cached = state["numpy_more"].tolist()
+    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(place),
+                         int(has_gauss), cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def gather(world: World) -> dict[str, Tensor]:
+    """`RANK/NAME` → state, of all ranks."""
+    return {f"{rank}/{name}": value for rank, state in enumerate(world.gather(own_state()))
+            for name, value in state.items()}
+
+
+def restore(states: dict[str, Tensor], world: World) -> None:
+    """This rank's state; a rank that the earlier run did not have goes on from its own seed."""
+    own = {name.split("/", 1)[1]: value for name, value in states.items()
+           if name.split("/", 1)[0] == str(world.rank)}
+    if own:
+        set_own_state(own)

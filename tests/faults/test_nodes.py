@@ -1,0 +1,125 @@
+"""Training over two machines; one of them is lost, comes back by the same line, and it goes on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import command, records, tiny  # noqa: F401
+from tests.faults.nodes import Machine, two_machines
+from tests.launch.project import wait_for
+
+pytestmark = pytest.mark.slow
+STEPS = 30
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two machines with nothing running on them, before and after."""
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    with two_machines(folder) as made:
+        yield made
+
+
+def line(tiny, run: Path) -> tuple[object, ...]:  # noqa: F811
+    """The training arguments, the same on every machine."""
+    return (tiny["config"], "--train", tiny["train"], "--run", run,
+            "--set", f"train.iterations={STEPS}", "--set", "checkpoint.every=5")
+
+
+def join(machine: Machine, first: Machine, arguments: tuple[object, ...]):
+    """Type the same line on a machine."""
+    return machine.start("bash", "launch/nodes.sh", first.address, 2, *arguments)
+
+
+def finish(*machines: Machine, code: int = 0) -> None:
+    """Wait for the last command of each machine; all must end with `code`."""
+    for machine in machines:
+        assert machine.started[-1].wait(150) == code, machine.output()
+
+
+def steps(run: Path) -> list[int]:
+    return [item["step"] for item in records(run)] if (run / "log.jsonl").exists() else []
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory) -> Path:  # noqa: F811
+    """The same run in one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    done = command("train", *line(tiny, run))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def compare(run: Path, alone: Path) -> None:
+    """Every step, some perhaps twice, with the losses of one process within 1e-4."""
+    truth = {item["step"]: item["terms"] for item in records(alone)}
+    assert sorted(set(steps(run))) == sorted(truth) == list(range(1, STEPS + 1))
+    for item in records(run):
+        for name, value in truth[item["step"]].items():
+            assert item["terms"][name] == pytest.approx(value, rel=1e-4, abs=1e-9), item["step"]
+
+
+def test_two_machines_give_the_losses_of_one_process(tiny, pair, alone, tmp_path):  # noqa: F811
+    for machine in reversed(pair):  # the first machine may well be the last one to start
+        join(machine, pair[0], line(tiny, tmp_path / "run"))
+    finish(*pair)
+    compare(tmp_path / "run", alone)
+
+
+def test_a_lost_machine_joins_again_and_the_run_goes_on(tiny, pair, alone, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    for machine in pair:
+        join(machine, pair[0], line(tiny, run))
+    wait_for(lambda: len(steps(run)) >= 8, "eight steps", 120)
+    pair[1].lose()
+    assert pair[0].started[-1].poll() is None
+    join(pair[1], pair[0], line(tiny, run))
+    finish(*pair)
+    resumed = re.search(r"resumed after (\d+) updates", pair[0].output() + pair[1].output())
+    assert resumed and int(resumed[1]) >= 5
+    compare(run, alone)
+
+
+def test_after_the_loss_of_the_first_machine_the_same_lines_go_on(tiny, pair, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    for machine in pair:
+        join(machine, pair[0], line(tiny, run))
+    wait_for(lambda: len(steps(run)) >= 8, "eight steps", 120)
+    pair[0].lose()
+    assert pair[1].started[-1].wait(100) not in (0, 75)
+    for machine in pair:
+        join(machine, pair[0], line(tiny, run))
+    finish(*pair)
+    assert steps(run)[-1] == STEPS
+
+
+def test_a_stop_on_one_machine_stops_all_and_the_same_lines_go_on(tiny, pair, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    for machine in pair:
+        join(machine, pair[0], line(tiny, run))
+    wait_for(lambda: len(steps(run)) >= 3, "three steps", 120)
+    script = next(process for process in pair[1].processes()
+                  if "launch/nodes.sh" in process.cmdline())
+    script.terminate()
+    finish(*pair, code=75)
+    assert steps(run)[-1] < STEPS
+    for machine in pair:
+        join(machine, pair[0], line(tiny, run))
+    finish(*pair)
+    assert steps(run)[-1] == STEPS
+
+
+def test_the_deepspeed_launcher_takes_a_hostfile(tiny, pair, alone, tmp_path):  # noqa: F811
+    """Without ssh here: the same line is typed on each machine, with its number."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("".join(f"{machine.address} slots=1\n" for machine in pair))
+    for number, machine in enumerate(pair):
+        machine.start("deepspeed", "--hostfile", hosts, "--no_ssh", "--node_rank", number,
+                      "--master_addr", pair[0].address, "--module", "more", "train",
+                      *line(tiny, tmp_path / "run"))
+    finish(*pair)
+    compare(tmp_path / "run", alone)
