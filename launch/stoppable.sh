@@ -42,7 +42,6 @@ begin_run() {
 }
 
 ask_to_stop() {
-    signalled=yes
     if [ -z "$asked" ] && mkdir -p "$run" && touch "$run/stop"; then
         asked=yes
         say "asked to stop: all ranks write a checkpoint after this step (once more: end at once)"
@@ -54,16 +53,21 @@ ask_to_stop() {
 # run_stoppable COMMAND…: runs it to its end, whatever signals arrive; sets `code`.
 # torchrun would answer SIGTERM by killing the ranks after 30 s, and die of SIGUSR1: it gets neither.
 run_stoppable() {
-    asked="" signalled="" child=""
+    asked="" child=""
     trap ask_to_stop TERM USR1 INT HUP
     set -m  # a process group of its own: Ctrl-C reaches this script alone
     (trap '' USR1 && exec "$@") &
     child=$!
-    while :; do
-        signalled=""
-        wait "$child" && code=0 || code=$?
-        [ -n "$signalled" ] || break
+    set +m
+    while kill -0 "$child" 2>/dev/null; do
+        if [ -z "$asked" ]; then
+            wait "$child" || true
+        else  # ranks that are just starting take the file for an old one and remove it
+            [ -e "$run/stop" ] || touch "$run/stop" || true
+            sleep 1
+        fi
     done
+    wait "$child" && code=0 || code=$?
     trap - TERM USR1 INT HUP
     rm -f "$run/stop"
 }

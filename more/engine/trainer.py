@@ -95,6 +95,7 @@ class Trainer:
             if state == "failed":
                 self._status(state, max(self.start, self.saved))
             self.records.close()
+            self.engine.destroy()
         return state
 
     def _loop(self, stop: StopRequest, watchdog: Watchdog) -> str:

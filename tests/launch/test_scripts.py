@@ -12,7 +12,7 @@ import pytest
 
 from launch import address
 from tests.conftest import ROOT
-from tests.launch.project import Project, program
+from tests.launch.project import Project, ended, program, status
 
 SCRIPTS = sorted(path.relative_to(ROOT) for pattern in ("*.sh", "slurm/*.sbatch")
                  for path in (ROOT / "launch").glob(pattern))
@@ -85,9 +85,9 @@ def test_a_signal_becomes_a_stop_file_and_torchrun_lives_on(project, number):
     project.stoppable_torchrun()
     running = project.start(*TRAIN, RANKS="2")
     project.signal(running, number)
-    out, err = running.communicate(timeout=30)
-    assert running.returncode == 75, err
-    assert "asked to stop" in err and not (project.run / "terminated").exists()
+    done = ended(running)
+    assert done.returncode == 75, done.stderr
+    assert "asked to stop" in done.stderr and not (project.run / "terminated").exists()
     assert not (project.run / "stop").exists()
 
 
@@ -97,9 +97,19 @@ def test_a_second_signal_ends_the_ranks_at_once(project):
     (project.run / "stubborn").touch()
     running = project.start(*TRAIN, RANKS="2")
     project.signal(running, signal.SIGTERM, signal.SIGTERM)
-    _, err = running.communicate(timeout=30)
-    assert running.returncode == 1, err
+    assert ended(running).returncode == 1
     assert (project.run / "terminated").exists() and not (project.run / "stop").exists()
+
+
+def test_a_wish_to_stop_outlives_ranks_that_begin_again(project):
+    """A trainer removes a stop file that is there when it starts."""
+    project.fake("torchrun", "mkdir -p dir; echo > dir/started; until rm dir/stop; do sleep .1; "
+                 f"done; for n in $(seq 100); do [ ! -e dir/stop ] || break; sleep .1; done; "
+                 f"rm dir/stop && {status('stopped')}")
+    running = project.start(*TRAIN, RANKS="2")
+    project.signal(running, signal.SIGTERM)
+    assert ended(running).returncode == 75
+    assert not (project.run / "stop").exists()
 
 
 def test_torchrun_does_not_die_of_usr1_sent_to_all(project):

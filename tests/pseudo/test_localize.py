@@ -159,7 +159,7 @@ def test_an_output_under_a_file_is_refused(run, data, tmp_path):
     (lambda run: (run / "config.json").unlink(), "config.json: missing"),
     (lambda run: next(run.glob("checkpoints/*/COMPLETE")).unlink(), "no complete checkpoint"),
     (lambda run: overwrite(next(run.glob("checkpoints/*/model.safetensors"))),
-     "model.safetensors: damaged"),
+     "model.safetensors is damaged"),
     (lambda run: overwrite(next(run.glob("checkpoints/*/model.safetensors")), 100),
      "model.safetensors has 100 bytes")])
 def test_a_damaged_run_is_named(tmp_path, damage, message):

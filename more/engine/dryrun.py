@@ -1,0 +1,201 @@
+"""`more train … --dry-run`: what a training would do and need; nothing is written or started."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from more.config.schema import Config
+from more.data.loader import Reading, parcels
+from more.data.shards.reader import ShardSet
+from more.engine import folders
+from more.engine.build import BatchSplit, deepspeed_dict, make_plan, split_batch
+from more.engine.checks import check_classes
+from more.engine.distributed import local_device
+from more.engine.memory import (
+    STAGES,
+    checkpoint_bytes,
+    layout_of,
+    parameter_sizes,
+    stage_memory,
+)
+from more.errors import UserError
+
+
+def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,
+             run: Path | None = None, resume: str = "auto") -> dict[str, Any]:
+    """The facts of a run as JSON values; reads nothing but the shard sets and the run folder.
+
+    Args:
+        config: settings.
+        train_set: images and tags.
+        val_set: images and masks, or None.
+        world: ranks; they need not exist.
+        run: run folder, for what would be resumed.
+        resume: `auto`, `never` or a checkpoint folder.
+
+    Raises:
+        UserError: whatever training would refuse about settings, data, batch and checkpoint.
+    """
+    check_classes(config, train_set, val_set)
+    split = split_batch(config.train.global_batch, world, config.train.micro_batch)
+    deepspeed_dict(config, split)  # refuses a bad deepspeed.json
+    _check_weights(config)
+    sizes, buffers = parameter_sizes(config)
+    plan, train = make_plan(config, train_set), config.train
+    return {
+        "name": config.name, "variant": config.variant, "precision": config.precision,
+        "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes),
+        "weights": config.model.weights, "start": _start(run, resume),
+        "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
+                  "accumulation": split.accumulation},
+        "images": len(train_set), "iterations": train.iterations,
+        "steps_per_epoch": plan.per_epoch / split.global_batch,
+        "epochs": train.iterations * split.global_batch / plan.per_epoch,
+        "images_seen": train.iterations * split.global_batch,
+        "order": {"kind": config.data.order, "shards": len(train_set.shard_rows),
+                  "window": config.data.window, "last_batch": config.data.last_batch,
+                  "seed": train.seed},
+        "loader": _loader(config, split),
+        "checkpoints": _checkpoints(config, checkpoint_bytes(sizes, buffers, train.ema > 0)),
+        "evaluation": {"steps": _due(train.iterations, config.eval.every) if val_set else [],
+                       "images": min(config.eval.images or len(val_set), len(val_set))
+                       if val_set else 0},
+        "zero_stage": config.deepspeed.zero_stage, "offload": config.deepspeed.offload,
+        "memory": _memory(config, split, world, sizes),
+    }
+
+
+def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int]
+            ) -> list[dict[str, int]]:
+    rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation))
+            for stage in STAGES]
+    return [{**asdict(row), "states": row.states, "device": row.device} for row in rows]
+
+
+def _loader(config: Config, split: BatchSplit) -> dict[str, Any]:
+    """Processes and shared memory of one rank's loader (see `make_train_loader`)."""
+    data = config.data
+    image = data.crop ** 2 * 3
+    facts = {"workers": data.workers, "crop": data.crop, "pipeline": data.pipeline,
+             "augment": data.augment, "cache": data.cache, "shared_bytes": 0, "ahead": 0}
+    if data.workers:
+        size, ahead = parcels(Reading(data.workers, data.prefetch_mb), split.micro,
+                              split.accumulation, image)
+        facts["shared_bytes"] = (data.workers * ahead + 1) * size * split.micro * image
+        facts["ahead"] = data.workers * ahead * size
+    return facts
+
+
+def _checkpoints(config: Config, size: int) -> dict[str, Any]:
+    """Steps and bytes; one more than is kept lies on the disk while the next is written."""
+    kept = config.checkpoint.keep + bool(config.checkpoint.best)
+    return {"steps": _due(config.train.iterations, config.checkpoint.every), "bytes": size,
+            "kept": kept, "disk_bytes": size * (kept + 1),
+            "background": config.checkpoint.background}
+
+
+def _due(iterations: int, every: int) -> list[int]:
+    """Updates after which something is due: every so many, and at the end."""
+    steps = list(range(every, iterations + 1, every)) if every else []
+    return steps if steps and steps[-1] == iterations else [*steps, iterations]
+
+
+def _start(run: Path | None, resume: str) -> str:
+    """What training would start from: a checkpoint, or the beginning."""
+    path = None
+    if run is not None and resume != "never":
+        path = folders.choose(run, resume)
+    return "the beginning" if path is None else str(path)
+
+
+def _check_weights(config: Config) -> None:
+    """A weights file must be there; it is not read.
+
+    Raises:
+        UserError: it is missing.
+    """
+    weights = config.model.weights
+    if weights not in ("timm", "none") and not Path(weights).is_file():
+        raise UserError(f"weights file {weights} does not exist",
+                        "correct model.weights; 'timm' downloads, 'none' starts from scratch")
+
+
+def _device() -> str:
+    device = local_device()
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.get_device_name(device)}, {_bytes(memory)}"
+    return f"cpu, {len(os.sched_getaffinity(0))} cores"
+
+
+def show(facts: dict[str, Any], as_json: bool = False) -> None:
+    """Print what `describe` found, as tables or as JSON."""
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    out, batch, loader = Console(), facts["batch"], facts["loader"]
+    order, saved, scored = facts["order"], facts["checkpoints"], facts["evaluation"]
+    lines = {
+        "run": f"{facts['name']} ({facts['variant']}), starts from {facts['start']}",
+        "device": f"{facts['device']}; {facts['precision']}, ZeRO {facts['zero_stage']}, "
+                  f"offload {facts['offload']}",
+        "network": f"{facts['parameters'] / 1e6:.2f} M parameters, {facts['classes']} classes, "
+                   f"weights {facts['weights']} (not read)",
+        "batch": f"{batch['global']} images an update = {batch['ranks']} ranks × {batch['micro']} "
+                 f"× {batch['accumulation']} passes",
+        "length": f"{facts['iterations']} updates = {facts['epochs']:.2f} epochs of "
+                  f"{facts['steps_per_epoch']:g} updates; {facts['images_seen']} images seen of "
+                  f"{facts['images']}",
+        "order": f"{order['kind']} ({order['shards']}), window {order['window']}, last batch "
+                 f"{order['last_batch']}, seed {order['seed']}",
+        "loader": (f"{loader['workers']} processes a rank, {loader['ahead']} batches ahead in "
+                   f"{_bytes(loader['shared_bytes'])} of shared memory" if loader["workers"]
+                   else "in the training process")
+                  + f"; crops of {loader['crop']} px, {loader['augment']}, {loader['pipeline']}",
+        "checkpoints": f"after {_steps(saved['steps'])}; {_bytes(saved['bytes'])} each, "
+                       f"{saved['kept']} kept, {_bytes(saved['disk_bytes'])} at most"
+                       + (", in the background" if saved["background"] else ""),
+        "evaluation": f"after {_steps(scored['steps'])}, {scored['images']} images"
+                      if scored["steps"] else "none (no --val)",
+    }
+    table = Table(show_header=False, title="dry run: nothing is written")
+    for key, text in lines.items():
+        table.add_row(key, text)
+    out.print(table)
+    out.print(_memory_table(facts))
+    out.print("Activations come on top; ZeRO 3 also gathers layers while it needs them.",
+              highlight=False)
+
+
+def _memory_table(facts: dict[str, Any]) -> Table:
+    """Memory of one rank by ZeRO stage; the chosen one is marked."""
+    titles = {"weights": "weights", "master": "fp32 copy", "gradients": "gradients",
+              "moments": "moments", "average": "average", "buffers": "buffers",
+              "host": "on the CPU", "device": "on the device"}
+    columns = [name for name in titles if any(row[name] for row in facts["memory"])]
+    table = Table("ZeRO", *(titles[name] for name in columns), title="memory of a rank")
+    for row in facts["memory"]:
+        chosen = row["stage"] == facts["zero_stage"]
+        table.add_row(f"{row['stage']}{' ←' if chosen else ''}",
+                      *(_bytes(row[name]) if row[name] else "-" for name in columns),
+                      style="bold" if chosen else "")
+    return table
+
+
+def _steps(steps: Sequence[int]) -> str:
+    shown = [str(step) for step in steps]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "…", shown[-1]]) + " updates"
+
+
+def _bytes(size: int) -> str:
+    unit = next((power for power in (3, 2) if size >= 1000 ** power), 1)
+    return f"{size / 1000 ** unit:.3g} {('kB', 'MB', 'GB')[unit - 1]}"

@@ -1,0 +1,140 @@
+"""What weights, gradients and optimiser state take on a rank, by ZeRO stage.
+
+AdamW with W ranks, bytes a parameter; bf16 is autocast over fp32 weights, so the same:
+
+| | ZeRO 0 | 1 | 2 | 3 |
+|---|---|---|---|---|
+| weights | 4 | 4 | 4 | 4/W |
+| fp32 copy | 0 | 4/W | 4/W | 0 |
+| gradients | 4 | 4 or 4/W | 4/W | 4/W |
+| moments | 8 | 8/W | 8/W | 8/W |
+| average (`train.ema`) | 4 | 4 | 4 | 4/W |
+
+Where DeepSpeed 0.19 keeps them: weights in `bit16_groups_flat`, of which the parameters are views,
+in stage 3 in `ds_tensor`. The copy is `single_partition_of_fp32_groups`, a clone even of fp32
+weights; stage 3 takes fp32 weights as they are. Gradients are `averaged_gradients`, in stage 3
+`grad_partitions_flat_buffer`; stage 1 holds whole ones between the passes of an accumulated update,
+else each bucket leaves a part to each rank. Moments are AdamW's `exp_avg` and `exp_avg_sq`.
+
+fp16 halves weights and gradients, and stage 3 then has the fp32 copy, too. Stage 3 keeps parameters
+of up to 100 000 numbers whole beside their parts (`param_persistence_threshold`). Buffers: stages 1
+and 2 fill one bucket while another is sent (`overlap_comm`), stage 3 has one, and stage 0 sends a
+flat copy of the gradients (`allreduce_bucket`).
+
+Left out: activations, layers that stage 3 gathers while it needs them, a few bytes of alignment.
+DeepSpeed's `estimate_zero2_model_states_mem_needs` and `…zero3…` assume 16-bit weights and an fp32
+copy of the gradients, 2 + 18/W and 18/W. With fp32 weights the first is right for one rank (20) and
+too low for more, the second too high by an eighth; so they are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from more.config.schema import Config
+from more.engine.build import make_network
+
+STAGES = (0, 1, 2, 3)
+WHOLE_BELOW = 100_000  # param_persistence_threshold
+FLAT_COPY = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, numbers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What decides the memory of a run, beside its parameters.
+
+    Attributes:
+        world: ranks.
+        precision: "fp32", "bf16" or "fp16".
+        accumulation: passes an update.
+        bucket: bytes of a gradient bucket.
+        average: the run keeps an average of its weights.
+        offload: "none", "optimizer" or "parameters": what lies on the CPU.
+    """
+
+    world: int = 1
+    precision: str = "fp32"
+    accumulation: int = 1
+    bucket: int = 0
+    average: bool = False
+    offload: str = "none"
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on a rank under one ZeRO stage; `host` of them lie on the CPU (offload)."""
+
+    stage: int
+    weights: int
+    master: int
+    gradients: int
+    moments: int
+    average: int
+    buffers: int
+    host: int = 0
+
+    @property
+    def states(self) -> int:
+        """Everything but the buffers."""
+        return self.weights + self.master + self.gradients + self.moments + self.average
+
+    @property
+    def device(self) -> int:
+        """What has to fit on the device, activations aside."""
+        return self.states + self.buffers - self.host
+
+
+def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemory:
+    """Memory of one rank.
+
+    Args:
+        stage: ZeRO 0 to 3.
+        sizes: numbers in each parameter.
+        layout: ranks, precision and the rest.
+    """
+    count, unit = sum(sizes), 2 if layout.precision == "fp16" else 4
+    part = -(-count // layout.world)
+    cut = stage > 0
+    small = sum(size for size in sizes if size <= WHOLE_BELOW) if stage == 3 else 0
+    copied = stage in (1, 2) or (stage == 3 and unit == 2)
+    whole_gradients = stage == 0 or (stage == 1 and layout.accumulation > 1)
+    weights = unit * (part + small if stage == 3 else count)
+    gradients = unit * (count if whole_gradients else part)
+    master, moments = 4 * part * copied, 8 * (part if cut else count)
+    average = 4 * (part if stage == 3 else count) * layout.average
+    if stage == 0:
+        buffers = unit * min(count, FLAT_COPY) if layout.world > 1 else 0
+    else:
+        buffers = layout.bucket * (1 if stage == 3 else 2) * unit // 4
+    host = 0
+    if cut and layout.offload != "none":
+        host = master + moments + unit * part * (layout.offload == "parameters" and stage == 3)
+    return StageMemory(stage, weights, master, gradients, moments, average, buffers, host)
+
+
+def layout_of(config: Config, world: int, accumulation: int) -> Layout:
+    """The layout of a run of `world` ranks."""
+    engine = config.deepspeed
+    return Layout(world, config.precision, accumulation, engine.bucket_mb * 2**20,
+                  config.train.ema > 0, engine.offload)
+
+
+def parameter_sizes(config: Config) -> tuple[list[int], int]:
+    """Numbers in each parameter of the network, and in all buffers, without making its weights.
+
+    Raises:
+        UserError: as `make_network`.
+    """
+    with torch.device("meta"):
+        network = make_network(config, load_weights=False)
+    return ([parameter.numel() for parameter in network.parameters()],
+            sum(buffer.numel() for buffer in network.buffers()))
+
+
+def checkpoint_bytes(sizes: Sequence[int], buffers: int, average: bool) -> int:
+    """A checkpoint on disk: fp32 weights and two moments, and the average where there is one."""
+    return (16 if average else 12) * sum(sizes) + (8 if average else 4) * buffers
+

@@ -1,0 +1,48 @@
+"""Several trainings one after another in one group of processes: a launch costs more than a run.
+
+    python -m tests.engine.jobs JOBS.json        (or under torchrun)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.engine.conftest import command
+
+
+def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, list[str]],
+             timeout: float = 280) -> subprocess.CompletedProcess:
+    """Train every job (run name under `folder` → settings) with `ranks` processes."""
+    file = folder / f"jobs-{ranks}.json"
+    folder.mkdir(exist_ok=True)
+    file.write_text(json.dumps({
+        "config": str(tiny["config"]), "train": str(tiny["train"]), "val": str(tiny["val"]),
+        "runs": {str(folder / name): settings for name, settings in jobs.items()}}))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                f"--nproc_per_node={ranks}", "-m", "tests.engine.jobs"]
+    done = command(file, launcher=tuple(launcher if ranks > 1 else launcher[:1] + launcher[-2:]))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def main(path: str) -> None:
+    """Run the jobs of a file in this process and its peers."""
+    from more.config.load import load_config
+    from more.data.shards.reader import ShardSet
+    from more.engine.distributed import setup, teardown
+    from more.engine.trainer import Trainer
+
+    jobs = json.loads(Path(path).read_text())
+    world = setup(2, 1)
+    sets = [ShardSet(jobs[name], kind="images") for name in ("train", "val")]
+    for run, settings in jobs["runs"].items():
+        Path(run).mkdir(parents=True, exist_ok=True)
+        Trainer(load_config(Path(jobs["config"]), settings), *sets, Path(run), world).fit()
+    teardown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,165 @@
+"""What a dry run says, and that its memory figures are those of real engines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+from more.config.load import load_config
+from more.data.shards.reader import ShardSet
+from more.engine import dryrun
+from more.engine.memory import Layout, checkpoint_bytes, parameter_sizes, stage_memory
+from more.errors import UserError
+from more.model import pretrained
+from tests.engine.conftest import ROOT
+
+MEASURE = """
+import gc, json, sys, warnings
+import torch
+from more.config.load import load_config
+from more.engine import checkpoint
+from more.engine.average import WeightAverage
+from more.engine.build import deepspeed_dict, make_network, make_optimizer, split_batch
+from more.engine.distributed import import_deepspeed, setup, teardown
+from more.engine.schedule import make_scheduler
+
+def live():
+    gc.collect()
+    seen = {}
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor):
+            for tensor in (item, item.grad if item.is_leaf else None):
+                if tensor is not None:
+                    seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(seen.values())
+
+warnings.simplefilter("ignore")
+world, found, engines = setup(1, 1), {}, []
+for stage in map(int, sys.argv[2:]):
+    config = load_config(sys.argv[1], [f"deepspeed.zero_stage={stage}"])
+    before = live()
+    network = make_network(config)
+    optimizer = make_optimizer(config, network)
+    engine, *_ = import_deepspeed().initialize(
+        model=network, optimizer=optimizer, lr_scheduler=make_scheduler(optimizer, 2, 6, 0.1, 0.9),
+        config=deepspeed_dict(config, split_batch(4, 1)))
+    engines.append(engine)  # alive to the end, so that the difference is this engine's
+    for _ in range(2):
+        output = engine(torch.rand(1, 3, 64, 64))
+        loss = sum(value.square().mean() for value in vars(output).values())
+        engine.backward(loss)
+        del output, loss
+        held = live() - before
+        engine.step()
+    snapshots = {average: checkpoint.take(engine, 2, world, WeightAverage(engine, 0.9)
+                                          if average else None).bytes for average in (False, True)}
+    found[stage] = {"held": held, "checkpoint": snapshots[False], "averaged": snapshots[True]}
+teardown()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tiny) -> dict[str, dict[str, int]]:
+    """Bytes of all tensors that engines of ZeRO 0, 1 and 2 keep between backward and step."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(tiny["config"]), "0", "1", "2"],
+                          capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_formulas_are_what_engines_hold(tiny, measured, stage):
+    sizes, buffers = parameter_sizes(load_config(tiny["config"]))
+    expected = stage_memory(stage, sizes, Layout()).states
+    assert measured[str(stage)]["held"] == pytest.approx(expected, rel=0.1)
+    for name, average in (("checkpoint", False), ("averaged", True)):
+        assert measured[str(stage)][name] == pytest.approx(
+            checkpoint_bytes(sizes, buffers, average), abs=20_000)  # random states, 15 kB a rank
+
+
+def test_deepspeeds_own_estimates_differ_by_what_the_docstring_says():
+    sizes = [10**6] * 40
+    total = sum(sizes)
+    for world in (1, 2, 8):
+        theirs = estimate_zero2_model_states_mem_needs(total, world, 1, cpu_offload=False)[1]
+        half = stage_memory(2, sizes, Layout(world, "fp16")).states
+        assert theirs == pytest.approx(half + 4 * total / world, rel=1e-6)  # fp32 gradients
+        ours = stage_memory(2, sizes, Layout(world)).states
+        assert (theirs == ours) if world == 1 else (theirs < ours)
+        full = estimate_zero3_model_states_mem_needs(total, 0, world, 1, False, False)[1]
+        assert full == pytest.approx(stage_memory(3, sizes, Layout(world)).states * 18 / 16)
+
+
+def test_more_ranks_and_offload_take_less_of_a_device():
+    sizes = [200_000] * 50
+    for stage, whole in ((1, 16), (2, 4), (3, 0)):
+        one, eight = (stage_memory(stage, sizes, Layout(world, accumulation=2 if stage == 1 else 1))
+                      for world in (1, 8))
+        kept = 8 if stage == 1 else whole
+        assert eight.states == pytest.approx(sum(sizes) * (kept + (one.states / sum(sizes) - kept)
+                                                           / 8))
+    spread = stage_memory(3, sizes, Layout(8, offload="parameters"))
+    assert spread.device == spread.gradients  # weights and moments are on the CPU
+    assert stage_memory(0, sizes, Layout(8, offload="optimizer")).host == 0
+
+
+@pytest.fixture
+def sets(tiny) -> tuple[ShardSet, ShardSet]:
+    return ShardSet(tiny["train"]), ShardSet(tiny["val"])
+
+
+def test_facts_of_a_run(tiny, sets):
+    config = load_config(tiny["config"], ["train.micro_batch=1", "data.workers=1",
+                                          "train.iterations=13", "checkpoint.every=5"])
+    facts = dryrun.describe(config, *sets, 2)
+    assert facts["batch"] == {"global": 4, "ranks": 2, "micro": 1, "accumulation": 2}
+    assert facts["steps_per_epoch"] == 6 and facts["images_seen"] == 52
+    assert facts["epochs"] == pytest.approx(13 / 6)
+    assert facts["checkpoints"]["steps"] == [5, 10, 13]
+    assert facts["evaluation"] == {"steps": [13], "images": 4}
+    assert facts["parameters"] == sum(parameter_sizes(config)[0])
+    assert facts["loader"]["shared_bytes"] <= config.data.prefetch_mb * 2**20 + 16 * 64 * 64 * 3
+    assert [row["stage"] for row in facts["memory"]] == [0, 1, 2, 3]
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_carried_batches_count_whole_epochs(tiny, sets):
+    config = load_config(tiny["config"], ["train.global_batch=5", "data.last_batch=carry"])
+    facts = dryrun.describe(config, sets[0], None, 1)
+    assert facts["steps_per_epoch"] == pytest.approx(24 / 5)
+    assert facts["evaluation"] == {"steps": [], "images": 0}
+
+
+@pytest.mark.parametrize(("extra", "world", "message"), [
+    (["train.global_batch=5"], 2, "cannot be spread over 2 ranks"),
+    (["model.num_classes=9"], 1, "has 7 classes, the configuration 9"),
+    (["data.crop=40"], 1, "5×5"),
+    (["model.weights=missing.pth"], 1, "missing.pth"),
+    (["model.backbone=vit_bose_patch16_224"], 1, "unknown backbone"),
+])
+def test_it_refuses_what_training_refuses(tiny, sets, extra, world, message):
+    with pytest.raises(UserError, match=message):
+        dryrun.describe(load_config(tiny["config"], extra), sets[0], None, world)
+
+
+def test_nothing_is_fetched_started_or_written(tiny, sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "hub_state", lambda *_: pytest.fail("weights were fetched"))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_: pytest.fail("a group"))
+    config = load_config(tiny["config"], ["model.backbone=vit_base_patch16_224", "model.vit={}",
+                                          "model.weights=timm", "data.crop=112"])
+    run = tmp_path / "run"
+    facts = dryrun.describe(config, *sets, 1, run=run)
+    assert facts["start"] == "the beginning" and facts["parameters"] > 80e6 and not run.exists()
+    assert not torch.distributed.is_initialized()
+    dryrun.show(facts)
+    printed = capsys.readouterr().out
+    assert "1 ←" in printed and "vit" not in printed and "GB" in printed
+    dryrun.show(facts, as_json=True)
+    assert json.loads(capsys.readouterr().out) == facts
