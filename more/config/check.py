@@ -13,7 +13,7 @@ AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
     "train.global_batch", "train.log_every", "inference.size", "inference.batch",
     "checkpoint.every", "checkpoint.keep", "head_warmup.batch", "head_warmup.images",
-    "deepspeed.timeout_minutes", "deepspeed.bucket_mb", "data.window", "data.prefetch_mb")
+    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
     "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
@@ -23,9 +23,9 @@ NOT_NEGATIVE = (
     "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
     "crf.bilateral_compat")
 POSITIVE = (
-    "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area", "loss.temperature",
-    "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale", "crf.gaussian_xy",
-    "crf.bilateral_xy", "crf.bilateral_rgb")
+    "deepspeed.timeout_minutes", "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area",
+    "loss.temperature", "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale",
+    "crf.gaussian_xy", "crf.bilateral_xy", "crf.bilateral_rgb")
 SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
           "inference.threshold", "inference.tag_threshold")
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),

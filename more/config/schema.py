@@ -215,7 +215,7 @@ class DeepSpeedConfig:
     offload: str = setting("none", "keep on the CPU: 'none', 'optimizer' state, or 'parameters' as "
                            "well (ZeRO 3)")
     json: str = setting("", "file of DeepSpeed settings merged over ours")
-    timeout_minutes: int = setting(10, "longest wait for another rank")
+    timeout_minutes: float = setting(10.0, "longest time of a step, and longest wait for a rank")
     bucket_mb: int = setting(50, "megabytes per gradient reduction")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from more.config.load import to_dict
 from more.config.schema import Config
 from more.data.shards.reader import ShardSet
+from more.engine.build import BatchSplit
 from more.engine.folders import info
 from more.errors import UserError
 
@@ -48,3 +49,14 @@ def check_same_model(config: Config, source: Path) -> None:
     if changed:
         raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
                         "restore these settings, or train into another --run folder")
+
+
+def out_of_memory(error: Exception, split: BatchSplit) -> UserError:
+    """What to do when the device has too little memory; the global batch stays."""
+    cure = "set model.gradient_checkpointing=True, precision=bf16 or deepspeed.zero_stage=2"
+    if split.micro > 1:
+        half = next(size for size in range(split.micro // 2, 0, -1)
+                    if split.micro * split.accumulation % size == 0)
+        cure = (f"set train.micro_batch={half} ({split.micro} now): the same global batch in "
+                f"{split.micro * split.accumulation // half} passes; or {cure}")
+    return UserError(f"the device is out of memory ({str(error).splitlines()[0]})", cure)

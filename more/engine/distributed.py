@@ -86,7 +86,7 @@ def local_device() -> torch.device:
     return torch.device("cuda", 0)
 
 
-def setup(timeout_minutes: int = 10, threads: int = 0) -> World:
+def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     """Join the process group (gloo on CPU, nccl on CUDA) and pick this rank's device.
 
     Args:

@@ -91,7 +91,8 @@ def write_best(folder: Path, metric: str, score: float, step: int) -> None:
 
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint and why newer ones were passed over."""
-    rejected = []
+    rejected = [f"{path.name.removeprefix(_TEMPORARY).split('.')[0]}: its writing was interrupted"
+                for path in sorted(folder.glob(f"{_TEMPORARY}step-*"), reverse=True)]
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = problem_of(path)
         if problem is None:
@@ -167,7 +168,7 @@ def choose(run: Path, which: str) -> Path | None:
                             "to take the newest complete one")
         return Path(which)
     path, rejected = find_newest(run / "checkpoints")
-    if path is None and rejected:
+    if path is None and any((run / "checkpoints").glob("step-*")):
         raise UserError(f"{run}/checkpoints: no complete checkpoint ({'; '.join(rejected)})",
                         "remove these folders; `more train … --resume never` starts afresh")
     return path

@@ -17,7 +17,7 @@ def own_state() -> dict[str, Tensor]:
     name, keys, place, has_gauss, cached = np.random.get_state()
     state = {"torch": torch.get_rng_state(),
              "python": torch.tensor([version, *python], dtype=torch.int64),
-             "python_gauss": torch.tensor([np.nan if gauss is None else gauss]).double(),
+             "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
              "numpy": torch.from_numpy(keys.astype(np.int64)),
              "numpy_more": torch.tensor([place, has_gauss, cached], dtype=torch.float64)}
     if torch.cuda.is_available():
@@ -29,8 +29,8 @@ def set_own_state(state: dict[str, Tensor]) -> None:
     """Put back what `own_state` returned."""
     torch.set_rng_state(state["torch"])
     version, *python = state["python"].tolist()
-    gauss = float(state["python_gauss"])
-    random.setstate((version, tuple(python), None if np.isnan(gauss) else gauss))
+    has_one, gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(python), gauss if has_one else None))
     place, has_gauss, cached = state["numpy_more"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(place),
                          int(has_gauss), cached))

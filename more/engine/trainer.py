@@ -26,7 +26,7 @@ from more.engine.build import (
     make_transform,
     split_batch,
 )
-from more.engine.checks import check_classes, check_same_model
+from more.engine.checks import check_classes, check_same_model, out_of_memory
 from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
 from more.engine.stop import StopRequest, write_status
@@ -90,6 +90,8 @@ class Trainer:
         try:
             with StopRequest(self.run, self.world) as stop:
                 state = self._loop(stop, watchdog)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, self.split) from error
         finally:
             watchdog.close()
             if state == "failed":

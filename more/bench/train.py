@@ -1,0 +1,143 @@
+"""What DeepSpeed adds to a training step, and what a checkpoint costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from more.bench.data import _picture
+from more.bench.loops import AGREE, Loop, bare_loop, compare, engine_loop
+from more.bench.measure import Row, alternate, rows
+from more.config.load import load_config, to_dict
+from more.config.schema import Config, StartConfig
+from more.data.loader import make_train_loader
+from more.data.shards.format import shard_name
+from more.data.shards.manifest import write_manifest
+from more.data.shards.reader import ShardSet
+from more.data.shards.writer import ShardWriter
+from more.engine import checkpoint
+from more.engine.build import make_plan, make_transform
+from more.engine.distributed import World, setup, teardown
+from more.errors import UserError
+
+MICRO = Path(__file__).resolve().parents[2] / "configs" / "shapes_micro.py"
+BARE, ENGINE = "bare PyTorch", "DeepSpeed"
+CHECKED = 3  # updates whose losses are compared
+EVERY = 500  # updates between checkpoints, for the share of time
+
+
+def bench_settings(file: Path | None) -> Config:
+    """Settings to measure: every term counts from the start, no weights are read.
+
+    Args:
+        file: None takes the micro ViT at 64 px, 8×8 patches.
+
+    Raises:
+        UserError: a precision whose bare loop would be another training.
+    """
+    config = load_config(file or MICRO, [] if file else ["data.crop=64"])
+    if config.precision not in AGREE:
+        raise UserError(f"precision = {config.precision}: DeepSpeed keeps other weights then, so "
+                        "there is nothing to compare", "measure fp32 or bf16")
+    return replace(
+        config, model=replace(config.model, weights="none"),
+        head_warmup=replace(config.head_warmup, updates=0),
+        optim=replace(config.optim, clip=0.0, frozen_steps=0),
+        train=replace(config.train, micro_batch=0, compile="", ema=0.0),
+        loss=replace(config.loss, start=StartConfig(**dict.fromkeys(vars(StartConfig()), -1))))
+
+
+def write_tagged(folder: Path, config: Config, count: int) -> ShardSet:
+    """Drawn pictures of the crop's size with as many classes as the settings have."""
+    folder.mkdir(parents=True)
+    names, side = [f"class_{k}" for k in range(config.model.num_classes)], config.data.crop
+    with ShardWriter(folder / shard_name(0), "images", names) as writer:
+        for k in range(count):
+            tags = [int(k % len(names) == c or c == 0) for c in range(len(names))]
+            writer.add(f"picture_{k:05d}", tags, (side, side), image=_picture(k, side, side))
+    write_manifest(folder, "images", names, [writer.entry], {"tool": "more bench train"})
+    return ShardSet(folder, kind="images", check="full")
+
+
+def save_seconds(loop: Loop, folder: Path, world: World, background: bool, plain: float
+                 ) -> tuple[float, int]:
+    """What one checkpoint costs training, and its bytes.
+
+    Args:
+        loop: with DeepSpeed's engine.
+        folder: where checkpoints go.
+        world: this process.
+        background: written by a thread while updates go on; what they take longer counts.
+        plain: seconds of an update without a checkpoint.
+    """
+    writer, steps = checkpoint.Writer(folder, 1, world, background), 0
+    loop.wait()
+    started = time.perf_counter()
+    snapshot = checkpoint.take(loop.model, loop.done, world,
+                               record={"config": to_dict(loop.config)})
+    writer.save(snapshot)
+    while background and _writing(writer):
+        loop.step()
+        steps += 1
+    loop.wait()
+    writer.finish()
+    return time.perf_counter() - started - steps * plain, snapshot.bytes
+
+
+def _writing(writer: checkpoint.Writer) -> bool:
+    return writer._thread is not None and writer._thread.is_alive()
+
+
+def bench_train(config: Config, scratch: Path, *, steps: int = 20, rounds: int = 5
+                ) -> tuple[list[Row], dict[str, Any]]:
+    """Measure one process on this device.
+
+    Args:
+        config: from `bench_settings`.
+        scratch: empty folder for pictures and checkpoints.
+        steps: updates in a block.
+        rounds: rounds of both loops that count, and checkpoints of each kind.
+
+    Returns:
+        The table's lines and facts about the run.
+    """
+    world = setup(1, config.train.threads)
+    try:
+        images = write_tagged(scratch / "set", config, 4 * config.train.global_batch)
+        batches = list(_batches(config, images))
+        bare = bare_loop(config, batches, world)
+        engine = engine_loop(config, batches, world, images)
+        worst = compare(bare, engine, CHECKED)
+        seconds = alternate({BARE: partial(bare.seconds, steps),
+                             ENGINE: partial(engine.seconds, steps)}, rounds)
+        about = {"device": str(world.device), "precision": config.precision,
+                 "ZeRO": config.deepspeed.zero_stage, "batch": config.train.global_batch,
+                 "crop": config.data.crop, "steps": steps, "rounds": rounds,
+                 "difference of losses": _short(worst), "processor time against": _short(
+                     median(engine.spent[1:]) / median(bare.spent[1:]))}
+        for name, background in (("", False), (", background", True)):
+            found = [save_seconds(engine, scratch / "checkpoints", world, background,
+                                  seconds[ENGINE]) for _ in range(rounds)]
+            cost = max(0.0, median(cost for cost, _ in found))
+            share = cost / (cost + EVERY * seconds[ENGINE])
+            about |= {"MB per checkpoint": _short(found[0][1] / 1e6),
+                      f"s per checkpoint{name}": _short(cost),
+                      f"% of time, one every {EVERY} steps{name}": _short(100 * share)}
+        return rows(seconds, {ENGINE: BARE}), about
+    finally:
+        teardown()
+
+
+def _batches(config: Config, images: ShardSet) -> Iterator[dict[str, Any]]:
+    plan = make_plan(config, images)
+    yield from make_train_loader(images, make_transform(config.data), plan,
+                                 stop_step=plan.per_epoch // config.train.global_batch)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")

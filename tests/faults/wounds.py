@@ -1,0 +1,98 @@
+"""Trainings with something wrong in them: `python -m tests.faults.wounds WOUND[:ARGUMENT] train …`.
+
+Each wound replaces one function of the program, then the usual command line runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+
+
+def killed_while_saving(step: str) -> None:
+    """SIGKILL between the files of a checkpoint (fault 1)."""
+    from more.engine import checkpoint
+
+    original = checkpoint.write_file
+
+    def write(path, data):
+        if f"step-{int(step):06d}" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path, data)
+
+    checkpoint.write_file = write
+
+
+def not_finite(place: str) -> None:
+    """The network of one rank gives NaN everywhere at one iteration, "RANK,ITERATION" (fault 7)."""
+    from more.engine import trainer
+
+    rank, iteration = map(int, place.split(","))
+    original, seen = trainer.in_float32, [0]
+
+    def in_float32(output):
+        output = original(output)
+        if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
+            output = replace(output, **{item.name: getattr(output, item.name) * float("nan")
+                                        for item in fields(output)})
+        seen[0] += 1
+        return output
+
+    trainer.in_float32 = in_float32
+
+
+def sleeping(place: str) -> None:
+    """One rank sleeps for a minute, "RANK,ITERATION" (fault 14)."""
+    from more.engine import trainer
+
+    rank, iteration = map(int, place.split(","))
+    original, seen = trainer.prepare, [0]
+
+    def prepare(*arguments):
+        if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
+            time.sleep(60)
+        seen[0] += 1
+        return original(*arguments)
+
+    trainer.prepare = prepare
+
+
+def out_of_memory(_: str) -> None:
+    """The first forward of the trainer finds no memory (fault 13; a GPU is not needed for it)."""
+    from more.engine import trainer
+
+    def prepare(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.prepare = prepare
+
+
+def slow(seconds: str) -> None:
+    """Every update takes some time more, so that signals meet it."""
+    from more.engine import trainer
+
+    original = trainer.prepare
+
+    def prepare(*arguments):
+        time.sleep(float(seconds))
+        return original(*arguments)
+
+    trainer.prepare = prepare
+
+
+WOUNDS: dict[str, Callable[[str], None]] = {
+    function.__name__: function
+    for function in (killed_while_saving, not_finite, sleeping, out_of_memory, slow)}
+
+if __name__ == "__main__":
+    name, _, argument = sys.argv.pop(1).partition(":")
+    WOUNDS[name](argument)
+    from more.cli import main
+
+    main()
