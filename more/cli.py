@@ -108,7 +108,7 @@ def localize(
     tags: Annotated[str, typer.Option(
         "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
     checkpoint: Annotated[str, typer.Option(
-        help="latest, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
     batch: Annotated[int, typer.Option(
         min=0, help="images a forward; 0 = inference.batch")] = 0,
 ) -> None:
@@ -129,6 +129,22 @@ def localize(
     tally = job(run, data, out, Request(kinds, tags, batch), checkpoint, rank, world)
     tally.print()
     raise typer.Exit(tally.exit_code)
+
+
+@app.command("export-weights")
+def export_weights(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="file to write, NAME.safetensors")],
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+) -> None:
+    """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
+
+    Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
+    """
+    from more.engine.weights import export_weights as job
+
+    print(job(run, out, checkpoint))
 
 
 @app.command()

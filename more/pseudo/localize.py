@@ -5,7 +5,6 @@ Each rank owns whole shards of the data set; every map kind becomes a shard set 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 import more
-from more.config.load import config_from_dict
 from more.config.schema import Config
 from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
@@ -24,10 +22,8 @@ from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
-from more.engine import folders
-from more.engine.build import make_network
 from more.engine.distributed import local_device
-from more.engine.weights import load_weights
+from more.engine.weights import load_run, weights_file
 from more.errors import UserError
 from more.localization.maps import minmax, multi_scale
 from more.progress import Tally, track
@@ -46,41 +42,12 @@ class Request:
     batch: int = 4
 
 
-def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module, Path]:
-    """Configuration, network in eval mode and checkpoint folder of a run.
-
-    Args:
-        run: run folder.
-        which: "latest", the name of a checkpoint of the run, or a checkpoint folder.
-
-    Raises:
-        UserError: no run, damaged settings, no complete checkpoint.
-    """
-    settings = run / "config.json"
-    if not settings.is_file():
-        raise UserError(f"{settings}: missing", "give the --run folder of `more train`")
-    try:
-        recorded = json.loads(settings.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{settings}: damaged ({error})",
-                        "restore it; a checkpoint's COMPLETE file has it under `config`") from error
-    config = config_from_dict(recorded, source=str(settings))
-    inside = run / "checkpoints" / which
-    path = folders.choose(run, "auto" if which == "latest" else
-                             str(inside) if inside.is_dir() else which)
-    if path is None:
-        raise UserError(f"{run}/checkpoints: no checkpoint yet", "train first")
-    network = make_network(config, load_weights=False)
-    load_weights(network, path)
-    return config, network.eval(), path
-
-
 def localize(run: Path, data: Path, out: Path, request: Request, which: str = "latest",
              rank: int = 0, world: int = 1, device: torch.device | None = None) -> Tally:
     """Write seed shards of a data set; finished shards are skipped.
 
     Args:
-        run: run folder with a checkpoint.
+        run: run folder with a checkpoint, or a file of `more export-weights`.
         data: image shards.
         out: seed shards; with several maps, a sub-folder for each.
         request: what to compute.
@@ -251,7 +218,7 @@ def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
         "flip": True, "size": inference.size, "seed_scale": inference.seed_scale,
         "threshold": None if kind == "decoder" else _threshold(kind, config),
         "data": source.manifest.digest, "checkpoint": path.name,
-        "weights": sha256_file(path / folders.WEIGHTS),
+        "weights": sha256_file(weights_file(path)),
     }
 
 

@@ -17,7 +17,7 @@ from tests.data.sets import small_set
 from tests.data_tools.layout import voc_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = sorted(item.callback.__name__ for item in app.registered_commands)
+COMMANDS = sorted(item.name or item.callback.__name__ for item in app.registered_commands)
 
 
 def test_refine_needs_no_options_and_takes_settings_without_a_file(run, sets, tmp_path):
