@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from more.bench.data import _picture
 from more.bench.loops import AGREE, Loop, bare_loop, compare, engine_loop
-from more.bench.measure import Row, alternate, rows
+from more.bench.measure import Row, alternate, rows, show
 from more.config.load import load_config, to_dict
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
@@ -53,9 +54,10 @@ def bench_settings(file: Path | None) -> Config:
 
 
 def write_tagged(folder: Path, config: Config, count: int) -> ShardSet:
-    """Drawn pictures of the crop's size with as many classes as the settings have."""
+    """Drawn pictures about the crop's size with as many classes as the settings have."""
     folder.mkdir(parents=True)
-    names, side = [f"class_{k}" for k in range(config.model.num_classes)], config.data.crop
+    names = [f"class_{k}" for k in range(config.model.num_classes)]
+    side = max(config.data.crop, 64)  # the coarsest grain of a drawn picture
     with ShardWriter(folder / shard_name(0), "images", names) as writer:
         for k in range(count):
             tags = [int(k % len(names) == c or c == 0) for c in range(len(names))]
@@ -131,6 +133,13 @@ def bench_train(config: Config, scratch: Path, *, steps: int = 20, rounds: int =
         return rows(seconds, {ENGINE: BARE}), about
     finally:
         teardown()
+
+
+def run(file: Path | None = None, steps: int = 20, rounds: int = 5, as_json: bool = False) -> None:
+    """Measure and print; pictures and checkpoints go to a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="more-bench-") as scratch:
+        lines, about = bench_train(bench_settings(file), Path(scratch), steps=steps, rounds=rounds)
+    show("train", lines, about, "step", as_json)
 
 
 def _batches(config: Config, images: ShardSet) -> Iterator[dict[str, Any]]:

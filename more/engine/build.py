@@ -125,6 +125,10 @@ def make_engine(config: Config, split: BatchSplit, world: World, train_set: Shar
         say: told how the warm-up ends.
         weights: those of a checkpoint; None starts from `model.weights`.
     """
+    deepspeed = import_deepspeed()
+    if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+        raise UserError(f"precision=fp16 does not work on {world.device.type} here",
+                        "set precision=bf16, or fp32")
     network = make_network(config, load_weights=weights is None).to(world.device)
     if weights is not None:
         network.load_state_dict(weights)
@@ -135,7 +139,7 @@ def make_engine(config: Config, split: BatchSplit, world: World, train_set: Shar
     optimizer, schedule = make_optimizer(config, network), config.optim
     scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,
                                schedule.warmup_ratio, schedule.power, schedule.frozen_steps)
-    engine, *_ = import_deepspeed().initialize(
+    engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=scheduler,
         config=deepspeed_dict(config, split))
     if config.train.compile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -246,5 +245,4 @@ class Trainer:
 
 def in_float32(output: NetworkOutput) -> NetworkOutput:
     """The same outputs in fp32: losses and similarities are computed outside autocast."""
-    return replace(output, **{item.name: getattr(output, item.name).float()
-                              for item in fields(output)})
+    return NetworkOutput(*(value.float() for value in output))

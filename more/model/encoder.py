@@ -7,8 +7,8 @@ N = h·w patches, D channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isqrt, log
+from typing import NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -23,8 +23,7 @@ BACKBONE_ADVICE = (
     "vit_small_patch16_224.dino or deit_small_patch16_224")
 
 
-@dataclass(frozen=True)
-class EncoderOutput:
+class EncoderOutput(NamedTuple):
     """Normalised tokens of the last block, raw ones of the auxiliary block, and the grid.
 
     `attention` [B,heads,C+N,C+N] is the last block's raw q·k, only where it was asked for.

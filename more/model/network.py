@@ -6,8 +6,7 @@ every use of a parameter. B batch, C classes, D channels, h×w token grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from more.model.graph import GraphCategoryRepresentation
 from more.model.heads import POOLINGS, convolve, localization_maps, pool_features
 
 
-@dataclass(frozen=True)
-class NetworkOutput:
+class NetworkOutput(NamedTuple):
     """What one training forward gives; `cam` and `aux_cam` are detached and signed."""
 
     class_tokens: Tensor  # [B,C,D]

@@ -17,9 +17,13 @@ STAGES = (0, 1, 2, 3)
 
 
 def settings(stage: int, precision: str = "fp32", *more: str) -> list[str]:
-    """Ten updates; in bf16 small ones, or rounding moves a patch over a CAM's threshold."""
-    rate = ["optim.lr=1e-4"] if precision == "bf16" else []
-    return [*TEN, f"deepspeed.zero_stage={stage}", f"precision={precision}", *rate, *more]
+    """Ten updates; in 16 bits small ones, or rounding moves a patch over a CAM's threshold.
+
+    ZeRO 3 cuts even the smallest weight.
+    """
+    rate = ["optim.lr=1e-4"] if precision != "fp32" else []
+    cut = ["deepspeed.json={folder}/cut-all.json"] if stage == 3 else []
+    return [*TEN, f"deepspeed.zero_stage={stage}", f"precision={precision}", *rate, *cut, *more]
 
 
 def until_five(run, copy):
@@ -53,10 +57,13 @@ def runs(tiny, tmp_path_factory):
     run_jobs(tiny, folder, 1, {
         **{f"one-{stage}-fp32": settings(stage) for stage in STAGES},
         "one-1-bf16": settings(1, "bf16"),
+        "one-1-fp16": settings(1, "fp16"),
         "one-1-ema": settings(1, "fp32", "train.ema=0.9", "checkpoint.best=lam", "eval.every=4")})
     run_jobs(tiny, folder, 2, {
         **{f"two-{stage}-{precision}": settings(stage, precision)
            for stage in STAGES for precision in ("fp32", "bf16")},
+        "two-2-fp16": settings(2, "fp16"), "two-3-fp16": settings(3, "fp16"),
+        "two-3-whole": settings(3)[:-1],
         "two-3-ema": settings(3, "fp32", "train.ema=0.9", "checkpoint.best=lam", "eval.every=4"),
         "two-2-offload": settings(2, "fp32", "deepspeed.offload=optimizer")})
     return folder
@@ -72,6 +79,7 @@ def test_stages_are_one_training(runs):
     for stage in STAGES:
         assert_same_losses(runs / "one-1-fp32", runs / f"one-{stage}-fp32", 1e-5)
     assert_same_losses(runs / "two-2-fp32", runs / "two-2-offload", 1e-5)
+    assert_same_losses(runs / "two-3-fp32", runs / "two-3-whole", 1e-5)
     for line in records(runs / "two-3-fp32"):
         assert line["grad_norm"] > 0 and set(line["ranks"]) == {
             "busy_least", "busy_most", "wait_most"} and line["memory_mb"] > 0
@@ -89,6 +97,7 @@ def resumed(tiny, runs, tmp_path_factory):
     two |= {"one-0-to-two-3": ("one-0-fp32", settings(3)),
             "two-again-1": ("two-1-fp32", settings(1)),
             "two-again-3": ("two-3-fp32", settings(3)),
+            "fp16-to-two-3": ("two-2-fp16", settings(3, "fp16")),
             "ema-to-two-3": ("one-1-ema", settings(3, "fp32", "train.ema=0.9"))}
     for name, (source, _) in {**one, **two}.items():
         until_five(runs / source, folder / name)
@@ -108,6 +117,14 @@ def test_another_stage_goes_on(runs, resumed):
     """Fault 6: the state fits every stage."""
     for name in ("two-3-to-one-0", "one-0-to-two-3"):
         assert_same_losses(runs / "one-0-fp32", resumed / name, 1e-4)
+
+
+def test_fp16_with_its_loss_scale(runs, resumed):
+    """Made for GPUs; here DeepSpeed's fp16 runs on the CPU, scale, fp32 weights and all."""
+    for run in (runs / "two-2-fp16", runs / "two-3-fp16", resumed / "fp16-to-two-3"):
+        assert_same_losses(runs / "one-1-fp16", run, 2e-2)
+    scale = json.loads((runs / "two-2-fp16/checkpoints/step-000010/state.json").read_text())
+    assert scale["loss_scale"]["cur_scale"] >= 2
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import torch
 
@@ -39,8 +38,7 @@ def not_finite(place: str) -> None:
     def in_float32(output):
         output = original(output)
         if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
-            output = replace(output, **{item.name: getattr(output, item.name) * float("nan")
-                                        for item in fields(output)})
+            output = type(output)(*(value * float("nan") for value in output))
         seen[0] += 1
         return output
 
@@ -86,9 +84,17 @@ def slow(seconds: str) -> None:
     trainer.prepare = prepare
 
 
+def half_on_the_cpu(_: str) -> None:
+    """Not a fault: DeepSpeed believes that this CPU computes in fp16 (slowly, it does)."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+
+
 WOUNDS: dict[str, Callable[[str], None]] = {
     function.__name__: function
-    for function in (killed_while_saving, not_finite, sleeping, out_of_memory, slow)}
+    for function in (killed_while_saving, not_finite, sleeping, out_of_memory, slow,
+                     half_on_the_cpu)}
 
 if __name__ == "__main__":
     name, _, argument = sys.argv.pop(1).partition(":")

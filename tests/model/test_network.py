@@ -1,12 +1,11 @@
 """The network: symmetries, batches, gradients, modes, groups."""
 
-from dataclasses import fields
 
 import pytest
 import torch
 
 from more.errors import UserError
-from more.model.network import NetworkOutput, parameter_groups
+from more.model.network import parameter_groups
 from tests.model.micro import PATCH, SIDE, WIDTH, images, micro_network
 
 PAPER = {"graph_neighbours": "patches", "graph_gate": "inner", "graph_output": "paper",
@@ -16,7 +15,7 @@ PER_CLASS = ("class_tokens", "graph_tokens", "logits", "aux_logits", "cam", "aux
 
 def outputs(network, batch) -> dict[str, torch.Tensor]:
     out = network(batch)
-    return {field.name: getattr(out, field.name) for field in fields(NetworkOutput)}
+    return out._asdict()
 
 
 @torch.no_grad()
