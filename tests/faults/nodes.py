@@ -5,18 +5,24 @@ A machine has an address of its own and processes of its own; `lose` kills all o
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from tests.conftest import ROOT
-from tests.launch.project import clean_environment, environment_folder
+from tests.launch.project import (
+    clean_environment,
+    environment_folder,
+    family,
+    find,
+    kill,
+)
 
 
 @dataclass
@@ -100,26 +106,12 @@ def has_namespaces() -> bool:
     return made
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process with all its descendants; none when it has ended."""
-    parent = find(pid)
-    with suppress(psutil.NoSuchProcess):
-        return [parent, *parent.children(recursive=True)] if parent else []
-    return []
-
-
-def find(pid: int) -> psutil.Process | None:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid)
-    return None
-
-
-def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to all; returns when they have ended."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=10)
+def steps(run: Path) -> list[int]:
+    """The steps that a run, perhaps still writing, has recorded."""
+    log = run / "log.jsonl"
+    complete = log.read_text().rpartition("\n")[0] if log.exists() else ""
+    lines = [json.loads(line) for line in complete.splitlines()]
+    return [line["step"] for line in lines if "terms" in line]
 
 
 @contextmanager

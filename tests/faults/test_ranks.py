@@ -10,15 +10,21 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.conftest import records, tiny  # noqa: F401
-from tests.faults.nodes import family, kill
-from tests.launch.project import clean_environment, ended, environment_folder, wait_for
+from tests.faults.nodes import steps
+from tests.launch.project import (
+    clean_environment,
+    ended,
+    environment_folder,
+    family,
+    kill,
+    wait_for,
+)
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture
-def start(tiny, tmp_path):  # noqa: F811
+def start(tiny, tmp_path):
     """Starts launch/train.sh with two ranks of the tiny run; afterwards no process is left."""
     programs = environment_folder(tmp_path / "programs", ROOT)
     started: list[subprocess.Popen] = []
@@ -47,11 +53,6 @@ def rank_process(running: subprocess.Popen, rank: int) -> psutil.Process:
         except psutil.Error:
             continue
     raise AssertionError(f"rank {rank} does not run")
-
-
-def steps(run) -> list[int]:
-    """The steps that the run has recorded."""
-    return [line["step"] for line in records(run)] if (run / "log.jsonl").exists() else []
 
 
 def test_a_killed_rank_ends_all_and_is_named_and_the_run_goes_on(start, tmp_path):

@@ -10,7 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import ROOT
 
@@ -126,6 +129,29 @@ def ended(running: subprocess.Popen, seconds: float = 60) -> subprocess.Complete
     try:
         out, err = running.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)
+        kill(family(running.pid))
         raise AssertionError(f"still running after {seconds} s: {running.args}") from None
     return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process with all its descendants; none when it has ended."""
+    parent = find(pid)
+    with suppress(psutil.NoSuchProcess):
+        return [parent, *parent.children(recursive=True)] if parent else []
+    return []
+
+
+def find(pid: int) -> psutil.Process | None:
+    """The process of an id; None when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to all; returns when they have ended."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=10)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from more.data.shards.reader import ShardSet
 from tests.conftest import ROOT
-from tests.launch.project import Project, clean_environment, ended
+from tests.launch.project import Project, clean_environment, ended, wait_for
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
        "RANKS": "1"}
@@ -173,3 +177,33 @@ def test_only_the_jobs_own_lock_is_taken_away(project, job, left):
     (out / ".lock").write_text('{"pid": 1, "host": "another"}')
     assert project.call(*call, SLURM_JOB_ID=job).returncode == 0
     assert (out / ".lock").exists() == left
+
+
+@pytest.mark.slow
+def test_a_preempted_job_ends_like_an_undisturbed_one(project, tiny):
+    """Real ranks: a warning, a checkpoint, the queue, the same job again, then seeds and masks."""
+    train = (TRAIN[0], str(tiny["config"]), "--train", str(tiny["train"]), "--set",
+             "train.iterations=60", "--set", "checkpoint.every=50", "--run")
+    job = {**JOB, "SLURM_JOB_NUM_NODES": "1", "RANKS": "2"}
+    running = project.start(*train, "dir", **job)
+    wait_for((project.run / "log.jsonl").exists, "the first step", 120)
+    running.send_signal(signal.SIGUSR1)
+    done = ended(running, 120)
+    assert done.returncode == 75 and requeued(project) == ["requeue 4711"], done.stderr
+    stopped_at = json.loads((project.run / "status.json").read_text())["step"]
+    assert 0 < stopped_at < 50
+    for run in ("dir", "straight"):
+        done = ended(project.start(*train, run, **job, SLURM_RESTART_COUNT="1"), 200)
+        assert done.returncode == 0, done.stderr
+    assert f"resumed after {stopped_at} updates" in (project.run / "train.log").read_text()
+    first, second = (load_file(project.folder / run / "checkpoints" / "step-000060"
+                               / "model.safetensors") for run in ("dir", "straight"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    for task in (0, 1):
+        done = ended(project.start(LABELS, "localize", "--run", "dir", "--data",
+                                   str(tiny["train"]), "--out", "seeds", **array(task, 2)), 120)
+        assert done.returncode == 0, done.stderr
+    done = ended(project.start(LABELS, "refine", "seeds", "--data", str(tiny["train"]), "--out",
+                               "masks", "--workers", "1", SLURM_JOB_ID="9"), 120)
+    assert done.returncode == 0, done.stderr
+    assert len(ShardSet(project.folder / "masks", kind="masks")) == 24
