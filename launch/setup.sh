@@ -2,6 +2,7 @@
 # activates the environment. PYTHON picks the interpreter (3.10 - 3.13), MORE_VENV the folder.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MORE_VENV="${MORE_VENV:-.venv}"
+case "$MORE_VENV" in /*) ;; *) MORE_VENV="$PWD/$MORE_VENV" ;; esac
 
 find_python() {
     for name in "${PYTHON:-}" python3.11 python3.12 python3.10 python3.13 python3; do
@@ -27,5 +28,5 @@ if [ "$(cat "$MORE_VENV/.requirements" 2>/dev/null || true)" != "$wanted" ]; the
     "$MORE_VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
     echo "$wanted" > "$MORE_VENV/.requirements"
 fi
-export PATH="$PWD/$MORE_VENV/bin:$PATH"
+export PATH="$MORE_VENV/bin:$PATH"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

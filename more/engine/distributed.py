@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from more.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -142,6 +144,12 @@ def _fill_environment() -> None:
         os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
         os.environ.setdefault("LOCAL_WORLD_SIZE",
                               os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{os.environ['WORLD_SIZE']} ranks, but {' and '.join(missing)} not set: "
+                        "they would not find each other",
+                        "export the first machine's name and a free port, or start with "
+                        "launch/slurm/train.sbatch")
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for key, value in alone.items():
         os.environ.setdefault(key, value)

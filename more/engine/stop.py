@@ -32,8 +32,6 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        if self.world.main:
-            self.file.unlink(missing_ok=True)  # of an earlier run
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self

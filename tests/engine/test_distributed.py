@@ -47,6 +47,13 @@ def test_slurm_variables_are_understood():
     assert done.stdout.strip() == "(3, 8)"
 
 
+def test_ranks_without_a_meeting_point_are_refused():
+    script = ("from more.engine.distributed import setup\nfrom more.errors import UserError\n"
+              "try: setup()\nexcept UserError as error: print(error)")
+    done = run(script, SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
+    assert "MASTER_ADDR and MASTER_PORT not set" in done.stdout and "fix:" in done.stdout
+
+
 def test_a_batch_script_outside_srun_is_one_process():
     """There SLURM_NTASKS counts tasks that nobody started."""
     script = "from more.engine.distributed import launched_world; print(launched_world())"
