@@ -60,6 +60,13 @@ def train(
         "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
                          "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder"
         )] = "auto",
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")
+        ] = False,
+    ranks: Annotated[int, typer.Option(
+        min=0, help="with --dry-run: plan for so many processes; 0 = those started")] = 0,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="with --dry-run: print the facts as JSON")] = False,
 ) -> None:
     """Train MoRe. The same command resumes an interrupted run.
 
@@ -87,6 +94,13 @@ def train(
     masks = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
 
     check_classes(settings, images, masks)
+    if dry_run:
+        from more.engine.dryrun import describe, show
+
+        if share[0] == 0:
+            show(describe(settings, images, masks, ranks or share[1], resume=resume,
+                          run=run or Path("checkpoints") / settings.name), as_json)
+        return
     run = make_folder(run or Path("checkpoints") / settings.name)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
@@ -305,6 +319,23 @@ def config(
         return
     for key, value, meaning in flatten(settings):
         print(f"{key} = {value!r}" + (f"    # {meaning}" if explain else ""))
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Option(
+        *RUN_NAMES, help="run folder, made or not")] = Path("checkpoints"),
+    quick: Annotated[bool, typer.Option(
+        "--quick", help="leave out the two processes that meet")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine: packages, devices, DeepSpeed, disk, locks, clock, two processes.
+
+    Example: `python -m more doctor --run checkpoints/shapes`
+    """
+    from more.doctor.report import doctor as job
+
+    raise typer.Exit(job(run, quick, as_json))
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -43,3 +43,20 @@ def data(
         lines, about = bench_data(source, plain, images=images, crop=crop,
                                   workers=workers or cores, rounds=rounds, pipeline=pipeline)
     show("data", lines, {"cores": cores, **about}, "image", as_json)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(
+        "--config", help="settings file [default: configs/shapes_micro.py at 64 px]")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="updates in a block")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds that count")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """An update under DeepSpeed against a bare PyTorch loop; the cost of a checkpoint.
+
+    Example: `python -m more bench train --config configs/shapes_micro.py`
+    """
+    from more.bench.train import run
+
+    run(config, steps, rounds, as_json)

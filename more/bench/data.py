@@ -29,17 +29,22 @@ BATCH = 8
 
 
 def write_pictures(folder: Path, count: int, height: int = 375, width: int = 500,
-                   per_shard: int = 64) -> Path:
-    """A shard set of drawn JPEG pictures about as large and as hard as photographs."""
+                   per_shard: int = 64, classes: int = 1) -> Path:
+    """A shard set of drawn JPEG pictures about as large and as hard as photographs.
+
+    Picture k has tag k mod `classes`.
+    """
+    names = [f"class_{k}" for k in range(classes)]
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, start in enumerate(range(0, count, per_shard)):
-        with ShardWriter(folder / shard_name(number), "images", ["any"]) as writer:
+        with ShardWriter(folder / shard_name(number), "images", names) as writer:
             for k in range(start, min(start + per_shard, count)):
-                writer.add(f"picture_{k:05d}", [1], (height, width),
+                tags = [int(k % classes == label) for label in range(classes)]
+                writer.add(f"picture_{k:05d}", tags, (height, width),
                            image=_picture(k, height, width))
         entries.append(writer.entry)
-    write_manifest(folder, "images", ["any"], entries, {"tool": "more bench data"})
+    write_manifest(folder, "images", names, entries, {"tool": "more bench data"})
     return folder
 
 
@@ -47,7 +52,8 @@ def _picture(seed: int, height: int, width: int) -> bytes:
     rng = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128, np.float32)
     for octave, weight in ((0, 7), (2, 30), (4, 18), (6, 13)):
-        grain = rng.normal(0, weight, (height >> octave, width >> octave, 3)).astype(np.float32)
+        size = (max(height >> octave, 1), max(width >> octave, 1), 3)
+        grain = rng.normal(0, weight, size).astype(np.float32)
         pixels += cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
     pixels = np.clip(pixels, 0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()

@@ -12,15 +12,10 @@ import torch
 from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.shards.reader import ShardSet
-from more.engine.build import (
-    make_engine,
-    make_network,
-    make_objective,
-    make_optimizer,
-    split_batch,
-)
+from more.engine.build import make_engine, make_network, make_objective, make_optimizer
 from more.engine.distributed import World
 from more.engine.schedule import make_scheduler
+from more.engine.settings import split_batch
 from more.engine.trainer import in_float32
 from more.localization.maps import multi_scale
 from more.losses.objective import Batch

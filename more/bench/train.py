@@ -11,16 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from more.bench.data import _picture
+from more.bench.data import write_pictures
 from more.bench.loops import AGREE, Loop, bare_loop, compare, engine_loop
 from more.bench.measure import Row, alternate, rows, show
 from more.config.load import load_config, to_dict
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
-from more.data.shards.format import shard_name
-from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
-from more.data.shards.writer import ShardWriter
 from more.engine import checkpoint
 from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World, setup, teardown
@@ -53,19 +50,6 @@ def bench_settings(file: Path | None) -> Config:
         loss=replace(config.loss, start=StartConfig(**dict.fromkeys(vars(StartConfig()), -1))))
 
 
-def write_tagged(folder: Path, config: Config, count: int) -> ShardSet:
-    """Drawn pictures about the crop's size with as many classes as the settings have."""
-    folder.mkdir(parents=True)
-    names = [f"class_{k}" for k in range(config.model.num_classes)]
-    side = max(config.data.crop, 64)  # the coarsest grain of a drawn picture
-    with ShardWriter(folder / shard_name(0), "images", names) as writer:
-        for k in range(count):
-            tags = [int(k % len(names) == c or c == 0) for c in range(len(names))]
-            writer.add(f"picture_{k:05d}", tags, (side, side), image=_picture(k, side, side))
-    write_manifest(folder, "images", names, [writer.entry], {"tool": "more bench train"})
-    return ShardSet(folder, kind="images", check="full")
-
-
 def save_seconds(loop: Loop, folder: Path, world: World, background: bool, plain: float
                  ) -> tuple[float, int]:
     """What one checkpoint costs training, and its bytes.
@@ -83,16 +67,12 @@ def save_seconds(loop: Loop, folder: Path, world: World, background: bool, plain
     snapshot = checkpoint.take(loop.model, loop.done, world,
                                record={"config": to_dict(loop.config)})
     writer.save(snapshot)
-    while background and _writing(writer):
+    while background and writer.busy:
         loop.step()
         steps += 1
     loop.wait()
     writer.finish()
     return time.perf_counter() - started - steps * plain, snapshot.bytes
-
-
-def _writing(writer: checkpoint.Writer) -> bool:
-    return writer._thread is not None and writer._thread.is_alive()
 
 
 def bench_train(config: Config, scratch: Path, *, steps: int = 20, rounds: int = 5
@@ -110,7 +90,9 @@ def bench_train(config: Config, scratch: Path, *, steps: int = 20, rounds: int =
     """
     world = setup(1, config.train.threads)
     try:
-        images = write_tagged(scratch / "set", config, 4 * config.train.global_batch)
+        images = ShardSet(write_pictures(
+            scratch / "set", 4 * config.train.global_batch, config.data.crop, config.data.crop,
+            classes=config.model.num_classes), kind="images", check="full")
         batches = list(_batches(config, images))
         bare = bare_loop(config, batches, world)
         engine = engine_loop(config, batches, world, images)

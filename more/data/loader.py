@@ -179,7 +179,10 @@ def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: 
 
 def _loader(dataset: Dataset, sampler: Any, workers: int = 0, context: str = "fork",
             ahead: int = 2) -> DataLoader:
+    # A generator of its own: the loader draws a number when it starts, and a run that was resumed
+    # has started it once more than one that was not.
     return DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
+                      generator=torch.Generator().manual_seed(0),
                       collate_fn=_collate, worker_init_fn=start_worker if workers else None,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
                       prefetch_factor=ahead if workers else None,

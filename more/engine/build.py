@@ -1,11 +1,9 @@
-"""From settings to objects: network, objective, optimiser, DeepSpeed's dict, batch split."""
+"""From settings to objects: network, objective, optimiser, engine, order of samples."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +14,9 @@ from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.engine.distributed import World, import_deepspeed
 from more.engine.guard import GuardedAdamW
+from more.engine.randomness import seed
 from more.engine.schedule import make_scheduler
+from more.engine.settings import BatchSplit, deepspeed_dict
 from more.engine.warmup import warm_heads
 from more.errors import UserError
 from more.losses.objective import Objective, Recipe
@@ -145,6 +145,7 @@ def make_engine(config: Config, split: BatchSplit, world: World, train_set: Shar
     if config.train.compile:
         engine.compile(backend=config.train.compile)
     engine.train()
+    seed(config.train.seed, world.rank)  # whatever building the network has drawn
     return engine
 
 
@@ -160,97 +161,3 @@ def make_plan(config: Config, shards: ShardSet) -> GlobalBatchSampler:
     rows = shards.shard_rows if data.order == "shards" else None
     return GlobalBatchSampler(len(shards), config.train.global_batch, config.train.seed, rows,
                               data.window, data.last_batch)
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How the global batch is spread: `micro` images a pass, `accumulation` passes an update."""
-
-    global_batch: int
-    micro: int
-    accumulation: int
-
-
-def split_batch(global_batch: int, world: int, micro_limit: int = 0) -> BatchSplit:
-    """Spread the global batch over ranks; accumulate where a rank's share exceeds the limit.
-
-    Raises:
-        UserError: the global batch cannot be divided evenly.
-    """
-    if global_batch % world:
-        near = max(world, round(global_batch / world) * world)
-        raise UserError(f"train.global_batch = {global_batch} cannot be spread over {world} ranks",
-                        f"set train.global_batch={near} or start a number of ranks that divides it")
-    share = global_batch // world
-    limit = micro_limit or share
-    micro = next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
-    return BatchSplit(global_batch, micro, share // micro)
-
-
-def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
-    """DeepSpeed's JSON, with the user's own (`deepspeed.json`) merged over it.
-
-    `gradient_clipping` is always written: left out it means 1.0.
-
-    Raises:
-        UserError: the user's file cannot be read, or sets what follows from other settings.
-    """
-    engine = config.deepspeed
-    zero: dict[str, Any] = {
-        "stage": engine.zero_stage,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": engine.bucket_mb * 2**20 // 4,
-        "allgather_bucket_size": engine.bucket_mb * 2**20 // 4,
-    }
-    if engine.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if engine.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    ours = {
-        "train_micro_batch_size_per_gpu": split.micro,
-        "gradient_accumulation_steps": split.accumulation,
-        "gradient_clipping": config.optim.clip,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
-        "fp16": {"enabled": config.precision == "fp16"},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    return merged(ours, _read_json(engine.json)) if engine.json else ours
-
-
-# They follow from train.*, optim.*, precision and deepspeed.zero_stage; two truths would differ.
-DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-           "gradient_clipping", "optimizer", "scheduler", "fp16.enabled", "bf16.enabled", "bf16",
-           "torch_autocast.enabled", "zero_optimization.stage")
-
-
-def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`theirs` over `ours`, section by section.
-
-    Raises:
-        UserError: a key that other settings decide.
-    """
-    result = dict(ours)
-    for key, value in theirs.items():
-        if prefix + key in DERIVED and not isinstance(value, dict):
-            raise UserError(f"deepspeed.json sets {prefix}{key}, which follows from the settings",
-                            "remove it there; `more config FILE --explain` lists the settings")
-        if isinstance(value, dict):
-            result[key] = merged(dict(ours.get(key) or {}), value, f"{prefix}{key}.")
-        else:
-            result[key] = value
-    return result
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})",
-                        "give a file with DeepSpeed's settings, or none") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object", "give DeepSpeed's settings as an object")
-    return content

@@ -156,6 +156,11 @@ class Writer:
         if not self.background:
             self.finish()
 
+    @property
+    def busy(self) -> bool:
+        """Whether this process is writing at the moment."""
+        return self._thread is not None and self._thread.is_alive()
+
     def finish(self) -> None:
         """Wait for what is under way.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from more.config.load import to_dict
 from more.config.schema import Config
 from more.data.shards.reader import ShardSet
-from more.engine.build import BatchSplit
 from more.engine.folders import info
+from more.engine.settings import BatchSplit
 from more.errors import UserError
 
 

@@ -17,7 +17,7 @@ from more.config.schema import Config
 from more.data.loader import Reading, parcels
 from more.data.shards.reader import ShardSet
 from more.engine import folders
-from more.engine.build import BatchSplit, deepspeed_dict, make_plan, split_batch
+from more.engine.build import make_plan
 from more.engine.checks import check_classes
 from more.engine.distributed import local_device
 from more.engine.memory import (
@@ -27,6 +27,7 @@ from more.engine.memory import (
     parameter_sizes,
     stage_memory,
 )
+from more.engine.settings import BatchSplit, deepspeed_dict, split_batch
 from more.errors import UserError
 
 

@@ -5,26 +5,26 @@ AdamW with W ranks, bytes a parameter; bf16 is autocast over fp32 weights, so th
 | | ZeRO 0 | 1 | 2 | 3 |
 |---|---|---|---|---|
 | weights | 4 | 4 | 4 | 4/W |
-| fp32 copy | 0 | 4/W | 4/W | 0 |
+| fp32 copy | 0 | 4/W | 4/W | 4/W |
 | gradients | 4 | 4 or 4/W | 4/W | 4/W |
 | moments | 8 | 8/W | 8/W | 8/W |
 | average (`train.ema`) | 4 | 4 | 4 | 4/W |
 
 Where DeepSpeed 0.19 keeps them: weights in `bit16_groups_flat`, of which the parameters are views,
-in stage 3 in `ds_tensor`. The copy is `single_partition_of_fp32_groups`, a clone even of fp32
-weights; stage 3 takes fp32 weights as they are. Gradients are `averaged_gradients`, in stage 3
-`grad_partitions_flat_buffer`; stage 1 holds whole ones between the passes of an accumulated update,
-else each bucket leaves a part to each rank. Moments are AdamW's `exp_avg` and `exp_avg_sq`.
+in stage 3 in `ds_tensor`. The copy is `single_partition_of_fp32_groups`, in stage 3
+`fp32_partitioned_groups_flat`: a clone even of fp32 weights. Gradients are `averaged_gradients`, in
+stage 3 `grad_partitions_flat_buffer`; stage 1 holds whole ones between the passes of an accumulated
+update, else each bucket leaves a part to each rank. Moments are AdamW's `exp_avg`, `exp_avg_sq`.
 
-fp16 halves weights and gradients, and stage 3 then has the fp32 copy, too. Stage 3 keeps parameters
-of up to 100 000 numbers whole beside their parts (`param_persistence_threshold`). Buffers: stages 1
-and 2 fill one bucket while another is sent (`overlap_comm`), stage 3 has one, and stage 0 sends a
-flat copy of the gradients (`allreduce_bucket`).
+fp16 halves weights and gradients. Stage 3 keeps parameters of up to 100 000 numbers whole beside
+their parts (`param_persistence_threshold`). Buffers: stages 1 and 2 fill one bucket while another
+is sent (`overlap_comm`), stage 3 has one, and stage 0 sends a flat copy of the gradients
+(`allreduce_bucket`).
 
 Left out: activations, layers that stage 3 gathers while it needs them, a few bytes of alignment.
 DeepSpeed's `estimate_zero2_model_states_mem_needs` and `…zero3…` assume 16-bit weights and an fp32
 copy of the gradients, 2 + 18/W and 18/W. With fp32 weights the first is right for one rank (20) and
-too low for more, the second too high by an eighth; so they are not used.
+too low for more, the second too low by a tenth; so they are not used.
 """
 
 from __future__ import annotations
@@ -99,11 +99,10 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     part = -(-count // layout.world)
     cut = stage > 0
     small = sum(size for size in sizes if size <= WHOLE_BELOW) if stage == 3 else 0
-    copied = stage in (1, 2) or (stage == 3 and unit == 2)
     whole_gradients = stage == 0 or (stage == 1 and layout.accumulation > 1)
     weights = unit * (part + small if stage == 3 else count)
     gradients = unit * (count if whole_gradients else part)
-    master, moments = 4 * part * copied, 8 * (part if cut else count)
+    master, moments = 4 * part * cut, 8 * (part if cut else count)
     average = 4 * (part if stage == 3 else count) * layout.average
     if stage == 0:
         buffers = unit * min(count, FLAT_COPY) if layout.world > 1 else 0

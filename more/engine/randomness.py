@@ -11,6 +11,13 @@ from torch import Tensor
 from more.engine.distributed import World
 
 
+def seed(number: int, rank: int) -> None:
+    """Start every generator of this process from the run's seed; a rank has its own."""
+    torch.manual_seed(number + rank)
+    np.random.seed((number + rank) % 2**32)
+    random.seed(number + rank)
+
+
 def own_state() -> dict[str, Tensor]:
     """Random state of this process: torch (CPU, CUDA), NumPy's old generator and Python's."""
     version, python, gauss = random.getstate()

@@ -11,14 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor
 
 from more.engine.distributed import import_deepspeed
@@ -40,7 +32,7 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     half = engine.fp16_enabled() and engine.zero_optimization_stage()
     for name, value in engine.module.state_dict(keep_vars=True).items():
         if half and isinstance(value, torch.nn.Parameter):
-            yield name, safe_get_full_fp32_param(value).reshape(_shape(value))
+            yield name, _deepspeed().safe_get_full_fp32_param(value).reshape(_shape(value))
             continue
         with gathered([value], enabled=is_partitioned(value)):
             yield name, value.detach()
@@ -57,7 +49,7 @@ def full_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.module.named_parameters():
         for moment in MOMENTS:
             if engine.zero_optimization_stage():
-                value = safe_get_full_optimizer_state(parameter, moment)
+                value = _deepspeed().safe_get_full_optimizer_state(parameter, moment)
             else:
                 value = engine.optimizer.state[parameter][moment]
             yield f"{moment}/{name}", value.reshape(_shape(parameter))
@@ -98,9 +90,10 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
             if stage == 0:
                 optimizer.state[parameter][moment].copy_(value)
             elif stage == 3:
-                safe_set_local_optimizer_state(parameter, own_part(parameter, value), moment)
+                part = own_part(parameter, value)
+                _deepspeed().safe_set_local_optimizer_state(parameter, part, moment)
             else:
-                safe_set_full_optimizer_state(parameter, value, moment)
+                _deepspeed().safe_set_full_optimizer_state(parameter, value, moment)
 
 
 def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
@@ -108,9 +101,14 @@ def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
     for name, parameter in engine.module.named_parameters():
         value = weights[name].to(torch.float32)
         if engine.zero_optimization_stage() == 3:
-            safe_set_local_fp32_param(parameter, own_part(parameter, value))
+            _deepspeed().safe_set_local_fp32_param(parameter, own_part(parameter, value))
         else:
-            safe_set_full_fp32_param(parameter, value)
+            _deepspeed().safe_set_full_fp32_param(parameter, value)
+
+
+def _deepspeed() -> Any:
+    """DeepSpeed's functions on parameters; imported late, after the device has been chosen."""
+    return import_deepspeed().utils
 
 
 def _base(engine: Any) -> torch.optim.Optimizer:

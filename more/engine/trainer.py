@@ -18,16 +18,11 @@ from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint, folders
 from more.engine.average import WeightAverage
-from more.engine.build import (
-    make_engine,
-    make_objective,
-    make_plan,
-    make_transform,
-    split_batch,
-)
+from more.engine.build import make_engine, make_objective, make_plan, make_transform
 from more.engine.checks import check_classes, check_same_model, out_of_memory
 from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
+from more.engine.settings import split_batch
 from more.engine.stop import StopRequest, write_status
 from more.engine.telemetry import Meter, Records, describe_run
 from more.engine.validate import validate

@@ -87,6 +87,13 @@ def test_pixels_hold_until_the_next_batch(shards, micro):
     assert all(equal(a, b) for a, b in zip(alone, ring, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_leaves_the_random_state_alone(shards, workers):
+    before = torch.get_rng_state()
+    train(shards, workers=workers)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_resume_at_any_step(shards):
     whole = train(shards, stop_step=9)
     for start in (1, 3, 8):

@@ -21,6 +21,9 @@ def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, li
     # DeepSpeed leaves small weights whole under ZeRO 3; here all are small.
     (folder / "cut-all.json").write_text(json.dumps(
         {"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+    # And with buckets smaller than the network, gradients leave in several.
+    (folder / "small-buckets.json").write_text(json.dumps(
+        {"zero_optimization": {"reduce_bucket_size": 4096}}))
     file.write_text(json.dumps({
         "config": str(tiny["config"]), "train": str(tiny["train"]), "val": str(tiny["val"]),
         "runs": {str(folder / name): [option.format(folder=folder) for option in options]

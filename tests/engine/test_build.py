@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from more.config.load import load_config
-from more.engine.build import deepspeed_dict, make_network, make_optimizer, split_batch
+from more.engine.build import make_network, make_optimizer
+from more.engine.settings import deepspeed_dict, split_batch
 from more.errors import UserError
 
 

@@ -25,7 +25,8 @@ import torch
 from more.config.load import load_config
 from more.engine import checkpoint
 from more.engine.average import WeightAverage
-from more.engine.build import deepspeed_dict, make_network, make_optimizer, split_batch
+from more.engine.build import make_network, make_optimizer
+from more.engine.settings import deepspeed_dict, split_batch
 from more.engine.distributed import import_deepspeed, setup, teardown
 from more.engine.schedule import make_scheduler
 

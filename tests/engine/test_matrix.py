@@ -64,6 +64,9 @@ def runs(tiny, tmp_path_factory):
            for stage in STAGES for precision in ("fp32", "bf16")},
         "two-2-fp16": settings(2, "fp16"), "two-3-fp16": settings(3, "fp16"),
         "two-3-whole": settings(3)[:-1],
+        **{f"two-{stage}-passes": [*settings(stage)[:5], "train.micro_batch=1",
+                                   "deepspeed.json={folder}/small-buckets.json"]
+           for stage in (0, 1, 2)},
         "two-3-ema": settings(3, "fp32", "train.ema=0.9", "checkpoint.best=lam", "eval.every=4"),
         "two-2-offload": settings(2, "fp32", "deepspeed.offload=optimizer")})
     return folder
@@ -85,6 +88,12 @@ def test_stages_are_one_training(runs):
             "busy_least", "busy_most", "wait_most"} and line["memory_mb"] > 0
     norms = [records(runs / f"two-{stage}-fp32")[3]["grad_norm"] for stage in STAGES]
     assert max(norms) == pytest.approx(min(norms), rel=1e-4)
+
+
+def test_several_passes_and_small_buckets(runs):
+    """Gradients of two passes add up while full buckets are on their way (ZeRO 1 lost some)."""
+    for stage in (1, 2):
+        assert_same_losses(runs / "two-0-passes", runs / f"two-{stage}-passes", 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +131,8 @@ def test_another_stage_goes_on(runs, resumed):
 def test_fp16_with_its_loss_scale(runs, resumed):
     """Made for GPUs; here DeepSpeed's fp16 runs on the CPU, scale, fp32 weights and all."""
     for run in (runs / "two-2-fp16", runs / "two-3-fp16", resumed / "fp16-to-two-3"):
-        assert_same_losses(runs / "one-1-fp16", run, 2e-2)
+        for one, two in zip(records(runs / "one-1-fp16"), records(run), strict=True):
+            assert two["terms"]["total"] == pytest.approx(one["terms"]["total"], rel=5e-2)
     scale = json.loads((runs / "two-2-fp16/checkpoints/step-000010/state.json").read_text())
     assert scale["loss_scale"]["cur_scale"] >= 2
 

@@ -97,7 +97,8 @@ def _start(tiny, run: Path, launcher, *settings: str) -> subprocess.Popen:
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file"])
+@pytest.mark.parametrize("how", [
+    "SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow), "file"])
 def test_stopped_on_request(tiny, straight, tmp_path, how):
     """Fault 3: checkpoint at the next step, exit code 75, then equal to the straight run."""
     run = tmp_path / "run"
@@ -137,7 +138,10 @@ def test_killed_at_random_moments(tiny, straight, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=SLOW), 1, pytest.param(3, marks=SLOW)])
 def test_not_finite_on_one_rank(tiny, tmp_path, stage):
     """Fault 7: no rank updates, all stop, the images are on disk; or so many are left out."""
     options = (f"deepspeed.zero_stage={stage}", "train.iterations=4", "checkpoint.every=1",
@@ -210,7 +214,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=False)
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [pytest.param(False, marks=SLOW), True])
 def test_a_full_disk(tiny, small_disk, background):
     """Fault 10: stops with path and bytes; the old checkpoint stays, nothing half-written."""
     run = small_disk / "run"

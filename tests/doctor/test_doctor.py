@@ -7,16 +7,23 @@ import fcntl
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from importlib import metadata
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils import cpp_extension
 
 from more.config.load import load_config, to_dict
-from more.engine import doctor, machine, probes, storage
-from more.engine.probes import Check
+from more.doctor import machine, probes, storage
+from more.doctor import report as doctor
+from more.doctor.probes import Check
+from more.engine import distributed
+from tests.engine.conftest import ROOT
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -113,7 +120,7 @@ def test_deepspeed_that_cannot_be_imported(monkeypatch):
     def broken():
         raise ImportError("libcudart.so")
 
-    monkeypatch.setattr(machine, "import_deepspeed", broken)
+    monkeypatch.setattr(distributed, "import_deepspeed", broken)
     check = only(machine.deepspeed())
     assert check.state == "problem" and "libcudart.so" in check.what
 
@@ -130,6 +137,40 @@ def test_a_gpu_that_torch_does_not_see(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert "cannot use" in only(machine.device()).what
+
+
+def test_gpus_are_tried_out(monkeypatch):
+    about = SimpleNamespace(name="A GPU", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: np.ones(8))
+    first, second = machine.device()
+    assert "NCCL 2.27.3" in first.what and "A GPU, 80 GiB, compute capability 9.0" in second.what
+    assert first.state == second.state == "ok"
+
+    def no_kernel(*_, **__):
+        raise RuntimeError("no kernel image is available\nmore lines")
+
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    second = list(machine.device())[1]
+    assert second.state == "problem" and second.what.endswith("no kernel image is available")
+
+
+def test_it_answers_without_the_packages_it_asks_about():
+    code = """
+import sys
+from pathlib import Path
+for name in ("torch", "deepspeed", "h5py", "numpy", "timm", "cv2", "pydensecrf", "mmengine"):
+    sys.modules[name] = None  # its import fails
+from more.doctor.report import checks
+print(*(check.name for check in checks(Path("nowhere"), quick=True)), sep=",")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert {"python", "device", "disk", "clock", "replacing"} <= set(done.stdout.strip().split(","))
 
 
 def test_space(monkeypatch, tmp_path, tiny):

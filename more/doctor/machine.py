@@ -1,4 +1,7 @@
-"""Checks of `more doctor`: Python, packages, devices, DeepSpeed, two processes."""
+"""Checks of `more doctor`: Python, packages, devices, DeepSpeed, two processes.
+
+Packages are imported where they are asked about: any of them may be missing.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from packaging.requirements import Requirement
-
-from more.engine import probes
-from more.engine.distributed import import_deepspeed, local_device
-from more.engine.probes import Check
+from more.doctor import probes
+from more.doctor.probes import Check
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "mmengine", "numpy", "h5py",
@@ -40,6 +39,8 @@ def python() -> Iterator[Check]:
 
 def packages() -> Iterator[Check]:
     """Versions against the bounds of requirements.txt, where that file is there."""
+    from packaging.requirements import Requirement
+
     file = ROOT / "requirements.txt"
     lines = [line.split("#")[0].strip() for line in
              (file.read_text(encoding="utf-8").splitlines() if file.is_file() else [])]
@@ -62,6 +63,8 @@ def packages() -> Iterator[Check]:
 
 def device() -> Iterator[Check]:
     """What training would run on: every GPU does a sum, or cores and threads."""
+    import torch
+
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         what = f"CPU with {cores} cores, {torch.get_num_threads()} threads; backend gloo"
@@ -79,7 +82,7 @@ def device() -> Iterator[Check]:
                 f"{about.major}.{about.minor}")
         try:
             works = float(torch.ones(8, device=f"cuda:{index}").sum()) == 8
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             works, what = False, f"{what}: {str(error).splitlines()[0]}"
         yield Check(f"cuda:{index}", "ok" if works else "problem", what,
                     "" if works else "end what fills this GPU, or install a torch that is built "
@@ -96,6 +99,10 @@ def _driver() -> str:
 
 def precision() -> Iterator[Check]:
     """bf16 and fp16 on this device."""
+    import torch
+
+    from more.engine.distributed import local_device
+
     place = local_device()
     bf16, fp16 = (probes.autocast_error(place, dtype)
                   for dtype in (torch.bfloat16, torch.float16))
@@ -136,6 +143,10 @@ def deepspeed() -> Iterator[Check]:
 
 def _deepspeed() -> Any:
     """DeepSpeed on this device, without its remarks about devices that are not there."""
+    import torch
+
+    from more.engine.distributed import import_deepspeed
+
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -179,6 +190,8 @@ def crf() -> Iterator[Check]:
 
 def pair() -> Iterator[Check]:
     """A sum over two processes."""
+    import torch
+
     gpus = torch.cuda.device_count() > 1
     error = probes.pair_error(60, gpus)
     backend = "nccl, two GPUs" if gpus else "gloo, CPU"

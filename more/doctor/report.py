@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from more.engine import machine, storage
-from more.engine.probes import Check
+from more.doctor import machine, storage
+from more.doctor.probes import Check
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 Question = Callable[[], Iterator[Check]]

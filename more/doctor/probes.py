@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-import h5py
-import numpy as np
-import torch
+from typing import IO, TYPE_CHECKING
 
 from more.data.shards.format import sync, write_atomic
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,10 @@ def hdf5_works(place: Path) -> None:
         OSError: it cannot be locked, written or read.
         ValueError: it reads otherwise than it was written.
     """
+    import h5py
+
     with h5py.File(place / "probe.h5", "w") as file:
-        file["values"] = np.arange(1000)
+        file["values"] = list(range(1000))
     with h5py.File(place / "probe.h5", "r") as file:
         if int(file["values"][:].sum()) != 499_500:
             raise ValueError("an HDF5 file reads otherwise than it was written")
@@ -132,6 +133,8 @@ def steps_back(readings: int = 1000) -> bool:
 
 def autocast_error(device: torch.device, dtype: torch.dtype) -> str:
     """Why a small product and its gradient fail under autocast; empty when they work."""
+    import torch
+
     try:
         weights = torch.randn(32, 32, device=device, requires_grad=True)
         with torch.autocast(device.type, dtype):

@@ -9,13 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from more.config.load import config_from_dict
 from more.config.schema import Config
-from more.engine import probes
-from more.engine.memory import checkpoint_bytes, parameter_sizes
-from more.engine.probes import Check
+from more.doctor import probes
+from more.doctor.probes import Check
 
 OPEN_FILES = 1024  # 64 shards and the pipes of loader processes fit many times
 VIT_B = 1_400_000_000  # bytes of a checkpoint of ViT-B with an average
@@ -31,6 +28,8 @@ def settings(folder: Path) -> Config | None:
 
 def shared_memory(config: Config | None) -> Iterator[Check]:
     """Room for the batches that loader processes hand over."""
+    import torch
+
     data, ranks = (config or Config()).data, max(1, torch.cuda.device_count())
     needed = data.prefetch_mb * 2**20 * ranks
     free = shutil.disk_usage("/dev/shm").free
@@ -89,6 +88,8 @@ def disk(folder: Path, config: Config | None) -> Iterator[Check]:
     """Room for checkpoints."""
     size, kept, whose = VIT_B, 2, "ViT-B"
     if config is not None:
+        from more.engine.memory import checkpoint_bytes, parameter_sizes
+
         sizes, buffers = parameter_sizes(config)
         size = checkpoint_bytes(sizes, buffers, config.train.ema > 0)
         kept, whose = config.checkpoint.keep, "this run"

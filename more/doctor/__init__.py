@@ -1,0 +1,1 @@
+"""`python -m more doctor`: what this machine can do, and what would go wrong."""
