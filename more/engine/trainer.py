@@ -216,7 +216,8 @@ class Trainer:
         self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
                                          {"config": to_dict(self.config)}))
         self.saved = done
-        self._status("running", done)
+        if not self.config.checkpoint.background:  # else it is not on the disk yet
+            self._status("running", done)
 
     def _status(self, state: str, step: int) -> None:
         if self.world.main:

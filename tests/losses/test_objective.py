@@ -68,6 +68,20 @@ def test_every_output_gets_a_gradient_at_every_step(recipe, step):
     assert found["graph_tokens"].any() and not found["class_tokens"].any()
 
 
+@pytest.mark.parametrize("recipe", [VOC, COCO])
+@pytest.mark.parametrize("cams", ["zero", "one", "middle"])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_batches_without_anything_to_learn_from_stay_finite(recipe, cams, tagged):
+    """Fault 8: nothing confident, everything confident, everything ignored; no tag at all."""
+    out, value = output(), {"zero": 0.0, "one": 1.0, "middle": 0.45}[cams]
+    maps = torch.full((B, C, *CROP), value)
+    tags = batch().tags if tagged else torch.zeros(B, C)
+    terms = Objective(recipe)(out, batch(cams=maps, aux_cams=maps, tags=tags), 60000)
+    assert all(torch.isfinite(value) for value in terms.values()), terms
+    found = gradients(terms["total"], out)
+    assert all(g is None or torch.isfinite(g).all() for g in found.values())
+
+
 def test_decoder_terms_are_skipped_before_their_start():
     def fail(*_):
         raise AssertionError("the filter must not run")
