@@ -123,7 +123,7 @@ def test_killed_at_random_moments(tiny, straight, tmp_path):
     """Fault 4: weights, moments, schedule, random state and order are bit-equal at the end."""
     run, rng, kills = tmp_path / "run", np.random.default_rng(os.getpid()), 0
     for _ in range(3):
-        process = _start(tiny, run, wounded("slow:0.1"), "train.iterations=12",
+        process = _start(tiny, run, wounded("slow:0.4"), "train.iterations=12",
                          "checkpoint.every=1", "checkpoint.keep=9")
         _wait_for_step(run, len(records(run)) + 1 if (run / "log.jsonl").is_file() else 1, process)
         time.sleep(rng.uniform(0, 0.5))
@@ -276,8 +276,8 @@ def test_a_real_gpu_runs_out_of_memory(tiny, tmp_path):
 def test_a_hanging_rank_ends_the_run_with_stacks(tiny, tmp_path):
     """Fault 14: within the limit, with a stack of every rank."""
     run, started = tmp_path / "run", time.monotonic()
-    done = train(tiny, run, "deepspeed.timeout_minutes=0.15", launcher=wounded("sleeping:1,2", 2))
-    assert done.returncode != 0 and time.monotonic() - started < 60
+    done = train(tiny, run, "deepspeed.timeout_minutes=0.25", launcher=wounded("sleeping:1,2", 2))
+    assert done.returncode != 0 and time.monotonic() - started < 100
     stacks = {path.name: path.read_text() for path in (run / "stacks").iterdir()}
     assert "in prepare" in stacks["rank-1.txt"] and "wounds.py" in stacks["rank-1.txt"]
     assert "Timeout" in stacks["rank-0.txt"] and "all_reduce" in stacks["rank-0.txt"]

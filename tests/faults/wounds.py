@@ -46,7 +46,7 @@ def not_finite(place: str) -> None:
 
 
 def sleeping(place: str) -> None:
-    """One rank sleeps for a minute, "RANK,ITERATION" (fault 14)."""
+    """One rank sleeps for two minutes, "RANK,ITERATION" (fault 14)."""
     from more.engine import trainer
 
     rank, iteration = map(int, place.split(","))
@@ -54,7 +54,7 @@ def sleeping(place: str) -> None:
 
     def prepare(*arguments):
         if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
-            time.sleep(60)
+            time.sleep(120)
         seen[0] += 1
         return original(*arguments)
 
