@@ -66,8 +66,9 @@ class DataConfig:
     std: tuple = setting((58.395, 57.12, 57.375), "channel deviations, 0..255")
     pipeline: str = setting("device", "'device': colours are jittered batch-wise where the network "
                             "runs; 'pil': image by image with Pillow, in the released order")
-    order: str = setting("shards", "'shards': each rank reads whole shards, shuffled in windows; "
-                         "'global': one shuffle over the whole set")
+    order: str = setting("auto", "'global': one shuffle over the whole set, as released; 'shards': "
+                         "each rank reads whole shards, shuffled in windows; 'auto': 'shards' for "
+                         "sets of more than 64 shards")
     window: int = setting(8, "shards that are shuffled with one another, for order='shards'")
     last_batch: str = setting("drop", "the incomplete batch at an epoch's end: 'drop', or 'carry' "
                               "it into the next epoch")
@@ -294,7 +295,7 @@ CHOICES = {
     "model.lam_similarity": ("dot", "cosine"),
     "data.augment": ("voc", "coco", "none"),
     "data.pipeline": ("device", "pil"),
-    "data.order": ("shards", "global"),
+    "data.order": ("auto", "global", "shards"),
     "data.last_batch": ("drop", "carry"),
     "loss.mcl_form": ("plain", "mixed"),
     "loss.cre_similarity": ("dot", "cosine"),

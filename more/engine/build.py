@@ -155,9 +155,14 @@ def make_transform(data: DataConfig) -> TrainTransform:
                           jitter_probability=data.jitter)
 
 
+MANY_SHARDS = 64
+"""Above it `data.order=auto` reads shard by shard: the files no longer fit into memory."""
+
+
 def make_plan(config: Config, shards: ShardSet) -> GlobalBatchSampler:
     """The order of samples."""
-    data = config.data
-    rows = shards.shard_rows if data.order == "shards" else None
+    data, rows = config.data, shards.shard_rows
+    if data.order == "global" or (data.order == "auto" and len(rows) <= MANY_SHARDS):
+        rows = None
     return GlobalBatchSampler(len(shards), config.train.global_batch, config.train.seed, rows,
                               data.window, data.last_batch)

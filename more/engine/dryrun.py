@@ -62,7 +62,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         "steps_per_epoch": plan.per_epoch / split.global_batch,
         "epochs": train.iterations * split.global_batch / plan.per_epoch,
         "images_seen": train.iterations * split.global_batch,
-        "order": {"kind": config.data.order, "shards": len(train_set.shard_rows),
+        "order": {"kind": "shards" if plan.shard_rows else "global", "shards": len(train_set.shard_rows),
                   "window": config.data.window, "last_batch": config.data.last_batch,
                   "seed": train.seed},
         "loader": _loader(config, split),

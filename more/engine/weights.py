@@ -87,14 +87,20 @@ def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: not a .safetensors file", "let the name end with .safetensors")
     config, network, path = load_run(run, which)
-    about = run / "run.json"
-    classes = json.loads(about.read_text())["classes"] if about.is_file() else []
     notes = {"format": "more-weights-1", "version": more.__version__, "checkpoint": path.name,
-             "config": json.dumps(to_dict(config)), "classes": json.dumps(classes)}
+             "config": json.dumps(to_dict(config)), "classes": json.dumps(class_names(run))}
     make_folder(out.parent)
     write_atomic(out, save({name: value.contiguous() for name, value in
                             network.state_dict().items()}, notes))
     return out
+
+
+def class_names(run: Path) -> list[str]:
+    """Class names of a run folder or an exported file; empty where none were recorded."""
+    if run.is_file():
+        return json.loads(_notes(run).get("classes", "[]"))
+    about = run / "run.json"
+    return json.loads(about.read_text(encoding="utf-8"))["classes"] if about.is_file() else []
 
 
 def exported_config(file: Path) -> Config:
@@ -103,6 +109,11 @@ def exported_config(file: Path) -> Config:
     Raises:
         UserError: damaged, or another kind of file.
     """
+    return config_from_dict(json.loads(_notes(file)["config"]), source=str(file))
+
+
+def _notes(file: Path) -> dict[str, str]:
+    """What `export_weights` wrote beside the weights."""
     try:
         with safe_open(str(file), framework="pt") as opened:
             notes = opened.metadata() or {}
@@ -111,7 +122,7 @@ def exported_config(file: Path) -> Config:
     if notes.get("format") != "more-weights-1":
         raise UserError(f"{file}: was not made by `more export-weights`",
                         "give a run folder, or export the weights of one")
-    return config_from_dict(json.loads(notes["config"]), source=str(file))
+    return notes
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from more.config.load import load_config
-from more.engine.build import make_network, make_optimizer
+from more.engine.build import make_network, make_optimizer, make_plan
 from more.engine.settings import deepspeed_dict, split_batch
 from more.errors import UserError
 
@@ -65,3 +65,16 @@ def test_a_view_smaller_than_a_patch_is_refused_before_training(tiny, override):
 def test_regularising_tokens_may_start_at_zero(tiny):
     network = make_network(load_config(tiny["config"], ["model.regularising_std=0.0"]))
     assert not network.encoder.pos_embed[:, :4].any()
+
+
+@pytest.mark.parametrize(("order", "count", "local"), [
+    ("auto", 3, False), ("auto", 65, True), ("global", 65, False), ("shards", 3, True)])
+def test_large_sets_are_read_shard_by_shard(tiny, order, count, local):
+    class Shards:
+        shard_rows = [4] * count
+
+        def __len__(self):
+            return 4 * count
+
+    plan = make_plan(load_config(tiny["config"], [f"data.order={order}"]), Shards())
+    assert (plan.shard_rows is not None) == local

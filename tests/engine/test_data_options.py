@@ -36,7 +36,7 @@ def test_workers_memory_and_cache_change_nothing(tiny, plain, tmp_path):
     assert list((tmp_path / "local").glob("*.h5"))
 
 
-@pytest.mark.parametrize("setting", ["data.order=global", "data.pipeline=pil"])
+@pytest.mark.parametrize("setting", ["data.order=shards", "data.pipeline=pil"])
 def test_order_and_pipeline_change_the_numbers(tiny, plain, tmp_path, setting):
     done = run_with(tiny, tmp_path / "run", setting)
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def test_carry_and_refusals(tiny, tmp_path):
     done = run_with(tiny, tmp_path / "run", "data.last_batch=carry", "train.global_batch=10",
                     "train.iterations=4")
     assert done.returncode == 0, done.stderr
-    for setting, text in (("data.order=none", "must be one of shards, global"),
+    for setting, text in (("data.order=none", "must be one of auto, global, shards"),
                           ("data.window=0", "must be at least 1"),
                           ("data.quarantine=2", "between 0 and 1")):
         refused = run_with(tiny, tmp_path / "no", setting)
