@@ -12,7 +12,6 @@ from data_tools.build import check_ids
 from data_tools.convert import Record, convert, inputs_digest
 from data_tools.folder_files import (
     FOLDERS,
-    IMAGE_ENDINGS,
     Item,
     Layout,
     composed,
@@ -28,6 +27,7 @@ from data_tools.folder_files import (
 from data_tools.images import probe_masks, read_index_png
 from data_tools.pool import command
 from data_tools.tags import TagLine, check_classes, class_indices, read_classes, read_tags
+from more.data.files import IMAGE_ENDINGS
 from more.errors import UserError
 from more.progress import Tally
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.shares import Share, assign, parse_parts
 from data_tools.tags import TAG_ENDINGS
+from more.data.files import files_below
 from more.errors import UserError
 from more.progress import console
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 FOLDERS = "folders"
 
 
@@ -91,25 +91,6 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
         raise UserError(f"{masks}: images and masks are in one folder",
                         fix="move the masks to a folder of their own, at the same relative paths")
     return Layout(images, masks, FOLDERS if from_folders else tags)
-
-
-def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Files at any depth in the order of their names, hidden ones left out; links are followed.
-
-    Args:
-        folder: where to look.
-        above: real paths that are not entered; a link to a folder above would go round for ever.
-    """
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from files_below(Path(entry.path), above | {real})
-        else:
-            yield Path(entry.path)
 
 
 def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path | None = None,

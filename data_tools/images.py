@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from more.data.shards.codec import UNREADABLE, decode_image, mask_values
+from more.data.shards.codec import UNREADABLE, decode_whole, mask_values
 from more.data.shards.format import IGNORE
 from more.errors import UserError
 
@@ -47,13 +47,7 @@ def check_image(data: bytes, path: Path) -> tuple[int, int]:
     Raises:
         UserError: not an image, or cut short (OpenCV would fill the missing part with grey).
     """
-    height, width = decode_image(data, str(path)).shape[:2]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except UNREADABLE as error:
-        raise UserError(f"{path}: damaged image ({error})", fix="replace the file") from error
-    return height, width
+    return decode_whole(data, str(path)).shape[:2]
 
 
 def read_index_png(path: Path) -> np.ndarray:

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from more.errors import UserError, nearest
+from more.data.tags import TagLine, class_indices, read_csv, read_text
+from more.errors import UserError
 
 TAG_ENDINGS = (".csv", ".json")
-
-
-@dataclass(frozen=True)
-class TagLine:
-    """Class names of one image as a file gives them, and where it does (for messages)."""
-
-    where: str
-    names: list[str]
-
-
-def read_text(path: Path) -> str:
-    """Content of a text file in UTF-8, with or without the mark that some editors put first.
-
-    Raises:
-        UserError: another encoding, or not a text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})",
-                        fix="save it as plain text in UTF-8") from error
 
 
 def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list[str]:
@@ -65,17 +42,6 @@ def check_classes(names: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: a class name holds a blank", fix="write it with an underscore")
 
 
-def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[int, ...]:
-    """Names → sorted 0-based indices. Raises UserError for a name that is no class."""
-    for name in names:
-        if name not in class_names:
-            close = nearest(name, class_names)
-            raise UserError(f"{where}: unknown class {name!r}",
-                            fix=f"{f'did you mean {close}? ' if close else ''}known: "
-                                f"{', '.join(class_names[:25])}")
-    return tuple(sorted({class_names.index(name) for name in names}))
-
-
 def tags_from_csv(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """`id,tags` lines, tags separated by blanks → class indices by id.
 
@@ -93,33 +59,6 @@ def read_tags(path: Path) -> dict[str, TagLine]:
         UserError: see `read_csv` and `read_json`.
     """
     return read_json(path) if path.suffix.lower() == ".json" else read_csv(path)
-
-
-def read_csv(path: Path) -> dict[str, TagLine]:
-    """`id,tags` lines with tags separated by blanks; other columns do not matter.
-
-    Raises:
-        UserError: no such file, another header, more cells than the header, an id twice.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give a csv file with the header id,tags")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    try:
-        if not {"id", "tags"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: first line is not id,tags", fix="add the header id,tags")
-        lines: dict[str, TagLine] = {}
-        for row in reader:
-            where, name = f"{path} line {reader.line_num}", row["id"] or ""
-            if any(row.get(None) or ()):  # `a,cat,dog`: the dog would be lost
-                raise UserError(f"{where}: more cells than the header has",
-                                fix="separate tags by blanks: id,cat dog")
-            if name in lines:
-                raise UserError(f"{where}: id {name!r} comes twice", fix="remove one")
-            lines[name] = TagLine(where, (row["tags"] or "").split())
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: not a csv ({error})",
-                        fix="save it as plain csv with the header id,tags") from error
-    return lines
 
 
 def read_json(path: Path) -> dict[str, TagLine]:

@@ -194,6 +194,47 @@ def refine(
 
 
 @app.command()
+def predict(
+    inputs: Annotated[list[str], typer.Argument(
+        metavar="INPUT", help="images, folders (with their sub-folders), patterns in quotes, or "
+                              "- for a list of paths on stdin")],
+    run: Annotated[Path, typer.Option(
+        *RUN_NAMES, help="run folder, or a file of `more export-weights`")],
+    out: Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
+                                                    "NAME.json; sub-folders are kept")],
+    kind: Annotated[str, typer.Option("--map", help="lam, cam, fused or decoder")] = "lam",
+    tags: Annotated[str, typer.Option(
+        help="predicted: the classifier's; or a csv file with the header id,tags")] = "predicted",
+    tag_threshold: Annotated[float | None, typer.Option(
+        min=0, max=1, help="probability from which a class is predicted "
+                           "[default: inference.tag_threshold]")] = None,
+    crf: Annotated[bool, typer.Option(help="dense CRF at the size of the image")] = True,
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+    batch: Annotated[int, typer.Option(
+        min=0, help="images a forward; 0 = inference.batch")] = 0,
+    overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
+    device: Annotated[str, typer.Option(
+        help="cpu, cuda or cuda:N [default: a GPU if there is one]")] = "",
+) -> None:
+    """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
+
+    Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
+    """
+    from more.pseudo.localize import KINDS
+    from more.pseudo.predict import choose_device
+    from more.pseudo.predict import predict as job
+    from more.pseudo.predict_job import Options
+
+    _one_of("--map", kind, KINDS)
+    options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
+                      overlay)
+    tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(help="mask or seed shards")],
     data: Data,
@@ -235,18 +276,45 @@ def evaluate(
 @app.command()
 def export(
     masks: Annotated[Path, typer.Argument(help="mask shards made by `more refine`")],
-    out: Annotated[Path, typer.Option("--out", help="folder for the files")],
-    format: Annotated[str, typer.Option(help="png: one index PNG per image")] = "png",
-    palette: Annotated[bool, typer.Option(help="with the VOC colour palette")] = True,
+    out: Annotated[Path, typer.Option(
+        "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")],
+    format: Annotated[str, typer.Option(
+        help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
+             "archive for VOC's test server; training: a folder for supervised training")] = "png",
+    palette: Annotated[bool | None, typer.Option(
+        "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]"
+        )] = None,
+    data: Annotated[Path | None, typer.Option(
+        "--data", help="image set of the masks; training: required; rle: for COCO's category ids "
+                       "and file endings")] = None,
+    panoptic: Annotated[bool, typer.Option(
+        "--panoptic", help="rle: panoptic style, segments as PNG in the folder NAME")] = False,
+    list_file: Annotated[Path | None, typer.Option(
+        "--list", help="voc-server: the masks must have exactly these ids, one a line")] = None,
+    fill_ignore: Annotated[str | None, typer.Option(
+        "--fill-ignore", help="voc-server: background, what pixels of value 255 become "
+                              "[default: such masks are refused]")] = None,
+    val_share: Annotated[float | None, typer.Option(
+        "--val-share", help="training: part of the images for validation [default: 0.1]")] = None,
+    seed: Annotated[int | None, typer.Option(
+        min=0, max=2**32 - 1, help="training: another seed, other images for validation "
+                                   "[default: 0]")] = None,
 ) -> None:
     """Write masks as files that other tools read.
 
     Example: `python -m more export checkpoints/shapes/masks/lam --format png --out masks_png`
-    """
-    from more.pseudo.export import export_png
 
-    _one_of("--format", format, ("png",))
-    tally = export_png(masks, out, palette=palette)
+    `python -m more export MASKS --format rle --data SET --out masks.json`
+
+    `python -m more export MASKS --format voc-server --list test.txt --out results.tar.gz`
+
+    `python -m more export MASKS --format training --data SET --out training`
+    """
+    from more.pseudo.export import FORMATS, export_masks
+
+    _one_of("--format", format, tuple(FORMATS))
+    tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,
+                         list=list_file, fill_ignore=fill_ignore, val_share=val_share, seed=seed)
     tally.print()
     raise typer.Exit(tally.exit_code)
 

@@ -122,8 +122,7 @@ class Localizer:
         """Seeds of normalised images `[B,3,S,S]` with tags `[B,C]`, one dict per image."""
         images = images.to(self.device)
         maps: dict[str, torch.Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16,
-                            enabled=self.config.precision == "bf16"):
+        with self._autocast():
             if self.request.tags == "predicted":
                 tags = self._predict_tags(images)
             if set(self.request.maps) & {"cam", "lam", "fused"}:
@@ -134,6 +133,10 @@ class Localizer:
         arrays = {kind: maps[kind].float().cpu().numpy() for kind in self.request.maps}
         return [{kind: seed_item(array[row], None if kind == "decoder" else chosen[row])
                  for kind, array in arrays.items()} for row in range(len(images))]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16,
+                              enabled=self.config.precision == "bf16")
 
     def _localization(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         def forward(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,6 +158,13 @@ class Localizer:
             total = plain + mirrored.flip(-1)
             best = total if best is None else torch.maximum(best, total)
         return best.softmax(1)
+
+    @torch.inference_mode()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Classifier's probabilities `[B,C]` of normalised images `[B,3,S,S]`."""
+        images = images.to(self.device)
+        with self._autocast():
+            return self.network(images, mode="maps")["logits"].float().sigmoid()
 
     def _predict_tags(self, images: torch.Tensor) -> torch.Tensor:
         """Classes above `inference.tag_threshold`; the best one where none is above."""
@@ -210,19 +220,28 @@ def _chunks(rows: range, size: int) -> Iterator[range]:
 def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
                 request: Request) -> dict[str, Any]:
     """Everything that decides the content of the seeds."""
-    inference = config.inference
-    scales = inference.segment_scales if kind == "decoder" else inference.scales
     return {
-        "tool": "more localize", "version": more.__version__, "stage": "localize", "map": kind,
-        "tags": "none" if kind == "decoder" else request.tags, "scales": list(scales),
-        "flip": True, "size": inference.size, "seed_scale": inference.seed_scale,
-        "threshold": None if kind == "decoder" else _threshold(kind, config),
-        "data": source.manifest.digest, "checkpoint": path.name,
-        "weights": sha256_file(weights_file(path)),
+        "tool": "more localize", "version": more.__version__, "stage": "localize",
+        "tags": "none" if kind == "decoder" else request.tags, "data": source.manifest.digest,
+        **maps_record(kind, config, path),
     }
 
 
-def _threshold(kind: str, config: Config) -> float:
+def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
+    """How the maps of a kind come out of a checkpoint folder or an exported file."""
+    inference = config.inference
+    scales = inference.segment_scales if kind == "decoder" else inference.scales
+    return {
+        "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
+        "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
+        "checkpoint": path.name, "weights": sha256_file(weights_file(path)),
+    }
+
+
+def seed_threshold(kind: str, config: Config) -> float | None:
+    """The background threshold of a kind of seeds; None where the background is explicit."""
+    if kind == "decoder":
+        return None
     return config.cam.background if kind == "cam" else config.inference.threshold
 
 

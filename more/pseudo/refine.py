@@ -63,7 +63,8 @@ def refine(seeds: Path, data: Path, out: Path, workers: int | None = None,
     _check_options(workers, ignore_below, rows_per_shard)
     source, images = _open_pair(Path(seeds), Path(data))
     out, params, workers = Path(out), params or CRFParams(), workers or usable_cores()
-    specs = plan(source, images, out, params, _announced(engine), ignore_below, rows_per_shard)
+    specs = plan(source, images, out, params, announced_engine(engine), ignore_below,
+                 rows_per_shard)
     tally = Tally("images")
     with folder_lock(out), one_thread_each():
         remove_temporaries(out)
@@ -156,7 +157,7 @@ def _open_pair(seeds: Path, data: Path) -> tuple[ShardSet, ShardSet]:
     return source, images
 
 
-def _announced(engine: str) -> str:
+def announced_engine(engine: str) -> str:
     """The engine that serves; where it is not the usual one, say so and why."""
     resolved = resolve_engine(engine)
     if engine == "auto" and resolved != "pydensecrf":

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.folder import main
-from data_tools.folder_files import IMAGE_ENDINGS, Item, split_ids
+from data_tools.folder_files import Item, split_ids
+from more.data.files import IMAGE_ENDINGS
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError

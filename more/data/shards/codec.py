@@ -38,6 +38,21 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return image
 
 
+def decode_whole(data: bytes, name: str) -> np.ndarray:
+    """`decode_image` for files from outside, which may have lost their end.
+
+    Raises:
+        UserError: not an image, or cut short (OpenCV would fill the missing part with grey).
+    """
+    pixels = decode_image(data, name)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+    except UNREADABLE as error:
+        raise UserError(f"{name}: damaged image ({error})", fix="replace the file") from error
+    return pixels
+
+
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """Height and width that the header of an encoded image states; no pixel is decoded.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from more.data.shards.format import remove_temporaries, sync, temporary_path, write_file
+from more.data.shards.format import remove_temporaries, sync
 from more.data.shards.lock import folder_lock
-from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.progress import Tally, track
+from more.pseudo.export.common import open_masks, reason, replace_file
 
 
 def export_png(masks: Path, out: Path, palette: bool = True, progress: bool = True) -> Tally:
@@ -34,10 +33,7 @@ def export_png(masks: Path, out: Path, palette: bool = True, progress: bool = Tr
     Raises:
         UserError: not a set of masks, or another process writes to `out`.
     """
-    source, out = ShardSet(masks, check="full"), Path(out)
-    if not source.has("mask"):
-        raise UserError(f"{masks}: holds no masks",
-                        fix="give the output of `more refine`, or images with masks")
+    source, out = open_masks(masks), Path(out)
     tally, colours = Tally("masks"), voc_palette() if palette else None
     with folder_lock(out), track(len(source), "export", "masks", disable=not progress) as bar:
         remove_temporaries(out)
@@ -46,10 +42,10 @@ def export_png(masks: Path, out: Path, palette: bool = True, progress: bool = Tr
                 mask = source.mask(row)
                 if mask is None:
                     raise UserError("has no mask")
-                written = _replace(out / f"{image_id}.png", encode_png(mask, colours))
+                written = replace_file(out / f"{image_id}.png", encode_png(mask, colours))
                 tally.ok() if written else tally.skip()
             except (UserError, OSError) as error:
-                tally.fail(image_id, str(getattr(error, "message", error)))
+                tally.fail(image_id, reason(error))
             bar.advance()
         sync(out)
     return tally
@@ -75,16 +71,3 @@ def voc_palette() -> np.ndarray:
     bits = np.pad(bits, ((0, 0), (0, 1))).reshape(256, 3, 3)  # [index, triple, channel]
     weights = np.array([128, 64, 32])
     return (bits * weights[:, None]).sum(1).astype(np.uint8)
-
-
-def _replace(path: Path, data: bytes) -> bool:
-    """Put `data` under its name in one step; False when it was there already."""
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    temporary = temporary_path(path)
-    try:
-        write_file(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
