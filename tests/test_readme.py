@@ -65,13 +65,15 @@ def test_the_commands_were_found():
 @pytest.mark.parametrize(("module", "name", "rest"), commands(), ids="{}".format)
 def test_a_command_and_its_options_exist(module, name, rest):
     params = parameters(module, name)
-    options = {option for param in params for option in param.opts if option.startswith("-")}
+    options = {option for param in params for option in (*param.opts, *param.secondary_opts)
+               if option.startswith("-")}
     assert set(re.findall(r"(?<!\S)--[\w-]+", rest)) <= options
 
 
 def test_options_named_alone_exist():
     known = {option for module, name, _ in commands() for param in parameters(module, name)
-             for option in param.opts} | {"--help", "--run-path"}  # the last one is torchrun's
+             for option in (*param.opts, *param.secondary_opts)}
+    known |= {"--help", "--run-path"}  # the last one is torchrun's
     alone = {text.split()[0] for text in INLINE if text.startswith("--")}
     assert len(alone) > 5 and alone <= known
 

@@ -1,0 +1,1 @@
+"""The commands of `python -m more`, by what they are for."""

@@ -1,0 +1,134 @@
+"""From a trained network to masks: seeds, dense CRF, own pictures, weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from more.commands.common import RUN_NAMES, Data, Overrides, Run, app, one_of
+
+
+@app.command()
+def localize(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="where the seed shards go")],
+    maps: Annotated[list[str] | None, typer.Option(
+        "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
+                      "--out [default: lam]")] = None,
+    tags: Annotated[str, typer.Option(
+        "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+    batch: Annotated[int, typer.Option(
+        min=0, help="images a forward; 0 = inference.batch")] = 0,
+) -> None:
+    """Compute seeds (CAM, LAM, fused maps, decoder probabilities), multi-scale with flips.
+
+    Example: `python -m more localize --run checkpoints/shapes --data data/shapes_train
+    --out checkpoints/shapes/seeds --map cam --map lam`
+    """
+    from more.engine.distributed import launched_world
+    from more.pseudo.localize import KINDS, Request
+    from more.pseudo.localize import localize as job
+
+    kinds = tuple(dict.fromkeys(maps or ["lam"]))
+    one_of("--tags", tags, ("true", "predicted"))
+    for kind in kinds:
+        one_of("--map", kind, KINDS)
+    rank, world = launched_world()
+    tally = job(run, data, out, Request(kinds, tags, batch), checkpoint, rank, world)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def refine(
+    seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="where the mask shards go")],
+    config: Annotated[Path | None, typer.Option(
+        "--config", help="settings with a crf section [default: released values]")] = None,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one per core")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
+    ignore_below: Annotated[float, typer.Option(
+        min=0, max=1, help="pixels of lower confidence become 255; 0 = off")] = 0.0,
+) -> None:
+    """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
+
+    Example: `python -m more refine checkpoints/shapes/seeds/lam --data data/shapes_train
+    --out checkpoints/shapes/masks/lam`
+    """
+    from dataclasses import asdict
+
+    from more.config.load import load_config
+    from more.filtering.crf import CRFParams
+    from more.pseudo.refine import refine as job
+
+    one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
+    params = CRFParams(**asdict(load_config(config, overrides or []).crf))
+    tally = job(seeds, data, out, workers=workers or None, params=params, engine=engine,
+                ignore_below=ignore_below or None)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[str], typer.Argument(
+        metavar="INPUT", help="images, folders (with their sub-folders), patterns in quotes, or "
+                              "- for a list of paths on stdin")],
+    run: Annotated[Path, typer.Option(
+        *RUN_NAMES, help="run folder, or a file of `more export-weights`")],
+    out: Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
+                                                    "NAME.json; sub-folders are kept")],
+    kind: Annotated[str, typer.Option("--map", help="lam, cam, fused or decoder")] = "lam",
+    tags: Annotated[str, typer.Option(
+        help="predicted: the classifier's; or a csv file with the header id,tags")] = "predicted",
+    tag_threshold: Annotated[float | None, typer.Option(
+        min=0, max=1, help="probability from which a class is predicted "
+                           "[default: inference.tag_threshold]")] = None,
+    crf: Annotated[bool, typer.Option(help="dense CRF at the size of the image")] = True,
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+    batch: Annotated[int, typer.Option(
+        min=0, help="images a forward; 0 = inference.batch")] = 0,
+    overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
+    device: Annotated[str, typer.Option(
+        help="cpu, cuda or cuda:N [default: a GPU if there is one]")] = "",
+) -> None:
+    """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
+
+    Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
+    """
+    from more.pseudo.localize import KINDS
+    from more.pseudo.predict import choose_device
+    from more.pseudo.predict import predict as job
+    from more.pseudo.predict_job import Options
+
+    one_of("--map", kind, KINDS)
+    options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
+                      overlay)
+    tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command("export-weights")
+def export_weights(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="file to write, NAME.safetensors")],
+    checkpoint: Annotated[str, typer.Option(
+        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+) -> None:
+    """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
+
+    Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
+    """
+    from more.engine.weights import export_weights as job
+
+    print(job(run, out, checkpoint))

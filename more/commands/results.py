@@ -1,0 +1,144 @@
+"""What to do with masks: score, hand over, look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from more.commands.common import AsJson, Data, Run, app, one_of
+from more.errors import UserError
+from more.progress import console
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="mask or seed shards")],
+    data: Data,
+    threshold: Annotated[float | None, typer.Option(
+        help="background threshold of seeds [default: as recorded]")] = None,
+    sweep: Annotated[bool, typer.Option(help="score thresholds 0.1 … 0.9 as well")] = False,
+    classes: Annotated[str | None, typer.Option(
+        help="comma-separated names: also the mean over these")] = None,
+    save: Annotated[Path | None, typer.Option(
+        help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score seeds or masks against the data set's truth: IoU, precision, recall, FP/TP.
+
+    Example: `python -m more evaluate checkpoints/shapes/masks/lam --data data/shapes_train`
+    """
+    import json
+
+    from more.data.shards.format import make_folder
+    from more.evaluation.evaluate import evaluate as job
+
+    names = [name.strip() for name in classes.split(",")] if classes is not None else None
+    if save is not None:
+        make_folder(save.parent)
+        if save.is_dir():
+            raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
+    result = job(path, data, threshold=threshold, classes=names, sweep=sweep,
+                 name="/".join(path.parts[-2:]))
+    if save:
+        result.save(save)
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
+
+
+@app.command()
+def export(
+    masks: Annotated[Path, typer.Argument(help="mask shards made by `more refine`")],
+    out: Annotated[Path, typer.Option(
+        "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")],
+    format: Annotated[str, typer.Option(
+        help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
+             "archive for VOC's test server; training: a folder for supervised training")] = "png",
+    palette: Annotated[bool | None, typer.Option(
+        "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]"
+        )] = None,
+    data: Annotated[Path | None, typer.Option(
+        "--data", help="image set of the masks; training: required; rle: for COCO's category ids "
+                       "and file endings")] = None,
+    panoptic: Annotated[bool, typer.Option(
+        "--panoptic", help="rle: panoptic style, segments as PNG in the folder NAME")] = False,
+    list_file: Annotated[Path | None, typer.Option(
+        "--list", help="voc-server: the masks must have exactly these ids, one a line")] = None,
+    fill_ignore: Annotated[str | None, typer.Option(
+        "--fill-ignore", help="voc-server: background, what pixels of value 255 become "
+                              "[default: such masks are refused]")] = None,
+    val_share: Annotated[float | None, typer.Option(
+        "--val-share", help="training: part of the images for validation [default: 0.1]")] = None,
+    seed: Annotated[int | None, typer.Option(
+        min=0, max=2**32 - 1, help="training: another seed, other images for validation "
+                                   "[default: 0]")] = None,
+) -> None:
+    """Write masks as files that other tools read.
+
+    Example: `python -m more export checkpoints/shapes/masks/lam --format png --out masks_png`
+
+    `python -m more export MASKS --format rle --data SET --out masks.json`
+
+    `python -m more export MASKS --format voc-server --list test.txt --out results.tar.gz`
+
+    `python -m more export MASKS --format training --data SET --out training`
+    """
+    from more.pseudo.export import FORMATS, export_masks
+
+    one_of("--format", format, tuple(FORMATS))
+    tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,
+                         list=list_file, fill_ignore=fill_ignore, val_share=val_share, seed=seed)
+    tally.print()
+    raise typer.Exit(tally.exit_code)
+
+
+@app.command()
+def report(
+    run: Run,
+    data: Annotated[Path | None, typer.Option(
+        "--data", help="images and truth [default: as recorded with the seeds]")] = None,
+    images: Annotated[int, typer.Option(min=1, help="pictures in the grid")] = 12,
+) -> None:
+    """One HTML file with scores, curves and pictures that opens from disk.
+
+    Example: `python -m more report --run checkpoints/shapes`
+    """
+    from more.evaluation.report import build_report
+
+    print(build_report(run, data, images=images))
+
+
+@app.command()
+def scores(
+    run: Run,
+    as_json: AsJson = False,
+) -> None:
+    """The table of everything scored so far under RUN/scores.
+
+    Example: `python -m more scores --run checkpoints/shapes`
+    """
+    import json
+
+    from more.evaluation.report import read_scores
+    from more.evaluation.table import score_table
+
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder", "give the --run folder of `more train`")
+    notes: list[str] = []
+    rows = read_scores(run, notes)
+    if not rows:
+        raise UserError(f"{run}/scores: no score ({' '.join(notes)})",
+                        f"more evaluate … --save {run}/scores/NAME.json")
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(score_table(rows))

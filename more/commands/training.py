@@ -1,0 +1,114 @@
+"""Training, and what comes before it: settings and the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from more.commands.common import RUN_NAMES, AsJson, Overrides, app
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="settings, e.g. configs/voc12_vit_b.py")],
+    train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
+    run: Annotated[Path | None, typer.Option(
+        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME]")] = None,
+    val_set: Annotated[Path | None, typer.Option(
+        "--val", help="shard set with masks, scored while training")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[str, typer.Option(
+        "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
+                         "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder"
+        )] = "auto",
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")
+        ] = False,
+    ranks: Annotated[int, typer.Option(
+        min=0, help="with --dry-run: plan for so many processes; 0 = those started")] = 0,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="with --dry-run: print the facts as JSON")] = False,
+) -> None:
+    """Train MoRe. The same command resumes an interrupted run.
+
+    Example: `python -m more train configs/shapes_micro.py --train data/shapes_train
+    --val data/shapes_val --run checkpoints/shapes`
+
+    Several processes: `torchrun --standalone --nproc_per_node=2 -m more train … --run-dir DIR`
+    (torchrun mistakes `--run` for an option of its own), or
+    `deepspeed --num_gpus 2 --module more train …`
+    """
+    from more.config.load import load_config
+    from more.data.shards.format import make_folder
+    from more.data.shards.reader import ShardSet
+
+    settings = load_config(config, overrides or [])
+    from more.data.shards.quarantine import open_checked
+    from more.engine.checks import check_classes
+    from more.engine.distributed import launched_world, setup, teardown
+    from more.engine.stop import exit_code
+    from more.engine.trainer import Trainer
+
+    share = launched_world()
+    images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
+                                    cache=settings.data.cache or None)
+    masks = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
+
+    check_classes(settings, images, masks)
+    if dry_run:
+        from more.engine.dryrun import describe, show
+
+        if share[0] == 0:
+            show(describe(settings, images, masks, ranks or share[1], resume=resume,
+                          run=run or Path("checkpoints") / settings.name), as_json)
+        return
+    run = make_folder(run or Path("checkpoints") / settings.name)
+    world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
+    try:
+        state = Trainer(settings, images, masks, run, world, resume, left_out).fit()
+    finally:
+        teardown()
+    if state == "stopped":
+        raise typer.Exit(exit_code())
+
+
+@app.command()
+def config(
+    file: Annotated[Path, typer.Argument(help="settings file")],
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option(help="with the meaning of every setting")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the resolved settings of a file.
+
+    Example: `python -m more config configs/voc12_vit_b.py --set optim.lr=1e-4 --explain`
+    """
+    import json
+
+    from more.config.load import flatten, load_config, to_dict
+
+    settings = load_config(file, overrides or [])
+    if as_json:
+        print(json.dumps(to_dict(settings), indent=1))
+        return
+    for key, value, meaning in flatten(settings):
+        print(f"{key} = {value!r}" + (f"    # {meaning}" if explain else ""))
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path, typer.Option(
+        *RUN_NAMES, help="run folder, made or not")] = Path("checkpoints"),
+    quick: Annotated[bool, typer.Option(
+        "--quick", help="leave out the two processes that meet")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine: packages, devices, DeepSpeed, disk, locks, clock, two processes.
+
+    Example: `python -m more doctor --run checkpoints/shapes`
+    """
+    from more.doctor.report import doctor as job
+
+    raise typer.Exit(job(run, quick, as_json))
