@@ -122,6 +122,16 @@ def test_another_number_of_ranks_goes_on(runs, resumed, stage):
         assert_same_losses(runs / f"one-{stage}-fp32", resumed / name, 1e-4)
 
 
+@pytest.mark.slow
+def test_two_ranks_go_on_as_four(tiny, runs, tmp_path):
+    jobs = {f"two-to-four-{stage}": settings(stage) for stage in (1, 2, 3)}
+    for name in jobs:
+        until_five(runs / f"two-{name[-1]}-fp32", tmp_path / "four" / name)
+    run_jobs(tiny, tmp_path / "four", 4, jobs)
+    for name in jobs:
+        assert_same_losses(runs / "one-1-fp32", tmp_path / "four" / name, 1e-4)
+
+
 def test_another_stage_goes_on(runs, resumed):
     """Fault 6: the state fits every stage."""
     for name in ("two-3-to-one-0", "one-0-to-two-3"):
