@@ -47,7 +47,7 @@ def train(
     settings = load_config(config, overrides or [])
     from more.data.shards.quarantine import open_checked
     from more.engine.checks import check_classes
-    from more.engine.distributed import launched_world, setup, teardown
+    from more.engine.distributed import launched_world, leave, setup, teardown
     from more.engine.stop import exit_code
     from more.engine.trainer import Trainer
 
@@ -68,10 +68,10 @@ def train(
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
         state = Trainer(settings, images, masks, run, world, resume, left_out).fit()
-    finally:
+    except BaseException:
         teardown()
-    if state == "stopped":
-        raise typer.Exit(exit_code())
+        raise
+    leave(exit_code() if state == "stopped" else 0, world)
 
 
 @app.command()

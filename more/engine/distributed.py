@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import socket
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,6 +116,21 @@ def teardown() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int, world: World) -> None:
+    """End this process, once everything is written and the group is left.
+
+    With several ranks at once, past the interpreter's own end: there threads of the backends may
+    still be running, and abort a process whose work is done ("terminate called without an active
+    exception").
+    """
+    teardown()
+    if world.size == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def import_deepspeed() -> Any:

@@ -41,7 +41,7 @@ def main(path: str) -> None:
 
     from more.config.load import load_config
     from more.data.shards.reader import ShardSet
-    from more.engine.distributed import setup, teardown
+    from more.engine.distributed import leave, setup
     from more.engine.trainer import Trainer
 
     jobs = json.loads(Path(path).read_text())
@@ -51,7 +51,7 @@ def main(path: str) -> None:
     for run, settings in jobs["runs"].items():
         Path(run).mkdir(parents=True, exist_ok=True)
         Trainer(load_config(Path(jobs["config"]), settings), *sets, Path(run), world).fit()
-    teardown()
+    leave(0, world)
 
 
 if __name__ == "__main__":

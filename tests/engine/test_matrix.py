@@ -80,9 +80,9 @@ def test_two_ranks_give_the_losses_of_one(runs, stage, precision, tolerance):
 
 def test_stages_are_one_training(runs):
     for stage in STAGES:
-        assert_same_losses(runs / "one-1-fp32", runs / f"one-{stage}-fp32", 1e-5)
-    assert_same_losses(runs / "two-2-fp32", runs / "two-2-offload", 1e-5)
-    assert_same_losses(runs / "two-3-fp32", runs / "two-3-whole", 1e-5)
+        assert_same_losses(runs / "one-1-fp32", runs / f"one-{stage}-fp32", 1e-4)
+    assert_same_losses(runs / "two-2-fp32", runs / "two-2-offload", 1e-4)
+    assert_same_losses(runs / "two-3-fp32", runs / "two-3-whole", 1e-4)
     for line in records(runs / "two-3-fp32"):
         assert line["grad_norm"] > 0 and set(line["ranks"]) == {
             "busy_least", "busy_most", "wait_most"} and line["memory_mb"] > 0
@@ -93,7 +93,7 @@ def test_stages_are_one_training(runs):
 def test_several_passes_and_small_buckets(runs):
     """Gradients of two passes add up while full buckets are on their way (ZeRO 1 lost some)."""
     for stage in (1, 2):
-        assert_same_losses(runs / "two-0-passes", runs / f"two-{stage}-passes", 1e-5)
+        assert_same_losses(runs / "two-0-passes", runs / f"two-{stage}-passes", 1e-4)
 
 
 @pytest.fixture(scope="module")

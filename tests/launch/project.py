@@ -102,7 +102,7 @@ class Project:
         """Start a script of the project; standard output and error are pipes."""
         return subprocess.Popen(
             ["bash", script, *arguments], cwd=self.folder, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_signals,
             env=clean_environment(SETTLE="0", PATH=f"{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
                                   **extra))
 
@@ -122,6 +122,12 @@ def status(state: str) -> str:
     """The shell command by which a fake torchrun writes the trainer's status.json."""
     return (f"""echo '{{"state": "{state}", "step": 3, "iterations": 6}}' > dir/status.new; """
             "mv dir/status.new dir/status.json")
+
+
+def _heed_signals() -> None:
+    """What started the tests may ignore signals (nohup does), and bash cannot trap such ones."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def ended(running: subprocess.Popen, seconds: float = 60) -> subprocess.CompletedProcess:
