@@ -147,6 +147,7 @@ class _Counted:
         self.file, self.bar, self.done, self.told = file, bar, file.tell(), 0
 
     def read(self, size: int = -1) -> bytes:
+        """As the file's own; a started MB counts as read."""
         data = self.file.read(size)
         self.done += len(data)
         if (now := -(-self.done // _MB)) > self.told:

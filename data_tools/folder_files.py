@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_tools.shares import Share, assign, parse_parts
 from data_tools.tags import TAG_ENDINGS
 from more.data.files import files_below
+from more.data.shares import Share, assign, parse_parts
 from more.errors import UserError
 from more.progress import console
 

@@ -11,7 +11,7 @@ import typer
 from data_tools.build import build_set
 from data_tools.pool import command
 from data_tools.rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
-from data_tools.shares import Share, assign, parse_parts
+from more.data.shares import Share, assign, parse_parts
 from more.errors import UserError
 from more.progress import Tally, console
 

@@ -24,13 +24,10 @@ from data_tools.voc_files import (
     read_mask,
     read_split,
 )
+from more.data.voc import VOC_CLASSES
 from more.errors import UserError
 from more.progress import console
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor")
 TAG_SOURCES = (AUTO, "masks", "xml", "csv", "none")
 TEST = "test"
 

@@ -38,6 +38,7 @@ def locate(host: str) -> tuple[str, str]:
 
 
 def main() -> int:
+    """Print this machine's address towards the host named on the command line; the exit code."""
     host = sys.argv[1]
     try:
         print(*locate(host))

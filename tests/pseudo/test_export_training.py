@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.shares import assign, parse_parts
 from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
+from more.data.shares import assign, parse_parts
 from more.errors import UserError
 from more.pseudo.export.training import export_training, split
 from tests.command.conftest import refused

@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.voc import VOC_CLASSES
 from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
+from more.data.voc import VOC_CLASSES
 from more.errors import UserError
 from more.pseudo.export import voc_palette
 from more.pseudo.export import voc_server as module
-from more.pseudo.export.voc_server import CLASSES, FOLDER, export_voc_server
+from more.pseudo.export.voc_server import FOLDER, export_voc_server
 from tests.command.conftest import refused
 
 IDS = ["2008_000006", "2008_000011", "2008_000004"]
+
+
+CLASSES = list(VOC_CLASSES)
 
 
 def voc_set(folder, ignore=(), classes=CLASSES, top=21):
@@ -34,10 +37,6 @@ def voc_set(folder, ignore=(), classes=CLASSES, top=21):
             writer.add(name, np.ones(len(classes)), mask.shape, mask=encode_mask(mask))
     write_manifest(folder, "masks", list(classes), [writer.entry], {})
     return folder
-
-
-def test_the_classes_are_those_of_the_converter():
-    assert list(VOC_CLASSES) == CLASSES
 
 
 def test_layout_pixels_and_palette(tmp_path):

@@ -38,8 +38,10 @@ class ShardCache:
             UserError: the source is not the file that the manifest describes.
         """
         target = self.folder / f"{entry.sha256}.h5"
-        if self._is_there(target, entry) or self._full:
-            return target if self._is_there(target, entry) else source
+        if self._is_there(target, entry):
+            return target
+        if self._full:
+            return source
         with open(target.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._is_there(target, entry):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from more.data.shards.format import make_folder, remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
+from more.data.shares import Share, assign
 from more.errors import UserError
 from more.progress import Tally, track
 from more.pseudo.export.common import (
@@ -104,23 +103,15 @@ def export_training(masks: Path, out: Path, data: Path, val_share: float = 0.1, 
 
 
 def split(ids: list[str], share: Fraction, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Ids for training and for validation, each in the order given.
-
-    Which ones does not depend on that order: the ids are sorted, permuted by `seed`, and the first
-    `share` of them, to the nearest whole number, validate.
+    """Ids for training and for validation, each in the order given, as `data_tools.split` deals.
 
     Raises:
         UserError: a share above 0 that gives no image, or one that leaves none to train on.
     """
-    count = int(len(ids) * share + Fraction(1, 2))
-    if (share and not count) or count == len(ids):
-        raise UserError(f"--val-share {float(share):g}: of {len(ids)} images {count} validate",
-                        fix="give another share; 0 for no validation")
-    # RandomState is frozen: the same seed gives the same parts with every version of numpy.
-    order = np.random.RandomState(seed).permutation(len(ids))
-    ordered = sorted(ids)
-    chosen = {ordered[k] for k in order[:count]}
-    return [name for name in ids if name not in chosen], [name for name in ids if name in chosen]
+    parts = [Share("val", f"--val-share {float(share):g}", share)] if share else []
+    parts.append(Share("train", f"--val-share {float(share):g}, the rest", 1 - share))
+    dealt = assign(ids, parts, seed)
+    return dealt["train"], dealt.get("val", [])
 
 
 def _share(value: float) -> Fraction:

@@ -15,6 +15,7 @@ from PIL import Image
 from more.data.shards.codec import UNREADABLE, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
+from more.data.voc import VOC_CLASSES
 from more.errors import UserError
 from more.progress import Tally, track
 from more.pseudo.export.common import (
@@ -28,10 +29,6 @@ from more.pseudo.export.common import (
 from more.pseudo.export.png import encode_png, voc_palette
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
-CLASSES = [
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor"]
 
 
 def export_voc_server(masks: Path, out: Path, list_file: Path | None = None,
@@ -62,7 +59,7 @@ def export_voc_server(masks: Path, out: Path, list_file: Path | None = None,
         raise UserError(f"--fill-ignore {fill_ignore}: unknown", fix="choose background")
     wanted = None if list_file is None else read_ids(list_file)
     source = open_masks(masks)
-    if source.class_names != CLASSES:
+    if source.class_names != list(VOC_CLASSES):
         raise UserError(f"{masks}: its {source.num_classes} classes are not VOC's 20 classes in "
                         f"VOC's order", fix="give masks of a VOC set (data_tools.voc); for other "
                         "sets choose --format png")
@@ -187,4 +184,4 @@ def read_back(path: Path, name: Path, source: ShardSet, rows: list[int], sums: d
 def _is_valid(data: bytes, size: tuple[int, ...]) -> bool:
     with Image.open(io.BytesIO(data)) as picture:
         values = mask_values(np.asarray(picture)) if picture.mode == "P" else np.array([IGNORE])
-        return (picture.height, picture.width) == size and values.max() <= len(CLASSES)
+        return (picture.height, picture.width) == size and values.max() <= len(VOC_CLASSES)

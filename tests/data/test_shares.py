@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.shares import Share, assign, parse_parts
+from more.data.shares import Share, assign, parse_parts
 from more.errors import UserError
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=6)

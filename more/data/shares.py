@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.tags import read_text
 from more.data.shards.format import sha256_bytes
 from more.data.shards.writer import check_id
+from more.data.tags import read_text
 from more.errors import UserError
 
 _NUMBER = re.compile(r"-?\d*\.?\d+(/\d+)?")
