@@ -133,6 +133,21 @@ def test_ranks_read_whole_shards(world):
             assert len(np.unique(place[first:first + 50])) <= 2 * plan.window
 
 
+def test_carried_epochs_stay_local():
+    """The second epoch begins in the middle of a batch; ranks still read whole shards."""
+    plan, shard_of = _coco(8)
+    plan = GlobalBatchSampler(plan.n, plan.global_batch, 0, plan.shard_rows, last="carry")
+    first, last = plan.n // plan.global_batch, 2 * plan.n // plan.global_batch
+    assert plan.n % plan.global_batch
+    seen: list[set[int]] = [set() for _ in range(8)]
+    for step in range(first, last + 1):
+        samples, epochs = plan.batch(step)
+        for rank, touched in enumerate(seen):
+            part = plan.rank_slice(rank, 8)
+            touched.update(shard_of[samples[part][epochs[part] == 1]].tolist())
+    assert max(map(len, seen)) <= 1000 / 8 + 2
+
+
 def test_a_thousand_ranks_are_balanced_and_planned_at_once():
     """1,024 ranks × 1,000 shards: equal shares, an epoch's plan of COCO in under 2 s."""
     started = time.process_time()
