@@ -22,8 +22,7 @@ LAST_BATCH = ("drop", "carry")
 
 
 def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None = None, *,
-                places: int = 1, offset: int = 0, window: int = 8, used: int | None = None
-                ) -> np.ndarray:
+                places: int = 1, window: int = 8, used: int | None = None) -> np.ndarray:
     """A permutation of the samples for one epoch, int64 `[n]`, in the order of their use.
 
     Args:
@@ -32,7 +31,6 @@ def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None 
         epoch: number of the epoch, from 0.
         shard_rows: rows of each shard, to keep reads local (see above). None mixes all.
         places: places in a global batch; each is fed from a stretch of its own.
-        offset: place of the epoch's first sample.
         window: a stretch is shuffled inside runs of as many rows as this many shards have.
         used: the samples after this position are left out by the caller; they are drawn evenly.
     """
@@ -48,7 +46,7 @@ def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None 
     if used is not None and used < n:
         out = np.sort(rng.choice(n, n - used, replace=False))
         row, rest = np.delete(row, out), row[out]
-    place = (offset + np.arange(len(row))) % places
+    place = np.arange(len(row)) % places
     by_place = np.argsort(place, kind="stable")  # positions of the epoch, place after place
     lengths = np.bincount(place, minlength=places)
     within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -107,8 +105,7 @@ class GlobalBatchSampler:
             self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
             self._orders[epoch] = epoch_order(
                 self.n, self.seed, epoch, self.shard_rows, places=self.global_batch,
-                offset=epoch * self.per_epoch % self.global_batch, window=self.window,
-                used=self.per_epoch)
+                window=self.window, used=self.per_epoch)
         return self._orders[epoch]
 
     def rank_slice(self, rank: int, world: int) -> slice:

@@ -19,13 +19,13 @@ rows_of_shards = st.lists(st.integers(1, 20), min_size=1, max_size=30)
 
 
 @given(rows_of_shards, st.integers(0, 9), st.integers(0, 5), st.integers(1, 9),
-       st.integers(1, 70), st.integers(0, 200))
+       st.integers(1, 70))
 @settings(max_examples=60, deadline=None)
-def test_epoch_order_is_a_permutation(rows, seed, epoch, window, places, offset):
+def test_epoch_order_is_a_permutation(rows, seed, epoch, window, places):
     n = sum(rows)
     for shards in (None, rows):
         for used in (None, n, n // places * places):
-            options = {"places": places, "offset": offset % places, "window": window, "used": used}
+            options = {"places": places, "window": window, "used": used}
             order = epoch_order(n, seed, epoch, shards, **options)
             assert order.dtype == np.int64 and sorted(order) == list(range(n))
             assert np.array_equal(order, epoch_order(n, seed, epoch, shards, **options))
@@ -134,7 +134,8 @@ def test_ranks_read_whole_shards(world):
 
 
 def test_carried_epochs_stay_local():
-    """The second epoch begins in the middle of a batch; ranks still read whole shards."""
+    """The second epoch begins in the middle of a batch: stretches move on by some places, and ranks
+    still read whole shards (the one where they wrap round reads two stretches)."""
     plan, shard_of = _coco(8)
     plan = GlobalBatchSampler(plan.n, plan.global_batch, 0, plan.shard_rows, last="carry")
     first, last = plan.n // plan.global_batch, 2 * plan.n // plan.global_batch
@@ -145,7 +146,7 @@ def test_carried_epochs_stay_local():
         for rank, touched in enumerate(seen):
             part = plan.rank_slice(rank, 8)
             touched.update(shard_of[samples[part][epochs[part] == 1]].tolist())
-    assert max(map(len, seen)) <= 1000 / 8 + 2
+    assert max(map(len, seen)) <= 1000 / 8 + 4
 
 
 def test_a_thousand_ranks_are_balanced_and_planned_at_once():
