@@ -10,7 +10,7 @@ from more.commands.common import app
 from more.errors import UserError, from_system
 from more.progress import console
 
-for part in ("training", "masks", "results"):  # they register their commands, in this order
+for part in ("training", "masks", "tuning", "results"):  # they register commands, in this order
     importlib.import_module(f"more.commands.{part}")
 app.add_typer(bench_app, name="bench")
 

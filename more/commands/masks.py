@@ -32,8 +32,8 @@ def localize(
     --out checkpoints/shapes/seeds --map cam --map lam`
     """
     from more.engine.distributed import launched_world
-    from more.pseudo.localize import KINDS, Request
     from more.pseudo.localize import localize as job
+    from more.pseudo.localizer import KINDS, Request
 
     kinds = tuple(dict.fromkeys(maps or ["lam"]))
     one_of("--tags", tags, ("true", "predicted"))
@@ -53,10 +53,27 @@ def refine(
     config: Annotated[Path | None, typer.Option(
         "--config", help="settings with a crf section [default: released values]")] = None,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one per core")] = 0,
+    executor: Annotated[str, typer.Option(
+        help="local: processes of this machine; ranks: this is one of the processes of torchrun, "
+             "srun or a SLURM job array; dask://HOST:PORT or a scheduler file: the workers of a "
+             "dask cluster; see launch/README.md")] = "local",
+    workers: Annotated[int, typer.Option(
+        min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster")
+        ] = 0,
     engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
+    device: Annotated[str, typer.Option(
+        help="cpu, cuda:N, or cuda for all GPUs of this machine; --engine lattice or exact")
+        ] = "cpu",
+    batch: Annotated[int, typer.Option(
+        min=0, help="images of one size and number of labels that --engine lattice takes at a "
+                    "time; 0 = 1 on the CPU, 8 on a GPU")] = 0,
     ignore_below: Annotated[float, typer.Option(
         min=0, max=1, help="pixels of lower confidence become 255; 0 = off")] = 0.0,
+    threshold: Annotated[float, typer.Option(
+        help="value of a class map, above 0 and below 1, at which class and background are "
+             "equally likely; not for decoder seeds")] = 0.5,
+    ignore_disagreement: Annotated[bool, typer.Option(
+        "--ignore-disagreement", help="pixels whose label the CRF changed become 255")] = False,
 ) -> None:
     """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
 
@@ -67,13 +84,16 @@ def refine(
 
     from more.config.load import load_config
     from more.filtering.crf import CRFParams
+    from more.progress import Tally
     from more.pseudo.refine import refine as job
+    from more.pseudo.refinement import Refinement
 
     one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
-    tally = job(seeds, data, out, workers=workers or None, params=params, engine=engine,
-                ignore_below=ignore_below or None)
-    tally.print()
+    how = Refinement(params, engine, ignore_below or None, threshold, ignore_disagreement)
+    tally = job(seeds, data, out, how, workers=workers or None, executor=executor,
+                device=device, batch=batch,
+                report=Tally.print)
     raise typer.Exit(tally.exit_code)
 
 
@@ -105,7 +125,7 @@ def predict(
 
     Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
-    from more.pseudo.localize import KINDS
+    from more.pseudo.localizer import KINDS
     from more.pseudo.predict import choose_device
     from more.pseudo.predict import predict as job
     from more.pseudo.predict_job import Options

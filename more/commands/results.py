@@ -21,34 +21,69 @@ def evaluate(
     sweep: Annotated[bool, typer.Option(help="score thresholds 0.1 … 0.9 as well")] = False,
     classes: Annotated[str | None, typer.Option(
         help="comma-separated names: also the mean over these")] = None,
+    boundary: Annotated[float, typer.Option(
+        help="band of the boundary IoU, as a share of the image's diagonal; 0 = off")] = 0.02,
+    calibration: Annotated[bool, typer.Option(
+        "--calibration/--no-calibration", help="judge the confidence that masks store")] = True,
+    against: Annotated[Path | None, typer.Option(
+        help="B: other mask or seed shards, scored on the images that both hold, or a file that "
+             "--save wrote; shows A, B and A − B")] = None,
+    workers: Annotated[int | None, typer.Option(
+        min=1, help="threads; the figures do not depend on it [default: as cores]")] = None,
     save: Annotated[Path | None, typer.Option(
         help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score seeds or masks against the data set's truth: IoU, precision, recall, FP/TP.
+    """Score seeds or masks against the data set's truth: IoU, boundary IoU, precision, recall,
+    FP/TP, and how far the confidence can be trusted.
 
     Example: `python -m more evaluate checkpoints/shapes/masks/lam --data data/shapes_train`
+
+    `python -m more evaluate A --data SET --against B`
     """
     import json
 
-    from more.data.shards.format import make_folder
-    from more.evaluation.evaluate import evaluate as job
+    from rich.console import Console
 
     names = [name.strip() for name in classes.split(",")] if classes is not None else None
+    options = {"threshold": threshold, "sweep": sweep, "classes": names, "boundary": boundary,
+               "calibration": calibration, "workers": workers, "name": _short(path)}
     if save is not None:
-        make_folder(save.parent)
-        if save.is_dir():
-            raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
-    result = job(path, data, threshold=threshold, classes=names, sweep=sweep,
-                 name="/".join(path.parts[-2:]))
-    if save:
-        result.save(save)
-    if as_json:
-        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
-    else:
-        from rich.console import Console
+        _check_save(save, against)
+    if against is not None:
+        from more.evaluation.compare import compare
+        from more.evaluation.table import comparison_table
 
-        Console().print(result.table())
+        found = compare(path, against, data, against_name=_short(against), **options)
+        shown = comparison_table(found)
+    else:
+        from more.evaluation.evaluate import evaluate as job
+
+        found = job(path, data, **options)
+        shown = found.table()
+        if save is not None:
+            found.save(save)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        Console().print(shown)
+
+
+def _short(path: Path) -> str:
+    """The last two parts of a set's path, such as masks/lam."""
+    return "/".join(path.parts[-2:])
+
+
+def _check_save(save: Path, against: Path | None) -> None:
+    """Say before the work what would stop the saving after it."""
+    from more.data.shards.format import make_folder
+
+    if against is not None:
+        raise UserError("--save keeps the score of one set, --against compares two",
+                        "write the comparison with --json > FILE, or score A alone with --save")
+    make_folder(save.parent)
+    if save.is_dir():
+        raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
 
 
 @app.command()

@@ -13,9 +13,11 @@ import numpy as np
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.evaluate import DEFAULT_THRESHOLD, evaluate, image_iou, read_seed
+from more.evaluation.count import read_seed
+from more.evaluation.evaluate import evaluate
+from more.evaluation.metrics import image_iou, joint_labels, joint_matrix
 from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
-from more.evaluation.routes import seed_facts
+from more.evaluation.sets import seed_threshold
 from more.pseudo.seeds import seed_label, seed_probabilities
 
 MASKS = ("lam", "fused", "cam", "decoder")
@@ -143,7 +145,8 @@ def _choose(masks: Path | None, sets: _Sets, count: int, gallery: Gallery
     ids = _shared(sets)
     source = sets.of_images()[0]
     try:
-        scored = evaluate(source.path, sets.data.path, progress=False)
+        scored = evaluate(source.path, sets.data.path, boundary=0, calibration=False,
+                          progress=False)
     except UserError as error:
         gallery.notes.append(f"Images are not ranked by IoU: {error.message}.")
         step = max(len(ids) // count, 1)
@@ -192,9 +195,7 @@ def _seed_tile(caption: str, source: ShardSet | None, name: str, image: np.ndarr
     if source is None or name not in source.ids:
         return {"caption": caption, "src": None}
     seed = read_seed(source, source.index_of(name))
-    threshold = seed_facts(source.manifest.provenance).get("threshold")
-    label = seed_label(seed, image.shape[:2],
-                       DEFAULT_THRESHOLD if threshold is None else threshold)
+    label = seed_label(seed, image.shape[:2], seed_threshold(source))
     maps = seed_probabilities(seed, image.shape[:2])[1][1:]
     value = maps.max(0) if len(maps) else np.zeros(label.shape, np.float32)
     tile = heat_overlay(thumbnail(image), thumbnail(value), thumbnail(label, nearest=True))
@@ -214,7 +215,7 @@ def _label_tile(caption: str, label: np.ndarray | None, image: np.ndarray,
 def _iou(truth: np.ndarray | None, label: np.ndarray, classes: int) -> float | None:
     if truth is None or truth.shape != label.shape:
         return None
-    return image_iou(truth, label, classes + 1)
+    return image_iou(joint_matrix(joint_labels(truth, label, classes + 1)[1], classes + 1))
 
 
 def _legend(data: ShardSet, labels: set[int]) -> list[dict[str, str]]:

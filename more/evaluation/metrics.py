@@ -1,8 +1,9 @@
 """Segmentation scores from a confusion matrix (method.md §4.12).
 
 `H[t, p]` counts pixels of true class `t` that were predicted as `p`; row and column 0 are the
-background. Counting goes through torchmetrics (imported on first use, so that importing this
-module stays cheap); the scores themselves are numpy in float64.
+background. Tensors are counted by torchmetrics (imported on first use, so that importing this
+module stays cheap), label maps on disk by numpy, which starts at once; both give the same counts.
+The scores themselves are numpy in float64.
 """
 
 from __future__ import annotations
@@ -70,6 +71,38 @@ def confusion_matrix(truth: Tensor | np.ndarray, predicted: Tensor | np.ndarray,
     return multiclass_confusion_matrix(predicted, truth, num_classes, validate_args=False)
 
 
+def joint_labels(truth: np.ndarray, predicted: np.ndarray, num_classes: int
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """True and predicted class of every counted pixel as one number; no torch.
+
+    Args:
+        truth: uint8 `[H, W]`; values outside `0..K-1` (255 above all) are left out.
+        predicted: uint8 `[H, W]`; 255 is left out (the unlabelled pixels of a pseudo-label).
+        num_classes: `K`, background included.
+
+    Returns:
+        counted bool `[H, W]`; joint uint16 `[N]`, true class times K plus predicted class of the
+        counted pixels. `bincount` of joint is `confusion_matrix(..., pseudo=True)`.
+
+    Raises:
+        ValueError: shapes differ, or a counted pixel has a predicted value outside `0..K-1`.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth has shape {truth.shape}, prediction {predicted.shape}")
+    counted = (truth < num_classes) & (predicted != IGNORE)
+    true, other = truth[counted], predicted[counted]
+    if other.size and other.max() >= num_classes:
+        bad = np.unique(other[other >= num_classes]).tolist()
+        raise ValueError(f"predicted values {bad[:5]} are outside 0..{num_classes - 1}")
+    return counted, true * np.uint16(num_classes) + other
+
+
+def joint_matrix(joint: np.ndarray, num_classes: int) -> np.ndarray:
+    """Confusion counts int64 `[K, K]` from `joint_labels`."""
+    counts = np.bincount(joint, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes)
+
+
 def scores(matrix: Tensor | np.ndarray) -> Scores:
     """Scores of a confusion matrix `[K, K]` (true class first).
 
@@ -85,6 +118,12 @@ def scores(matrix: Tensor | np.ndarray) -> Scores:
         pixel_accuracy = hit.sum() / counts.sum()
     return Scores(float(pixel_accuracy), mean_over(recall, true > 0), mean_over(iou, true > 0),
                   iou, precision, recall, confusion)
+
+
+def image_iou(matrix: np.ndarray) -> float:
+    """Mean IoU of one image over the classes that its truth or its prediction contains."""
+    iou = scores(matrix).iou
+    return mean_over(iou, ~np.isnan(iou))
 
 
 def mean_over(values: np.ndarray, chosen: np.ndarray) -> float:

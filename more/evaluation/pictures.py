@@ -7,7 +7,9 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,9 +17,13 @@ import numpy as np
 from more.data.shards.format import IGNORE
 from more.pseudo.export import voc_palette
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LONGEST_SIDE = 300
 # Stands for the page's text colour in drawn curves; replaced by the CSS keyword.
 _INK = "#0a0b0c"
+_LINE = "#3b7dd8"
 
 
 PALETTE = voc_palette()
@@ -92,29 +98,71 @@ def curve_svg(name: str, steps: Sequence[float], values: Sequence[float], points
     Long records are drawn as means over at most 300 bins; missing and infinite values are left
     out. `points` marks every value (few values, such as evaluations).
     """
+    from matplotlib.ticker import MaxNLocator
+
+    x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
+    with _chart(name) as (axes, svg):
+        axes.plot(x, y, color=_LINE, linewidth=1.4, marker="o" if points else None, markersize=3)
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    return svg[0]
+
+
+def reliability_svg(name: str, confidence: Sequence[float], accuracy: Sequence[float],
+                    share: Sequence[float]) -> str:
+    """Accuracy over confidence as inline SVG: one point a bin, its area by the bin's pixels.
+
+    The dashed diagonal is perfect calibration; points below it are too confident.
+
+    Args:
+        confidence, accuracy: means of the bins that hold pixels.
+        share: their part of all pixels.
+    """
+    with _chart(name) as (axes, svg):
+        low = min((*confidence, *accuracy, 0.5))
+        axes.plot([low, 1], [low, 1], color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
+        axes.plot(confidence, accuracy, color=_LINE, linewidth=1.0)
+        axes.scatter(confidence, accuracy, 4 + 60 * np.asarray(share), color=_LINE, zorder=3)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+    return svg[0]
+
+
+def kept_svg(name: str, kept: Sequence[float], miou: Sequence[float],
+             thresholds: Sequence[float]) -> str:
+    """mIoU of the pixels kept over their share as inline SVG, some points with their threshold."""
+    with _chart(name) as (axes, svg):
+        axes.plot(kept, miou, color=_LINE, linewidth=1.2, marker="o", markersize=3)
+        for place in range(0, len(kept), 2):
+            axes.annotate(f"{thresholds[place]:g}", (kept[place], miou[place]), fontsize=6,
+                          textcoords="offset points", xytext=(3, 3), color=_INK)
+        axes.set_xlabel("share of pixels kept")
+        axes.set_ylabel("mIoU")
+    return svg[0]
+
+
+@contextmanager
+def _chart(name: str) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on in the report's style; the list holds the SVG text afterwards."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.style import context
     from matplotlib.ticker import MaxNLocator
 
-    x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
     style = {"font.size": 8, "text.color": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
-             "ytick.color": _INK, "svg.fonttype": "none", "svg.hashsalt": name,
-             "figure.facecolor": "none", "axes.facecolor": "none", "axes.spines.top": False,
-             "axes.spines.right": False}
+             "ytick.color": _INK, "axes.labelcolor": _INK, "svg.fonttype": "none",
+             "svg.hashsalt": name, "figure.facecolor": "none", "axes.facecolor": "none",
+             "axes.spines.top": False, "axes.spines.right": False}
     with context(style):
-        figure = Figure(figsize=(3.4, 1.7), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(x, y, color="#3b7dd8", linewidth=1.4, marker="o" if points else None,
-                  markersize=3)
+        axes = Figure(figsize=(3.4, 1.7), layout="constrained").add_subplot()
         axes.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.5)
-        axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        svg: list[str] = []
+        yield axes, svg
         text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(
+        FigureCanvasSVG(axes.figure).print_svg(text, metadata=dict.fromkeys(
             ("Creator", "Date", "Format", "Type")))
-    return _inline(text.getvalue(), name)
+        svg.append(_inline(text.getvalue(), name))
 
 
 def _binned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:

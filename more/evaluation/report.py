@@ -15,7 +15,7 @@ from more.data.shards.format import write_atomic
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
 from more.evaluation.gallery import make_gallery
-from more.evaluation.pictures import curve_svg
+from more.evaluation.pictures import curve_svg, kept_svg, reliability_svg
 from more.evaluation.result import percent, ratio
 from more.evaluation.routes import describe_route, seed_facts
 
@@ -62,6 +62,8 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
         version=__version__, made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         facts=_facts(config or {}, log), config=json.dumps(config, indent=1) if config else "",
         scores=scores, subset=_subset(scores), bars=_bars(scores), series=SERIES,
+        outlined=any(row.get("boundary_iou") is not None for row in scores),
+        trust=_trust(scores),
         curves=_curves(log), gallery=gallery, sets=sets, notes=notes + gallery.notes)
     out = run / "report.html"
     write_atomic(out, page.encode("utf-8"))
@@ -172,6 +174,29 @@ def _bars(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for record in scores for name in record["classes"]))
     return [{"name": name, "values": [
         (record["classes"].get(name) or {}).get("iou") for record in scores]} for name in names]
+
+
+def _trust(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two charts for every set that stores confidence: its reliability, and what leaving out
+    doubtful pixels gains."""
+    charts = []
+    for record in scores:
+        found = record.get("calibration")
+        if not found:
+            continue
+        filled = [row for row in found["bins"] if row["pixels"]]
+        steps = [row for row in found["curve"] if row["kept"] and row["miou"] is not None]
+        name = f"{record['name']} on {record.get('data', '?')}"
+        charts += [
+            {"name": f"{name}: reliability", "last": f"error {percent(found['error'])} %",
+             "svg": reliability_svg(f"reliability {name}", [row["confidence"] for row in filled],
+                                    [row["accuracy"] for row in filled],
+                                    [row["pixels"] / found["pixels"] for row in filled])},
+            {"name": f"{name}: pixels kept", "last": "",
+             "svg": kept_svg(f"pixels kept {name}", [row["kept"] for row in steps],
+                             [row["miou"] for row in steps],
+                             [row["threshold"] for row in steps])}]
+    return charts
 
 
 def _curves(log: list[dict[str, Any]]) -> list[dict[str, str]]:

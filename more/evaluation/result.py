@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from more.data.shards.format import make_folder, write_atomic
+from more.evaluation.calibration import Calibration
 from more.evaluation.metrics import Scores, mean_over
 
 LISTED = 12
@@ -24,7 +25,8 @@ class Result:
     `missing` are ids of the data set that the evaluated set does not hold, `unlabelled` is the
     share of true pixels that were predicted 255 and therefore left out, `per_image` is the mean
     IoU of each image over the classes that its truth or its prediction contains. `sweep` maps
-    thresholds to mIoU.
+    thresholds to mIoU. `boundary` is the boundary IoU `[K]` for bands of `boundary_width` times
+    the diagonal. `digests` tell the data set and the set of scored ids apart from others.
     """
 
     name: str
@@ -40,6 +42,10 @@ class Result:
     per_image: dict[str, float]
     subset: list[str] | None = None
     sweep: dict[float, float] = field(default_factory=dict)
+    boundary: np.ndarray | None = None
+    boundary_width: float | None = None
+    calibration: Calibration | None = None
+    digests: tuple[str, str] | None = None
 
     @property
     def miou(self) -> float:
@@ -52,6 +58,11 @@ class Result:
         if self.subset is None:
             return None
         return mean_over(self.scores.iou, self._true() & np.isin(self.class_names, self.subset))
+
+    @property
+    def boundary_iou(self) -> float | None:
+        """Mean boundary IoU over the classes with truth; None when it was left out."""
+        return None if self.boundary is None else mean_over(self.boundary, self._true())
 
     @property
     def best(self) -> tuple[float, float] | None:
@@ -72,17 +83,28 @@ class Result:
             "precision": mean_over(figures.precision, self._true()),
             "recall": mean_over(figures.recall, self._true()),
             "confusion": mean_over(figures.confusion, self._true()),
-            "classes": {name: {key: getattr(figures, key)[row] for key in
-                               ("iou", "precision", "recall", "confusion")}
+            "classes": {name: {key: values[row] for key, values in self._per_class().items()}
                         for row, name in enumerate(self.class_names)},
             "worst": sorted(self.per_image, key=self.per_image.__getitem__)[:LISTED],
         }
+        if self.boundary is not None:
+            out |= {"boundary_iou": self.boundary_iou, "boundary_width": self.boundary_width}
+        if self.calibration is not None:
+            out["calibration"] = self.calibration.to_json()
+        if self.digests is not None:
+            out |= {"data_digest": self.digests[0], "images_digest": self.digests[1]}
         if self.subset is not None:
             out |= {"subset": self.subset, "miou_subset": self.miou_subset}
         if self.sweep:
             out |= {"sweep": {f"{at:.2f}": miou for at, miou in self.sweep.items()},
                     "best_threshold": self.best[0], "best_miou": self.best[1]}
-        return _plain(out)
+        return plain(out)
+
+    def _per_class(self) -> dict[str, np.ndarray]:
+        """Figures `[K]` under their names in JSON."""
+        out = {key: getattr(self.scores, key)
+               for key in ("iou", "precision", "recall", "confusion")}
+        return out if self.boundary is None else out | {"boundary_iou": self.boundary}
 
     def save(self, path: Path) -> Path:
         """Write the JSON form to a file, atomically."""
@@ -95,27 +117,27 @@ class Result:
         """A rich table: one row a class, the means below, the route above."""
         table = Table(title=f"{self.name}: {self.route}", title_justify="left",
                       caption="\n".join(self.notes()), caption_justify="left", show_footer=True)
-        table.add_column("class", footer="mean over classes with truth")
-        figures, true = self.scores, self._true()
-        for name, values in (("IoU", figures.iou), ("precision", figures.precision),
-                             ("recall", figures.recall)):
-            table.add_column(name, justify="right", footer=percent(mean_over(values, true)))
-        table.add_column("FP/TP", justify="right",
-                         footer=ratio(mean_over(figures.confusion, true)))
+        table.add_column("class", footer="mean")
+        true, columns = self._true(), self._per_class()
+        for key, title, show in COLUMNS:
+            if key in columns:
+                table.add_column(title, justify="right", footer=show(mean_over(columns[key], true)))
         for row, name in enumerate(self.class_names):
-            table.add_row(name, *(percent(values[row]) for values in
-                                  (figures.iou, figures.precision, figures.recall)),
-                          ratio(figures.confusion[row]))
+            table.add_row(name, *(show(columns[key][row]) for key, _, show in COLUMNS
+                                  if key in columns))
         return table
 
     def notes(self) -> list[str]:
         """Lines of text that belong to the figures: counts, subset, sweep, what was left out."""
-        lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}"]
+        lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}; means "
+                 "are over classes with truth"]
         if self.subset is not None:
             lines.append(f"mIoU {percent(self.miou_subset)} over {', '.join(self.subset)}")
         if self.best:
             lines.append(f"best threshold of {min(self.sweep):.2f} to {max(self.sweep):.2f}: "
                          f"{self.best[0]:.2f} with mIoU {percent(self.best[1])}")
+        if self.calibration is not None:
+            lines.append(self.calibration.note())
         if self.unlabelled:
             lines.append(f"{100 * self.unlabelled:.1f} % of the true pixels are unlabelled (255) "
                          "in the set and left out")
@@ -137,12 +159,17 @@ def ratio(value: float | None) -> str:
     return "∞" if math.isinf(value) else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
+COLUMNS = (("iou", "IoU", percent), ("boundary_iou", "boundary IoU", percent),
+           ("precision", "precision", percent), ("recall", "recall", percent),
+           ("confusion", "FP/TP", ratio))
+
+
+def plain(value: Any) -> Any:
     """JSON-ready: numpy numbers as Python's, NaN and infinities as None, recursively."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value

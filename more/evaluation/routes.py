@@ -7,6 +7,7 @@ pseudo-labels of a training set; (c) CAM or LAM with predicted tags and CRF.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MAPS = {"cam": "CAM", "lam": "LAM", "fused": "fused CAM and LAM", "decoder": "decoder"}
@@ -48,6 +49,18 @@ def describe_route(provenance: dict[str, Any] | None, threshold: float | None = 
     return f"{', '.join(parts)} ({_letter(seeds, refined)})"
 
 
+def route_letter(sentence: str) -> str | None:
+    """Which of the routes a sentence of `describe_route` names; None where it is unknown.
+
+    Returns:
+        "a", "b", "c", or "a with true tags": the decoder told what to find is a route of its own.
+    """
+    found = re.search(r"route ([abc])(?! or)\b", sentence)
+    if not found:
+        return None
+    return found[1] + (" with true tags" if "given the true tags" in sentence else "")
+
+
 def _subject(seeds: dict[str, Any], refined: bool) -> str:
     name = MAPS[seeds["map"]]
     return name if seeds["map"] == "decoder" else f"{name} {'masks' if refined else 'seeds'}"
@@ -69,11 +82,15 @@ def _views(seeds: dict[str, Any]) -> str:
 
 
 def _crf(masks: dict[str, Any]) -> list[str]:
-    """The CRF, with its engine where it is not the usual one, and what was left unlabelled."""
+    """Threshold, CRF, engine where they are not the usual ones, and what was left unlabelled."""
     engine, least = masks.get("engine"), masks.get("ignore_below")
+    threshold = masks.get("threshold")
     usual = engine in (None, "auto", "pydensecrf")
-    parts = ["dense CRF" if usual else f"dense CRF ({engine} engine)"]
-    return parts + ([f"confidence below {least:g} unlabelled"] if least else [])
+    parts = [] if threshold in (None, 0.5) else [f"threshold {threshold:g}"]
+    parts += ["dense CRF" if usual else f"dense CRF ({engine} engine)"]
+    parts += [f"confidence below {least:g} unlabelled"] if least else []
+    return parts + (["labels changed by the CRF unlabelled"]
+                    if masks.get("ignore_disagreement") else [])
 
 
 def _letter(seeds: dict[str, Any], refined: bool) -> str:

@@ -19,18 +19,23 @@ from more.filtering.permutohedral import (
 
 
 class _NormalisedKernel:
-    """Symmetrically normalised Gaussian kernel, shared by all iterations."""
+    """`weight · D^-½ K D^-½`: built once, used by all iterations; D is the filtered constant map.
 
-    def __init__(self, kernel):
+    Args:
+        kernel: built for features [B, N, d].
+        like: any tensor [·, ·, N] with the type and device of the values.
+        batch: B.
+        weight: factor of the result.
+    """
+
+    def __init__(self, kernel, like: Tensor, batch: int, weight: float):
         self.kernel = kernel
-
-    def prepare(self, batch: int, pixels: int, like: Tensor) -> None:
-        """Compute D^-½ from the filtered constant map."""
-        ones = torch.ones(batch, 1, pixels, dtype=like.dtype, device=like.device)
-        self.scale = (self.kernel.filter(ones) + 1e-20).rsqrt()
+        ones = like.new_ones(batch, 1, like.shape[-1])
+        self.scale = (kernel.filter(ones) + 1e-20).rsqrt()
+        self.weighted = self.scale * weight
 
     def __call__(self, values: Tensor) -> Tensor:
-        return self.kernel.filter(values * self.scale) * self.scale
+        return self.kernel.filter(values * self.scale).mul_(self.weighted)
 
 
 def mean_field(images: Tensor, probs: Tensor, params: CRFParams,
@@ -52,16 +57,15 @@ def mean_field(images: Tensor, probs: Tensor, params: CRFParams,
         raise ValueError(f"images {list(images.shape)} do not fit probs {list(probs.shape)}")
     with torch.no_grad(), torch.autocast(probs.device.type, enabled=False):
         log_p = probs.float().clamp(1e-5, 1).log().flatten(2)
-        near = _NormalisedKernel(engine(
-            spatial_features(height, width, params.gaussian_xy, log_p)))
-        near.prepare(1, height * width, log_p)
-        similar = _NormalisedKernel(engine(
-            bilateral_features(images, params.bilateral_xy, params.bilateral_rgb)))
-        similar.prepare(batch, height * width, log_p)
+        near = _NormalisedKernel(
+            engine(spatial_features(height, width, params.gaussian_xy, log_p)),
+            log_p, 1, params.gaussian_compat)
+        similar = _NormalisedKernel(
+            engine(bilateral_features(images, params.bilateral_xy, params.bilateral_rgb)),
+            log_p, batch, params.bilateral_compat)
         q = log_p.softmax(1)
         for _ in range(params.iterations):
             # The place kernel is the same for all images: their maps are more labels to it.
-            smooth = near(q.view(1, batch * labels, -1)).view_as(q)
-            q = (log_p + params.gaussian_compat * smooth
-                 + params.bilateral_compat * similar(q)).softmax(1)
+            energy = near(q.view(1, batch * labels, -1)).view_as(q)
+            q = energy.add_(similar(q)).add_(log_p).softmax(1)
         return q.view(batch, labels, height, width)

@@ -11,15 +11,13 @@ points of the whole batch.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable
-from functools import partial
-
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_CODE_LIMIT = 2**62
+from more.filtering.simplex import enclosing_simplex, encode
+
 _LARGEST = 1e6
 
 
@@ -48,38 +46,55 @@ class PermutohedralLattice:
                 raise ValueError("features are not finite or beyond 1e6 standard deviations")
             self.batch, self.pixels, self.dimensions = features.shape
             self.dtype, self.device = features.dtype, features.device
-            codes, weights, steps = _enclosing_simplex(features)
-            self._build_operators(codes.flatten(), weights.flatten())
-            self._build_neighbours(steps)
+            cells, rank, weights = enclosing_simplex(features.permute(2, 0, 1).flatten(1))
+            codes, places = encode(cells, rank, self.batch)
+            self._build_operators(codes.t().flatten(), weights.t().contiguous())
+            self._build_neighbours(places)
 
     def _build_operators(self, codes: Tensor, weights: Tensor) -> None:
-        """One sort of the codes gives the points and both sparse operators."""
-        corners, total = self.dimensions + 1, self.batch * self.pixels
-        ordered, order = torch.sort(codes, stable=True)
+        """One sort of the codes gives the points and both sparse operators.
+
+        Args:
+            codes: [B·N·(d+1)], pixel by pixel.
+            weights: [B·N, d+1].
+        """
+        ordered, order = _sort(codes)
         first = torch.ones_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-        self.codes = ordered[first]
-        self.points = self.codes.numel()
-        vertex = torch.empty_like(order)
-        vertex[order] = torch.cumsum(first, 0) - 1
         starts = first.nonzero().flatten()
-        bounds = torch.cat([starts, starts.new_tensor([ordered.numel()])])
-        rows = torch.arange(total + 1, device=codes.device) * corners
-        pixel = torch.div(order, corners, rounding_mode="floor")
-        self._splat = _rows_sum(bounds, pixel, weights[order], total)
-        self._slice = _rows_sum(rows, vertex, weights, self.points)
+        self.codes = ordered.index_select(0, starts)
+        self.points = self.codes.numel()
+        index = torch.int32 if codes.numel() < 2**31 else torch.int64
+        numbers = torch.cumsum(first, 0, dtype=index).sub_(1)
+        # Row by row: (columns, weights) to add up; `offsets` where the rows have no fixed length.
+        self._slice_columns = torch.empty_like(numbers).scatter_(0, order, numbers) \
+            .view_as(weights)
+        self._slice_weights = weights
+        self._splat_columns = order.to(index).div_(self.dimensions + 1, rounding_mode="floor")
+        self._splat_weights = weights.flatten().index_select(0, order)
+        self._splat_offsets = starts.to(index)
 
-    def _build_neighbours(self, steps: Tensor) -> None:
-        """Both neighbours of every point along each of the d+1 axes; `points` means "missing"."""
-        shape = (self.dimensions + 1, self.points)
-        wanted = self.codes + steps[:, None]
-        place = torch.searchsorted(self.codes, wanted).clamp_(max=self.points - 1)
-        there = self.codes[place] == wanted
-        self._next = place.masked_fill(~there, self.points)
-        previous = torch.full((shape[0], self.points + 1), self.points, device=self.device)
-        numbers = torch.arange(self.points, device=self.device)
-        previous.scatter_(1, self._next, numbers.expand(shape))
-        self._previous = previous[:, :-1]
+    def _build_neighbours(self, places: list[int]) -> None:
+        """Both neighbours of every point along each of the d+1 axes; `points` means "missing".
+
+        A step along axis j adds d to coordinate j and takes 1 from all others. In the code that is
+        one class less and one cell more along j; from class 0 it leads to class d, and all cells
+        but that of j become one less (see `encode`).
+        """
+        block, cells = places[-1], places[:-1]
+        axes = self.codes.new_tensor([*cells, 0])[:, None]
+        lowest = torch.div(self.codes, block, rounding_mode="floor") % (self.dimensions + 1) == 0
+        wanted = axes + torch.where(lowest, self.codes + (self.dimensions * block - sum(cells)),
+                                    self.codes - block)
+        place = _search(self.codes, wanted).clamp_(max=self.points - 1)
+        found = self.codes.index_select(0, place.flatten()).view_as(wanted) == wanted
+        following = place.masked_fill_(~found, self.points)
+        index = self._slice_columns.dtype
+        numbers = torch.arange(self.points, device=self.device, dtype=index)
+        previous = torch.full((len(axes), self.points + 1), self.points, device=self.device,
+                              dtype=index)
+        previous.scatter_(1, following, numbers.expand_as(following))
+        self._neighbours = torch.stack([previous[:, :-1], following.to(index)], 2)
 
     def filter(self, values: Tensor) -> Tensor:
         """Approximate `out_i = Σ_j exp(-½|f_i - f_j|²) v_j` up to the lattice's gain (method §4.9).
@@ -96,121 +111,53 @@ class PermutohedralLattice:
             raise ValueError(f"values are [B={batch}, K, N={pixels}], the lattice was built for "
                              f"B={self.batch}, N={self.pixels}")
         with torch.no_grad(), _full_precision(values):
-            flat = values.detach().to(self.dtype).permute(0, 2, 1).reshape(batch * pixels, labels)
-            out = self._slice(self._blur(self._splat(flat.contiguous())))
-            out = out * (1.0 / (1.0 + 2.0 ** -self.dimensions))
-            return out.view(batch, pixels, labels).permute(0, 2, 1).to(values.dtype).contiguous()
+            values = values.detach()
+            rows = torch.empty(batch, pixels, labels, dtype=self.dtype, device=self.device)
+            for row, maps in zip(rows, values, strict=True):  # torch is fast in two dimensions
+                row.copy_(maps.to(self.dtype).t())
+            rows = self._slice(self._blur(self._splat(rows.flatten(0, 1))))
+            rows.mul_(1.0 / (1.0 + 2.0 ** -self.dimensions))
+            out = torch.empty(values.shape, dtype=values.dtype, device=self.device)
+            for maps, row in zip(out, rows.view(batch, pixels, labels), strict=True):
+                maps.copy_(row.to(values.dtype).t())
+            return out
+
+    def _splat(self, rows: Tensor) -> Tensor:
+        """[B·N, K] → [M+1, K]: what the pixels give to the points; the last row is zero."""
+        lattice = rows.new_zeros(self.points + 1, rows.shape[1])
+        lattice[:-1] = F.embedding_bag(self._splat_columns, rows, self._splat_offsets, mode="sum",
+                                       per_sample_weights=self._splat_weights)
+        return lattice
 
     def _blur(self, lattice: Tensor) -> Tensor:
-        """[M, K] blurred along the d+1 axes in turn: `new = old + ½(left + right)`."""
-        padded = torch.cat([lattice, lattice.new_zeros(1, lattice.shape[1])])
-        left, right = torch.empty_like(lattice), torch.empty_like(lattice)
-        for before, after in zip(self._previous, self._next, strict=True):
-            torch.index_select(padded, 0, before, out=left)
-            torch.index_select(padded, 0, after, out=right)
-            padded[:-1].add_(left.add_(right), alpha=0.5)
-        return padded[:-1]
+        """[M+1, K] blurred in place along the d+1 axes in turn: `new = old + ½(left + right)`."""
+        for pairs in self._neighbours:
+            lattice[:-1].add_(F.embedding_bag(pairs, lattice, mode="sum"), alpha=0.5)
+        return lattice
+
+    def _slice(self, lattice: Tensor) -> Tensor:
+        """[M+1, K] → [B·N, K]: what the points give to the pixels."""
+        return F.embedding_bag(self._slice_columns, lattice, mode="sum",
+                               per_sample_weights=self._slice_weights)
 
 
-def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Corners of the lattice simplex around each feature vector, and their barycentric weights.
-
-    Args:
-        features: [B, N, d].
-
-    Returns:
-        codes [B, N, d+1] int64 of the corners, weights [B, N, d+1] that sum to one, and steps
-        [d+1], the change of code from a point to its neighbour along each axis.
-    """
-    d = features.shape[-1]
-    elevated = _elevate(features)
-    cell = torch.round(elevated * (1.0 / (d + 1)))  # half to even
-    nearest, surplus = cell * (d + 1), cell.sum(-1, keepdim=True).long()
-    # Rank by descending remainder; equal remainders rank by index.
-    order = torch.sort(elevated - nearest, dim=-1, descending=True, stable=True).indices
-    count = torch.arange(d + 1, device=features.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, count) + surplus
-    wrap = (rank < 0).long() - (rank > d).long()  # back onto the plane of zero sum
-    rank += wrap * (d + 1)
-    nearest += wrap * (d + 1)
-    remainder = (elevated - nearest) * (1.0 / (d + 1))
-    by_rank = torch.empty_like(remainder).scatter_(-1, rank, remainder).flip(-1)
-    weights = by_rank.clone()
-    weights[..., 1:] -= by_rank[..., :-1]
-    weights[..., 0] += 1.0 - by_rank[..., -1]
-    codes, steps = _encode(nearest.long(), rank)
-    return codes, weights, steps
+def _sort(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted codes and the place int64 of each; equal codes keep their order."""
+    bits = codes.numel().bit_length()
+    if codes.is_cuda or codes.dtype == torch.int32 or int(codes.amax()) >= 2 ** (63 - bits):
+        return torch.sort(codes, stable=True)
+    # Code and place in one number: numpy sorts those four times as fast as torch sorts pairs.
+    packed = (codes << bits).add_(torch.arange(codes.numel()))
+    packed.numpy().sort()
+    return packed >> bits, packed & (2**bits - 1)
 
 
-def _elevate(features: Tensor) -> Tensor:
-    """[B, N, d] into the hyperplane of zero sum in d+1 dimensions, scaled so that blur is unit."""
-    d = features.shape[-1]
-    scale = torch.tensor([math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2))
-                          for i in range(d)], dtype=features.dtype, device=features.device)
-    scaled = features * scale
-    total, columns = torch.zeros_like(scaled[..., 0]), []
-    for axis in range(d, 0, -1):
-        value = scaled[..., axis - 1]
-        columns.append(total - axis * value)
-        total = total + value
-    return torch.stack([total, *columns[::-1]], -1)
-
-
-def _encode(nearest: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixed-radix codes of (image, lattice point) of the d+1 corners of each pixel's simplex.
-
-    Corner c has the coordinates nearest_i + c - (d+1)·[rank_i > d - c]; the last of the d+1
-    coordinates follows from the zero sum and takes no digit. A step to the neighbour along axis j
-    adds d to coordinate j and takes 1 from all others, so it is a constant in code space; a margin
-    in every digit keeps it from carrying into the next one.
-
-    Args:
-        nearest: [B, N, d+1] int64, the corner of remainder zero.
-        rank: [B, N, d+1] int64, a permutation of 0..d.
-
-    Returns:
-        codes [B, N, d+1] and steps [d+1], both int64.
-    """
-    batch, d = nearest.shape[0], nearest.shape[-1] - 1
-    low, high = (bound.tolist() for bound in torch.aminmax(nearest[..., :d].reshape(-1, d), dim=0))
-    margin = 2 * (d + 1)
-    radix = [top - bottom + 1 + 2 * margin for bottom, top in zip(low, high, strict=True)]
-    place = [math.prod(radix[:i]) for i in range(d + 1)]
-    if place[d] * batch >= _CODE_LIMIT:
-        raise ValueError("the features span too many lattice cells for 64-bit codes: raise the "
-                         "standard deviations or filter fewer images at a time")
-    code = torch.arange(batch, device=nearest.device)[:, None] * place[d]
-    for axis in range(d):
-        code = code + (nearest[..., axis] - (low[axis] - margin)) * place[axis]
-    places = torch.tensor([*place[:d], 0], device=nearest.device)
-    ranked = torch.empty_like(rank).scatter_(-1, rank, places.expand_as(rank)).flip(-1)
-    wrapped = (ranked.cumsum(-1) - ranked) * (d + 1)  # places of the c highest ranks
-    corner = torch.arange(d + 1, device=nearest.device) * sum(place[:d])
-    steps = places * (d + 1) - sum(place[:d])
-    return code[..., None] + corner - wrapped, steps
-
-
-def _rows_sum(bounds: Tensor, columns: Tensor, weights: Tensor,
-              width: int) -> Callable[[Tensor], Tensor]:
-    """The sparse operator whose row r adds entries `bounds[r]..bounds[r+1]`: [width, K] → [R, K].
-
-    On the CPU a CSR product. cuSPARSE promises no fixed order of summation, so on a GPU each row
-    is a segment of the gathered products, added up in order by one thread.
-    """
-    if weights.is_cuda:
-        return partial(_segments_sum, bounds, columns, weights)
-    size = (bounds.numel() - 1, width)
-    index = torch.int32 if max(weights.numel(), *size) < 2**31 else torch.int64
-    with warnings.catch_warnings():  # torch announces on first use that CSR support is in beta
-        warnings.filterwarnings("ignore", message=".*[Ss]parse CSR.*")
-        matrix = torch.sparse_csr_tensor(bounds.to(index), columns.to(index), weights, size,
-                                         check_invariants=False)
-    return partial(torch.matmul, matrix)
-
-
-def _segments_sum(bounds: Tensor, columns: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-    products = values.index_select(0, columns).mul_(weights[:, None])
-    return torch.segment_reduce(products, "sum", offsets=bounds, axis=0)
+def _search(codes: Tensor, wanted: Tensor) -> Tensor:
+    """Places int64 of `wanted`, of any shape, in the sorted `codes`."""
+    if codes.is_cuda:
+        return torch.searchsorted(codes, wanted)
+    # numpy starts at the last place found, so rising queries cost it half.
+    return torch.from_numpy(np.searchsorted(codes.numpy(), wanted.numpy()))
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -232,19 +179,21 @@ def bilateral_features(images: Tensor, sigma_xy: float, sigma_rgb: float) -> Ten
     """
     colours = images if images.is_floating_point() else images.float()
     colours = colours if colours.dtype == torch.float64 else colours.float()
-    batch, channels, height, width = colours.shape
+    batch, _, height, width = colours.shape
     places = spatial_features(height, width, sigma_xy, colours)
-    sigma = torch.full((channels,), sigma_rgb, dtype=colours.dtype, device=colours.device)
-    colours = colours.permute(0, 2, 3, 1).reshape(batch, height * width, channels) / sigma
-    return torch.cat([places.expand(batch, -1, -1), colours], -1)
+    sigma = torch.full((1,), sigma_rgb, dtype=colours.dtype, device=colours.device)
+    # Axis after axis in memory, which is the order the lattice works in.
+    planes = [*places.expand(batch, -1, -1).unbind(2), *(colours.flatten(2) / sigma).unbind(1)]
+    return torch.stack(planes).permute(1, 2, 0)
 
 
 def spatial_features(height: int, width: int, sigma_xy: float, like: Tensor) -> Tensor:
     """Features (x/σ_xy, y/σ_xy) of an image: [1, H*W, 2] with dtype and device of `like`."""
     grid = torch.meshgrid(torch.arange(height, device=like.device),
                           torch.arange(width, device=like.device), indexing="ij")
-    places = torch.stack([grid[1], grid[0]], -1).view(1, height * width, 2).to(like.dtype)
-    return places / torch.full((2,), sigma_xy, dtype=like.dtype, device=like.device)
+    places = torch.stack([grid[1], grid[0]]).view(2, 1, height * width).to(like.dtype)
+    return (places / torch.full((1,), sigma_xy, dtype=like.dtype, device=like.device)) \
+        .permute(1, 2, 0)
 
 
 def bilateral_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: float,

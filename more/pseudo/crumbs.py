@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from more.data.shards.format import TEMPORARY, to_json, write_atomic
+from more.data.shards.format import TEMPORARY, sidecar_path, to_json, write_atomic
+from more.data.shards.manifest import ShardEntry
+from more.data.shards.writer import ShardWriter
+from more.errors import UserError
 
 Spec = TypeVar("Spec")
 CRASHES = 2
@@ -83,3 +86,28 @@ def read_failures(shard: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     return [(image_id, reason) for image_id, reason in json.loads(path.read_text("utf-8"))]
+
+
+def finish_shard(writer: ShardWriter, shard: Path,
+                 failures: list[tuple[str, str]]) -> ShardEntry | None:
+    """Write a shard; None where it has no row.
+
+    Its failures are on disk before it, so that a kill cannot hide them.
+    """
+    if failures:
+        write_failures(shard, failures)
+    if not len(writer):
+        sidecar_path(shard).unlink(missing_ok=True)
+        shard.unlink(missing_ok=True)
+        return None
+    entry = writer.close()
+    if not failures:
+        drop_failures(shard)
+    return entry
+
+
+def failure_reason(error: Exception) -> str:
+    """What is recorded of the error that an image failed with."""
+    if isinstance(error, UserError):
+        return error.message
+    return f"{type(error).__name__}: {error}"

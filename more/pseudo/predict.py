@@ -24,7 +24,8 @@ from more.errors import UserError
 from more.filtering.crf import CRFParams
 from more.progress import Tally, track
 from more.pseudo.inputs import find_pictures, plain
-from more.pseudo.localize import Localizer, Request, maps_record
+from more.pseudo.localize import maps_record
+from more.pseudo.localizer import Localizer, Request
 from more.pseudo.predict_job import Options, PictureJob
 from more.pseudo.refine import announced_engine
 from more.pseudo.results import remove_leftovers

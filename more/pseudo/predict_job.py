@@ -18,8 +18,10 @@ from more.errors import UserError
 from more.filtering.crf import CRFParams
 from more.progress import Tally, Tracker
 from more.pseudo.inputs import Picture
-from more.pseudo.localize import Localizer, seed_threshold
-from more.pseudo.refine_shard import refine_item
+from more.pseudo.localize import seed_threshold
+from more.pseudo.localizer import Localizer
+from more.pseudo.refine_images import refine_item
+from more.pseudo.refinement import Refinement
 from more.pseudo.results import Result, class_table
 from more.pseudo.seeds import SeedItem, seed_label
 
@@ -151,7 +153,8 @@ class PictureJob:
     def _label(self, image: np.ndarray, seed: SeedItem) -> np.ndarray:
         if self.options.crf:
             crf = self.record["crf"]
-            return refine_item(image, seed, CRFParams(**crf["parameters"]), crf["engine"])[0]
+            return refine_item(image, seed,
+                               Refinement(CRFParams(**crf["parameters"]), crf["engine"]))[0]
         threshold = seed_threshold(self.options.map, self.localizer.config)
         return seed_label(seed, image.shape[:2], threshold or 0.0)
 

@@ -1,8 +1,9 @@
-"""Seeds → masks by dense CRF over worker processes.
+"""Seeds → masks by dense CRF over worker processes, on one machine or many.
 
 A task is a run of consecutive rows of the seeds set and becomes one shard of the masks set. The
 worker reads seeds and images itself; a shard gets its final name only when it is complete. So any
-process may be killed at any moment and the same command finishes the job.
+process may be killed at any moment and the same command finishes the job. The content of a shard
+depends on its task alone, not on who does it or how often.
 
 An image that fails (damaged bytes, wrong size, a crash in the native library) gets no row: it is
 listed with the reason in the manifest's `extra.failures`, counted, and tried again by the next
@@ -11,105 +12,143 @@ run. If a whole shard fails (full disk), no manifest is written: the set is unfi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import asdict
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from more import __version__
-from more.data.shards.format import MANIFEST, remove_temporaries
+from more.data.shards.format import make_folder, remove_temporaries
 from more.data.shards.lock import folder_lock
-from more.data.shards.manifest import finished_shards, write_manifest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.crf import CRFParams, available_engine, resolve_engine
+from more.filtering.crf import available_engine, crf_devices, resolve_engine
 from more.progress import Tally, console, track
-from more.pseudo.crumbs import Crumbs, read_failures
+from more.pseudo.crumbs import Crumbs
+from more.pseudo.executors import choose
+from more.pseudo.mask_set import finish, reopen, sweep, unfinished
+from more.pseudo.ranks import Departure, Rank
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
-from more.pseudo.workers import Outcome, local_executor, one_thread_each, run_tasks, usable_cores
+from more.pseudo.refinement import Refinement
+from more.pseudo.workers import Outcome, local_executor, one_thread_each, run_tasks
 
 ROWS_PER_SHARD = 64
+GPU_BATCH = 8
 
 
-def refine(seeds: Path, data: Path, out: Path, workers: int | None = None,
-           params: CRFParams | None = None, engine: str = "auto",
-           ignore_below: float | None = None, rows_per_shard: int = ROWS_PER_SHARD,
+def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
+           workers: int | None = None,
+           rows_per_shard: int = ROWS_PER_SHARD, executor: str = "local",
+           device: str = "cpu", batch: int = 0,
            make_executor: Callable[[], Executor] = local_executor,
            shard_function: Callable[[ShardSpec], ShardReport] = refine_shard,
-           progress: bool = True) -> Tally:
+           progress: bool = True, report: Callable[[Tally], None] | None = None) -> Tally:
     """Refine a set of seeds into a set of masks; the masks do not depend on the workers.
 
     Args:
         seeds: shard set of kind `seeds`.
         data: shard set of kind `images` that holds every image of the seeds.
         out: folder of the masks set; an unfinished one is continued.
-        workers: processes; default: one per usable core.
-        params: the CRF's parameters; default: the released ones.
-        engine: "auto", "pydensecrf", "lattice" or "exact".
-        ignore_below: pixels whose confidence is lower become 255; None keeps all.
+        how: the CRF and what becomes 255; default: the released values.
+        workers: processes (of each rank); default: one per usable core, or all of the cluster.
         rows_per_shard: images of one task and of one shard of masks.
-        make_executor: makes one worker; default: a local process.
+        device: "cpu", "cuda:N", or "cuda" for all GPUs of this machine, one worker each unless
+            `workers` says otherwise; not for pydensecrf.
+        batch: images that the lattice takes at a time; 0: 1 on the CPU, where more gain nothing,
+            8 on a GPU.
+        executor: "local", "ranks", or a dask scheduler, see `more.pseudo.executors.choose`.
+        make_executor: makes one worker of this machine; default: a process.
         shard_function: what workers run on each shard.
-        progress: show a progress line.
+        progress: show a progress line (on rank 0).
+        report: called with the counts once they are known; a rank of torchrun that has failures
+            returns only when the other ranks are through.
 
     Returns:
-        Counts of images; its exit code is 1 if any failed.
+        Counts of images of this process's share; its exit code is 1 if any failed.
 
     Raises:
-        UserError: sets that do not belong together, impossible options, or masks in `out` that
-            were made with other parameters.
+        UserError: sets that do not belong together, impossible options, masks in `out` that
+            were made with other parameters, or no workers to be had.
     """
-    _check_options(workers, ignore_below, rows_per_shard)
-    source, images = _open_pair(Path(seeds), Path(data))
-    out, params, workers = Path(out), params or CRFParams(), workers or usable_cores()
-    specs = plan(source, images, out, params, announced_engine(engine), ignore_below,
-                 rows_per_shard)
-    tally = Tally("images")
-    with folder_lock(out), one_thread_each():
-        remove_temporaries(out)
-        done = finished_shards(out, specs[0].provenance)
-        todo = [spec for spec in specs if spec.path.name not in done or read_failures(spec.path)]
-        tally.skip(len(source) - sum(spec.rows for spec in todo))
+    _check_options(workers, rows_per_shard, batch)
+    if device != "cpu" and executor != "local":
+        raise UserError(f"device {device} with executor {executor}",
+                        fix="take --executor local on the machine with the GPUs")
+    how, choice, out = how or Refinement(), choose(executor), Path(out)
+    rank = choice.rank
+    source, images = open_pair(Path(seeds), Path(data), rank)
+    how = replace(how, engine=announced_engine(how.engine))
+    devices = crf_devices(how.engine, device)
+    batch = batch or (1 if device == "cpu" else GPU_BATCH)
+    workers = workers or (None if device == "cpu" else len(devices))
+    specs = [replace(spec, device=devices[spec.number % len(devices)], batch=batch)
+             for spec in plan(source, images, out, how, rows_per_shard)]
+    tally = Tally(rank.counted)
+    own = specs[rank.number::rank.world]
+    with _writing(out, rank, own) as departure:
+        todo = unfinished(specs, own)
+        tally.skip(sum(spec.rows for spec in own) - sum(spec.rows for spec in todo))
         if todo:
-            (out / MANIFEST).unlink(missing_ok=True)  # it would describe shards that change
-            outcomes = run_tasks(shard_function, todo, make_executor, min(workers, len(todo)),
-                                 Crumbs().revise)
-            _collect(outcomes, source, sum(spec.rows for spec in todo), tally, progress)
-            remove_temporaries(out)  # of workers that died
-        _finish(out, source, specs)
+            with choice.crew(workers, todo[0], make_executor) as crew:
+                reopen(todo)
+                outcomes = run_tasks(shard_function, todo, crew, Crumbs().revise)
+                _collect(outcomes, source, todo, tally, progress and rank.number == 0)
+        finish(specs, source.class_names, rank.alone)
+        if report:
+            report(tally)
+        departure.through(bool(tally.failures))
     return tally
 
 
-def plan(source: ShardSet, images: ShardSet, out: Path, params: CRFParams, engine: str,
-         ignore_below: float | None, rows_per_shard: int) -> list[ShardSpec]:
+@contextmanager
+def _writing(out: Path, rank: Rank, own: list[ShardSpec]) -> Iterator[Departure]:
+    """The writer's place in the folder, or in its own shards, without what killed writers left."""
+    if not rank.alone:
+        make_folder(out)
+        sweep(own)
+        with one_thread_each():
+            yield Departure(out, rank)
+        sweep(own)
+        return
+    with folder_lock(out), one_thread_each():
+        remove_temporaries(out)
+        yield Departure(out, rank)
+        remove_temporaries(out)  # of workers that died
+
+
+def plan(source: ShardSet, images: ShardSet, out: Path, how: Refinement,
+         rows_per_shard: int) -> list[ShardSpec]:
     """The shards of the masks set, a pure function of the inputs and parameters.
 
     Args:
         source, images: seeds and images.
         out: folder of the masks set.
-        params, ignore_below, rows_per_shard: as in `refine`.
-        engine: resolved, not "auto".
+        how: with its engine resolved, not "auto".
+        rows_per_shard: as in `refine`.
     """
     recorded = source.manifest.provenance
     made = {**recorded, **(recorded.get("parameters") or {})}
+    how.check_seeds(made.get("map"))
     digests = source.manifest.digest, images.manifest.digest
     provenance: dict[str, Any] = {
-        "tool": "more refine", "version": __version__, "stage": "refine", "crf": asdict(params),
-        "engine": engine, "ignore_below": ignore_below, "rows_per_shard": rows_per_shard,
+        "tool": "more refine", "version": __version__, "stage": "refine", **how.record(),
+        "rows_per_shard": rows_per_shard,
         "seeds": recorded, "seeds_digest": digests[0], "data": digests[1],
     }
     free = made.get("map") == "decoder" or made.get("tags") == "predicted"
-    return [ShardSpec(str(source.path), str(images.path), str(out), digests, number, start,
-                      min(start + rows_per_shard, len(source)), params, engine, ignore_below,
-                      not free, provenance)
+    folders = [str(Path(folder).absolute()) for folder in (source.path, images.path, out)]
+    return [ShardSpec(*folders, digests, number, start,
+                      min(start + rows_per_shard, len(source)), how, not free, provenance)
             for number, start in enumerate(range(0, len(source), rows_per_shard))]
 
 
-def _collect(outcomes: Iterable[Outcome[ShardSpec, ShardReport]], source: ShardSet, total: int,
-             tally: Tally, progress: bool) -> None:
-    """Count what comes back."""
-    with track(total, "refine", disable=not progress) as bar:
+def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], source: ShardSet,
+             todo: list[ShardSpec], tally: Tally, progress: bool) -> None:
+    """Count what comes back; whatever ends this takes back the work that is still out."""
+    total = sum(spec.rows for spec in todo)
+    with closing(outcomes), track(total, "refine", disable=not progress) as bar:
         for outcome in outcomes:
             spec, report = outcome.task, outcome.result
             if report is None:
@@ -124,26 +163,11 @@ def _collect(outcomes: Iterable[Outcome[ShardSpec, ShardReport]], source: ShardS
             bar.advance(spec.rows)
 
 
-def _finish(out: Path, source: ShardSet, specs: list[ShardSpec]) -> None:
-    """Write the manifest, unless it is there or a shard is not accounted for."""
-    if (out / MANIFEST).is_file():
-        return
-    provenance = specs[0].provenance
-    entries = finished_shards(out, provenance)
-    failures = {spec.number: read_failures(spec.path) for spec in specs}
-    rows = {spec.number: entries[spec.path.name].rows if spec.path.name in entries else 0
-            for spec in specs}
-    whole = all(rows[spec.number] + len(failures[spec.number]) == spec.rows for spec in specs)
-    if whole and entries:
-        listed = [[image_id, why] for number in failures for image_id, why in failures[number]]
-        write_manifest(out, "masks", source.class_names, entries.values(), provenance,
-                       {"failures": listed})
-
-
-def _open_pair(seeds: Path, data: Path) -> tuple[ShardSet, ShardSet]:
-    """Both sets, checked to belong together."""
-    source = ShardSet(seeds, kind="seeds", check="full")
-    images = ShardSet(data, kind="images", check="full")
+def open_pair(seeds: Path, data: Path, rank: Rank) -> tuple[ShardSet, ShardSet]:
+    """Both sets, checked to belong together; ranks share out the hashing of their files."""
+    share = rank.number, rank.world
+    source = ShardSet(seeds, kind="seeds", check="full", share=share)
+    images = ShardSet(data, kind="images", check="full", share=share)
     if source.class_names != images.class_names:
         raise UserError(f"{seeds} has {source.num_classes} classes, {data} {images.num_classes}, "
                         "or they differ in name or order",
@@ -165,10 +189,10 @@ def announced_engine(engine: str) -> str:
     return resolved
 
 
-def _check_options(workers: int | None, ignore_below: float | None, rows_per_shard: int) -> None:
+def _check_options(workers: int | None, rows_per_shard: int, batch: int) -> None:
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers", fix="give 1 or more, or leave it out")
-    if ignore_below is not None and not 0 <= ignore_below <= 1:
-        raise UserError(f"ignore_below is {ignore_below}", fix="give a confidence from 0 to 1")
     if rows_per_shard < 1:
         raise UserError(f"{rows_per_shard} rows per shard", fix="give 1 or more")
+    if batch < 0:
+        raise UserError(f"batch of {batch}", fix="give 1 or more, or 0 for the usual one")

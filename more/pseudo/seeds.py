@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from more.errors import UserError
+
 _MAGIC = b"SD1\0"
 _HEADER = struct.Struct("<4sHHH")
 _CHANNELS = 64  # OpenCV 5 takes at most 128 channels in one call
@@ -67,25 +69,44 @@ def decode_seed(data: bytes) -> SeedItem:
     return SeedItem(keys, maps.reshape(count, height, width))
 
 
-def seed_probabilities(item: SeedItem, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def seed_probabilities(item: SeedItem, size: tuple[int, int],
+                       threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Maps at image size with background first, as the CRF takes them (method §4.12).
 
     An explicit background is used as it is; otherwise it is 1 - max over the class maps. The
-    result is not normalised to one.
+    values need not sum to one.
 
     Args:
         item: the seed.
         size: height and width of the image.
+        threshold: T in 0..1, the value of a class map at which class and background are equally
+            likely. The maps v are bent so that T comes to lie at 0.5: v/(2T) up to T, and
+            0.5 + (v - T)/(2(1 - T)) above; 0.5 leaves them as they are.
 
     Returns:
         keys [K] with 0 first, and probabilities [K, H, W] float32.
+
+    Raises:
+        UserError: another threshold than 0.5 for a seed with an explicit background.
     """
     maps = _resize(item.maps, size)
     keys = np.asarray(item.keys, np.uint16)
     if len(keys) and keys[0] == 0:
+        if threshold != 0.5:
+            raise UserError(f"threshold {threshold} for a seed with a background of its own",
+                            fix="leave the threshold out")
         return keys, maps
+    if threshold != 0.5:
+        maps = _bend(maps, np.float32(threshold))
     background = 1.0 - maps.max(0, initial=0.0, keepdims=True)
     return np.concatenate([[0], keys]).astype(np.uint16), np.concatenate([background, maps])
+
+
+def _bend(maps: np.ndarray, threshold: np.float32) -> np.ndarray:
+    """Values 0..1 to 0..1, piecewise linear, with the threshold at 0.5."""
+    half = np.float32(0.5)
+    return np.where(maps < threshold, maps * (half / threshold),
+                    half + (maps - threshold) * (half / (1 - threshold)))
 
 
 def seed_label(item: SeedItem, size: tuple[int, int], threshold: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A bounded, crash-proof driver over any `concurrent.futures.Executor`.
+"""A bounded, crash-proof driver over any `concurrent.futures.Executor`, and the local executor.
 
 A process pool takes the whole input at once, and one killed worker breaks it for every task in
 flight. So each worker is a pool of its own with one task at a time: a death costs one task, the
@@ -39,36 +39,55 @@ class WorkerDied(Exception):
     """The worker process was killed or crashed on this task each time it was tried."""
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
-              make_executor: Callable[[], Executor], slots: int,
+@dataclass(frozen=True)
+class Crew:
+    """Workers as `run_tasks` wants them.
+
+    Attributes:
+        make_executor: makes one worker, when a task is at hand for it and after a death. What it
+            raises ends the job.
+        slots: number of workers there are now, each for one task at a time; at least 1.
+        poll: seconds after which `slots` is asked again while nothing finishes; None: not before.
+    """
+
+    make_executor: Callable[[], Executor]
+    slots: Callable[[], int]
+    poll: float | None = None
+
+
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], crew: Crew,
               revise: Callable[[Task], Task] | None = None,
               retries: int = 2) -> Iterator[Outcome[Task, Result]]:
     """Run `function` on every task; yield outcomes as they finish, in any order.
 
     Args:
         function: importable in the workers. An exception it raises fails its task only.
-        tasks: picklable; taken lazily.
-        make_executor: makes one worker, at the start and after a death.
-        slots: number of workers, each with one task at a time.
+        tasks: picklable; taken lazily, never more ahead than there are workers.
+        crew: the workers.
         revise: called with the task on which a worker died; the task to try instead, for example
             without the part that was being worked on.
         retries: how often such a task is tried again before it is given up as `WorkerDied`; a
             revised task starts anew.
     """
     queue, again = iter(tasks), deque()
-    pools = [make_executor() for _ in range(slots)]
-    idle, flying = list(range(slots)), {}
+    pools: list[Executor] = []
+    idle: list[int] = []
+    flying: dict[Future, tuple] = {}
     try:
         while True:
-            while idle:
+            slots = crew.slots()
+            while len(flying) < slots:
                 task, deaths = again.popleft() if again else (next(queue, _END), 0)
                 if task is _END:
                     break
+                if not idle:
+                    idle.append(len(pools))
+                    pools.append(crew.make_executor())
                 slot = idle.pop()
                 flying[_submit(pools[slot], function, task)] = slot, task, deaths
             if not flying:
                 return
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            for future in wait(flying, crew.poll, return_when=FIRST_COMPLETED).done:
                 slot, task, deaths = flying.pop(future)
                 idle.append(slot)
                 error = future.exception()
@@ -76,7 +95,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task],
                     yield Outcome(task, None if error else future.result(), error)
                     continue
                 pools[slot].shutdown(wait=True)
-                pools[slot] = make_executor()
+                pools[slot] = crew.make_executor()
                 revised = revise(task) if revise else task
                 if revised == task and deaths >= retries:
                     yield Outcome(task, error=WorkerDied(f"the worker died {deaths + 1} times"))
@@ -94,6 +113,11 @@ def _submit(pool: Executor, function: Callable[[Task], Result], task: Task) -> F
         future: Future = Future()
         future.set_exception(error)
         return future
+
+
+def local_crew(workers: int, make_executor: Callable[[], Executor] | None = None) -> Crew:
+    """A fixed number of workers on this machine; by default processes."""
+    return Crew(make_executor or local_executor, lambda: workers)
 
 
 def local_executor() -> Executor:

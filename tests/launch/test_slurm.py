@@ -159,11 +159,32 @@ def test_the_tasks_of_an_array_are_the_ranks_of_localize(project):
     assert done.stdout.strip() == "2/4 -m more localize --run r --out o", done.stderr
 
 
-@pytest.mark.parametrize(("stage", "variables", "words"), [
-    ("refine", array(0, 2), "refine in an array"), ("localize", array(1, 3, 1), "not 0-2"),
-    ("train", {}, "not a stage")])
-def test_a_job_that_would_miss_shards_is_refused(project, stage, variables, words):
-    done = project.call(LABELS, stage, "--out", "o", **{"SLURM_JOB_ID": "1", **variables})
+@pytest.mark.parametrize("said", [(), ("--executor", "ranks"), ("--executor=ranks",)])
+def test_the_tasks_of_an_array_are_the_ranks_of_refine(project, said):
+    """And they take no lock of each other away, as a job alone does with its own."""
+    project.fake("python", 'echo "$RANK/$WORLD_SIZE $*"')
+    call = ("refine", "seeds", "--data", "d", "--out", "o", *said)
+    done = project.call(LABELS, *call, **array(1, 3))
+    words = " ".join([*call, *(() if said else ("--executor", "ranks"))])
+    assert done.stdout.strip() == f"1/3 -m more {words}", done.stderr
+    assert not (project.folder / "o" / ".job").exists()
+
+
+def test_refine_alone_is_not_a_rank(project):
+    project.fake("python", 'echo "${RANK:-}/${WORLD_SIZE:-} $*"')
+    call = ("refine", "seeds", "--out", "o", "--executor", "dask://host:1")
+    done = project.call(LABELS, *call, SLURM_JOB_ID="1")
+    assert done.stdout.strip() == f"/ -m more {' '.join(call)}", done.stderr
+
+
+@pytest.mark.parametrize(("stage", "variables", "words", "more"), [
+    ("refine", array(0, 2), "another executor in an array", ("--executor", "dask://host:1")),
+    ("refine", array(0, 2), "another executor in an array", ("--executor=local",)),
+    ("localize", array(1, 3, 1), "not 0-2", ()), ("refine", array(1, 3, 1), "not 0-2", ()),
+    ("train", {}, "not a stage", ())])
+def test_a_job_that_would_miss_shards_is_refused(project, stage, variables, words, more):
+    done = project.call(LABELS, stage, "--out", "o", *more,
+                        **{"SLURM_JOB_ID": "1", **variables})
     assert done.returncode == 2 and words in done.stderr and "fix:" in done.stderr
 
 
@@ -203,7 +224,8 @@ def test_a_preempted_job_ends_like_an_undisturbed_one(project, tiny):
         done = ended(project.start(LABELS, "localize", "--run", "dir", "--data",
                                    str(tiny["train"]), "--out", "seeds", **array(task, 2)), 120)
         assert done.returncode == 0, done.stderr
-    done = ended(project.start(LABELS, "refine", "seeds", "--data", str(tiny["train"]), "--out",
-                               "masks", "--workers", "1", SLURM_JOB_ID="9"), 120)
-    assert done.returncode == 0, done.stderr
+    for task in (0, 1):
+        done = ended(project.start(LABELS, "refine", "seeds", "--data", str(tiny["train"]), "--out",
+                                   "masks", "--workers", "1", **array(task, 2)), 120)
+        assert done.returncode == 0, done.stderr
     assert len(ShardSet(project.folder / "masks", kind="masks")) == 24

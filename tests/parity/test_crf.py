@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from more.filtering.crf import CRFParams, available_engine, refine
-from more.pseudo.refine_shard import refine_item
+from more.pseudo.refine_images import refine_item
+from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, seed_probabilities
 from tests.parity.compare import close, equal
 
@@ -71,6 +72,6 @@ def test_the_worker_gives_the_recorded_labels(parity):
     data = parity("crf")
     for i, image in enumerate(data["images"]):
         item = SeedItem(data[f"{i}.keys"] + 1, data[f"{i}.lams"])
-        label, confidence = refine_item(image, item, params(data))
+        label, confidence = refine_item(image, item, Refinement(params(data)))
         equal(label, data[f"{i}.lam.label"])
         equal(confidence, np.rint(255 * data[f"{i}.lam.q"].max(0)))

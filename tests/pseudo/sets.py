@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from more.data.shards import writer as writer_module
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
 from more.pseudo import refine_shard as module
+from more.pseudo.crumbs import read_crumb
 from more.pseudo.seeds import SeedItem, encode_seed
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -69,20 +72,40 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def kill_the_worker_on(shard: Path) -> list[tuple[int, str]]:
+    """SIGKILL to the process that works on a shard, once, as soon as it does.
+
+    The list it returns then holds the process and the image.
+    """
+    killed: list[tuple[int, str]] = []
+
+    def watch() -> None:
+        while not killed:
+            crumb = read_crumb(shard)
+            if crumb and crumb[0] != os.getpid():
+                os.kill(crumb[0], signal.SIGKILL)
+                killed.append(crumb)
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return killed
+
+
+def segfault() -> None:
+    """End this process by a bad memory access, as a native library does (exit code 139)."""
+    ctypes.string_at(0)
+
+
 def poisoned_shard(spec: module.ShardSpec) -> module.ShardReport:
     """`refine_shard` with a native library that crashes on one image."""
     add = module._add_image
 
     def crash(writer, spec, seeds, data, row):
         if seeds.ids[row] == POISON:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            segfault()
         add(writer, spec, seeds, data, row)
 
-    module._add_image = crash
-    try:
-        return module.refine_shard(spec)
-    finally:
-        module._add_image = add
+    return _wounded(spec, module, "_add_image", crash)
 
 
 def logged_shard(spec: module.ShardSpec) -> module.ShardReport:
@@ -95,15 +118,39 @@ def logged_shard(spec: module.ShardSpec) -> module.ShardReport:
         time.sleep(0.1)
         add(*arguments)
 
-    module._add_image = slow
-    try:
-        return module.refine_shard(spec)
-    finally:
-        module._add_image = add
+    return _wounded(spec, module, "_add_image", slow)
 
 
 def full_disk_shard(spec: module.ShardSpec) -> module.ShardReport:
     """`refine_shard` with a disk that is full for shard 1."""
-    if spec.number == 1:
-        raise OSError(28, "No space left on device")
-    return module.refine_shard(replace(spec))
+    write = writer_module.write_file
+
+    def full(path, data):
+        if path.name.startswith("shard-00001"):
+            path.symlink_to("/dev/full")
+        write(path, data)
+
+    return _wounded(spec, writer_module, "write_file", full)
+
+
+def crashing_writer_shard(spec: module.ShardSpec) -> module.ShardReport:
+    """`refine_shard` with an HDF5 that crashes when half of shard 1 is written."""
+    write = writer_module.write_file
+
+    def crash(path, data):
+        if path.name.startswith("shard-00001"):
+            write(path, data[:len(data) // 2])
+            segfault()
+        write(path, data)
+
+    return _wounded(spec, writer_module, "write_file", crash)
+
+
+def _wounded(spec: module.ShardSpec, place: object, name: str, wound) -> module.ShardReport:
+    """`refine_shard` with a function of a module replaced."""
+    sound = getattr(place, name)
+    setattr(place, name, wound)
+    try:
+        return module.refine_shard(spec)
+    finally:
+        setattr(place, name, sound)

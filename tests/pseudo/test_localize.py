@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +16,21 @@ import torch
 from safetensors.torch import save_file
 
 from more.config.load import config_from_dict, to_dict
-from more.data.shards.manifest import read_manifest
+from more.config.schema import Config
+from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
+from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
 from more.engine import folders
 from more.engine.build import make_network
 from more.errors import UserError
+from more.filtering.crf import CRFParams
+from more.pseudo import seed_shard
 from more.pseudo.localize import Request, load_run, localize
-from more.pseudo.seeds import decode_seed
+from more.pseudo.localizer import Localizer, seed_item
+from more.pseudo.refine import refine
+from more.pseudo.refinement import Refinement
+from more.pseudo.seeds import decode_seed, encode_seed
 from tests.data.sets import flip_a_byte, small_set
 from tests.pseudo.sets import make_sets
 
@@ -178,3 +190,160 @@ def test_seeds_of_a_damaged_set_are_not_made(run, data, tmp_path):
     with pytest.raises(UserError, match="sha256"):
         localize(run, broken, tmp_path / "out", Request())
     assert not (tmp_path / "out").exists()
+
+
+def damaged_set(data: Path, folder: Path, names: dict[str, bytes]) -> Path:
+    """A copy of the set in which the named images hold other bytes, with checksums that fit."""
+    source = ShardSet(data)
+    folder.mkdir()
+    entries = []
+    for shard in range(len(source.shard_rows)):
+        with ShardWriter(folder / f"shard-{shard:05d}.h5", "images", source.class_names) as writer:
+            for row in source.rows_of(shard):
+                name = source.ids[row]
+                writer.add(name, source.tags[row], tuple(source.sizes[row]),
+                           image=names.get(name, source.blob("image", row)))
+        entries.append(writer.entry)
+    write_manifest(folder, "images", source.class_names, entries, {})
+    return folder
+
+
+def test_damaged_images_are_left_out_by_name_and_tried_again(run, data, seeds, tmp_path):
+    source = ShardSet(data)
+    bad = {source.ids[1]: b"junk", source.ids[7]: bytes(source.blob("image", 7))[:60]}
+    broken, request = damaged_set(data, tmp_path / "set", bad), Request(("cam", "lam"), "true", 2)
+    for again in (False, True):
+        tally = localize(run, broken, tmp_path / "seeds", request)
+        assert [name for name, _ in tally.failures] == list(bad) and tally.exit_code == 1
+        assert (tally.done, tally.skipped) == ((8, 5) if again else (13, 0))
+        assert all("decoded" in why for _, why in tally.failures)
+    for kind in request.maps:
+        made, whole = ShardSet(tmp_path / "seeds" / kind, check="full"), ShardSet(seeds / kind)
+        assert made.ids == [name for name in source.ids if name not in bad]
+        for row, name in enumerate(made.ids):
+            np.testing.assert_allclose(
+                decode_seed(made.blob("seed", row)).maps,
+                decode_seed(whole.blob("seed", whole.index_of(name))).maps, atol=2e-3)
+        listed = read_manifest(tmp_path / "seeds" / kind).extra["failures"]
+        assert [name for name, _ in listed] == list(bad)
+    # What follows works on the images that are there.
+    how = Refinement(CRFParams(iterations=1))
+    tally = refine(tmp_path / "seeds/lam", broken, tmp_path / "masks", how, workers=1,
+                   progress=False, make_executor=partial(ThreadPoolExecutor, 1))
+    assert (tally.done, tally.exit_code) == (13, 0)
+
+
+def test_once_the_cause_is_gone_only_the_lacking_shards_are_made_again(run, data, seeds, tmp_path,
+                                                                       monkeypatch):
+    true = seed_shard.decode_image
+
+    def flaky(content, name):
+        if repr(ShardSet(data).ids[7]) in name:
+            raise UserError(f"{name}: gone for now")
+        return true(content, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seed_shard, "decode_image", flaky)
+        assert localize(run, data, tmp_path, Request()).exit_code == 1
+    with monkeypatch.context() as patch:  # killed while it is made anew
+        patch.setattr(seed_shard, "finish_shard", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            localize(run, data, tmp_path, Request())
+    with pytest.raises(UserError, match="unfinished"):
+        ShardSet(tmp_path)
+    tally = localize(run, data, tmp_path, Request())
+    assert (tally.done, tally.skipped, tally.exit_code) == (5, 10, 0)
+    localize(run, data, tmp_path / "whole", Request())
+    assert contents(tmp_path) == contents(tmp_path / "whole")
+    assert read_manifest(tmp_path).extra["failures"] == []
+    assert not list(tmp_path.glob("failures-*"))
+
+
+def test_a_shard_without_a_good_image_has_no_file_and_the_set_is_finished(run, data, tmp_path):
+    source = ShardSet(data)
+    bad = dict.fromkeys(source.ids[5:10], b"junk")
+    broken = damaged_set(data, tmp_path / "set", bad)
+    tally = localize(run, broken, tmp_path / "seeds", Request())
+    assert (tally.done, len(tally.failures)) == (10, 5)
+    made = ShardSet(tmp_path / "seeds", check="full")
+    assert made.ids == source.ids[:5] + source.ids[10:]
+
+
+def test_maps_that_are_not_finite_cost_their_image_only(run, data, tmp_path, monkeypatch):
+    true, victim = Localizer.__call__, ShardSet(data).ids[2]
+
+    def spoil(self, images, tags):
+        made = true(self, images, tags)
+        if not spoiled:
+            spoiled.append(made[2]["lam"].maps)
+            made[2]["lam"].maps[0, 3, 3] = np.nan
+        return made
+
+    spoiled = []
+    monkeypatch.setattr(Localizer, "__call__", spoil)
+    tally = localize(run, data, tmp_path, Request())
+    (name, why), = tally.failures
+    assert name == victim and "not finite" in why and len(ShardSet(tmp_path)) == 14
+
+
+def test_two_ranks_account_for_failures_together(run, data, tmp_path):
+    broken = damaged_set(data, tmp_path / "set", {ShardSet(data).ids[6]: b"junk"})
+    for rank in (1, 0):
+        assert not (tmp_path / "seeds/manifest.json").exists()
+        tally = localize(run, broken, tmp_path / "seeds", Request(), rank=rank, world=2)
+        assert len(tally.failures) == rank
+    assert len(ShardSet(tmp_path / "seeds")) == 14
+
+
+def test_images_are_prepared_ahead_in_order_and_not_without_bound():
+    lock, done, states = threading.Lock(), [], []
+
+    def work(item):
+        time.sleep(0.002 * (item % 3))
+        with lock:
+            done.append(item)
+        return item * 10
+
+    with ThreadPoolExecutor(3) as pool:
+        for item, future in seed_shard.ahead(pool, work, range(40), 5):
+            time.sleep(0.004)
+            states.append(max(done, default=0) - item)
+            assert future.result() == item * 10
+    assert sorted(done) == list(range(40))
+    assert 2 <= max(states) <= 5, "work goes on while the caller is busy, but five ahead at most"
+
+
+def test_what_is_left_is_cancelled_when_the_caller_gives_up():
+    started = []
+    with ThreadPoolExecutor(1) as pool:
+        ready = seed_shard.ahead(pool, lambda item: (time.sleep(0.05), started.append(item)),
+                                 range(100), 20)
+        next(ready)
+        ready.close()
+    assert len(started) < 10
+
+
+def test_an_error_keeps_its_place():
+    def work(item):
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [(item, future.exception()) for item, future in
+                 seed_shard.ahead(pool, work, range(6), 2)]
+    assert [item for item, error in found if error] == [3] and len(found) == 6
+
+
+def test_seeds_of_coco_take_less_than_15_gb_at_default_settings():
+    """118,287 training and 5,000 validation images with 2.9 classes on average, as stored."""
+    config = Config()
+    assert "patch16" in config.model.backbone
+    encoder = SimpleNamespace(encoder=SimpleNamespace(patch_size=16))
+    side = Localizer(config, encoder, Request(), torch.device("cpu")).side
+    assert side == 56, "two cells a token of a 28×28 grid"
+    maps = np.random.default_rng(0).random((80, side, side), np.float32)
+    sizes = [len(encode_seed(seed_item(maps, np.arange(80) < count))) for count in range(5)]
+    each = sizes[1] - sizes[0]
+    assert np.diff(sizes).tolist() == [each] * 4, "absent classes take no place"
+    assert (118_287 + 5_000) * (sizes[0] + 2.9 * each) < 15e9

@@ -1,15 +1,12 @@
-"""Refining over real processes: faults 23 to 28 of the promises."""
+"""Refining over local processes: faults 23 to 28 of the promises (dask and ranks: their own)."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,19 +17,21 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError
 from more.filtering.crf import CRFParams
-from more.pseudo.crumbs import read_crumb
 from more.pseudo.refine import refine
+from more.pseudo.refinement import Refinement
 from tests.pseudo.sets import (
     CLASSES,
     POISON,
+    crashing_writer_shard,
     full_disk_shard,
+    kill_the_worker_on,
     logged_shard,
     make_sets,
     poisoned_shard,
     shard_bytes,
 )
 
-FAST = CRFParams(iterations=3)
+FAST = Refinement(CRFParams(iterations=3))
 # Where no process has to die, a thread runs the shards: no start-up time.
 INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
 
@@ -42,14 +41,13 @@ def sets(tmp_path_factory):
     """Seeds, data, and the masks that one worker makes of them."""
     root = tmp_path_factory.mktemp("sets")
     seeds, data = make_sets(root)
-    tally = refine(seeds, data, root / "one", workers=1, params=FAST, rows_per_shard=3,
-                   progress=False)
+    tally = refine(seeds, data, root / "one", FAST, workers=1, rows_per_shard=3, progress=False)
     assert (tally.done, tally.skipped, tally.failures) == (12, 0, [])
     return seeds, data, root / "one"
 
 
 def run(seeds: Path, data: Path, out: Path, **options):
-    options = {"workers": 2, "params": FAST, "rows_per_shard": 3, "progress": False, **options}
+    options = {"how": FAST, "workers": 2, "rows_per_shard": 3, "progress": False, **options}
     return refine(seeds, data, out, **options)
 
 
@@ -66,17 +64,28 @@ def test_masks_hold_only_background_and_the_tags_of_the_image(sets):
 
 
 def test_no_tags_gives_all_background(sets):
+    """Fault 28."""
     masks = ShardSet(sets[2])
     row = masks.index_of("image-00")
     assert not masks.tags[row].any() and not masks.mask(row).any()
 
 
 def test_the_same_bytes_for_one_and_two_workers(sets, tmp_path):
+    """Fault 27."""
     run(*sets[:2], tmp_path / "two")
     assert shard_bytes(tmp_path / "two") == shard_bytes(sets[2])
 
 
+@pytest.mark.timeout(120)
+def test_the_same_bytes_for_one_and_eight_workers(sets, tmp_path):
+    """Fault 27, with a shard an image: all eight have work."""
+    run(*sets[:2], tmp_path / "one", rows_per_shard=1, **INLINE)
+    run(*sets[:2], tmp_path / "eight", rows_per_shard=1, workers=8)
+    assert shard_bytes(tmp_path / "eight") == shard_bytes(tmp_path / "one")
+
+
 def test_a_rerun_does_nothing(sets):
+    """Fault 25."""
     seeds, data, out = sets
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     tally = run(seeds, data, out)
@@ -84,9 +93,11 @@ def test_a_rerun_does_nothing(sets):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"params": CRFParams(iterations=4)}, {"ignore_below": 0.5},
-                                    {"rows_per_shard": 4}, {"engine": "exact"}])
+@pytest.mark.parametrize("change", [
+    {"how": Refinement(CRFParams(iterations=4))}, {"how": replace(FAST, ignore_below=0.5)},
+    {"how": replace(FAST, engine="exact")}, {"rows_per_shard": 4}])
 def test_a_rerun_with_other_parameters_is_refused(sets, change):
+    """Fault 25."""
     before = shard_bytes(sets[2])
     with pytest.raises(UserError, match="other parameters"):
         run(*sets, **change)
@@ -104,18 +115,9 @@ def test_a_lost_shard_is_made_again(sets, tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_killed_worker_costs_one_shard(sets, tmp_path):
-    out, killed = tmp_path / "masks", []
-
-    def kill_the_worker_on_shard_2():
-        while not killed:
-            crumb = read_crumb(out / "shard-00002.h5")
-            if crumb and crumb[0] != os.getpid():
-                os.kill(crumb[0], signal.SIGKILL)
-                killed.append(crumb)
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_the_worker_on_shard_2, daemon=True)
-    killer.start()
+    """Fault 23."""
+    out = tmp_path / "masks"
+    killed = kill_the_worker_on(out / "shard-00002.h5")
     tally = run(*sets[:2], out, shard_function=logged_shard)
     assert killed and (tally.done, tally.exit_code) == (12, 0)
     calls = sorted((tmp_path / "calls").read_text().split())
@@ -125,6 +127,7 @@ def test_a_killed_worker_costs_one_shard(sets, tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_poison_image_is_reported_and_the_others_are_done(sets, tmp_path):
+    """Fault 24."""
     seeds, data, one = sets
     out = tmp_path / "masks"
     tally = run(seeds, data, out, shard_function=poisoned_shard)
@@ -152,7 +155,22 @@ def test_a_damaged_image_is_reported_and_tried_again(tmp_path):
         assert ShardSet(tmp_path / "masks").ids == ["image-00", "image-01", "image-03"]
 
 
+@pytest.mark.timeout(60)
+def test_a_crash_in_the_writer_fails_its_shard_alone(sets, tmp_path):
+    """Fault 26: exit code 139, with half a file written."""
+    out = tmp_path / "masks"
+    tally = run(*sets[:2], out, shard_function=crashing_writer_shard)
+    assert tally.done == 9 and tally.exit_code == 1
+    assert [name for name, _ in tally.failures] == [f"image-{i:02d}" for i in (3, 4, 5)]
+    assert all("died 3 times" in why for _, why in tally.failures)
+    whole = {name for name in shard_bytes(sets[2]) if "1" not in name} - {"manifest.json"}
+    assert set(shard_bytes(out)) == whole  # nothing of shard 1, not even under another name
+    tally = run(*sets[:2], out, **INLINE)
+    assert (tally.done, shard_bytes(out)) == (3, shard_bytes(sets[2]))
+
+
 def test_a_full_disk_fails_its_shard_and_leaves_the_set_unfinished(sets, tmp_path):
+    """Fault 26."""
     out = tmp_path / "masks"
     tally = run(*sets[:2], out, shard_function=full_disk_shard, **INLINE)
     assert tally.done == 9 and len(tally.failures) == 3 and tally.exit_code == 1
@@ -183,7 +201,7 @@ def test_a_seed_with_a_class_outside_the_tags_fails(tmp_path):
 def test_low_confidence_becomes_ignore_and_confidence_is_that_of_the_label(sets, tmp_path):
     from more.data.shards.codec import decode_mask
 
-    run(*sets[:2], tmp_path / "masks", ignore_below=0.8, **INLINE)
+    run(*sets[:2], tmp_path / "masks", how=replace(FAST, ignore_below=0.8), **INLINE)
     masks, plain = ShardSet(tmp_path / "masks"), ShardSet(sets[2])
     left_out = 0
     for row in range(len(masks)):
@@ -209,11 +227,11 @@ def test_a_worker_imports_no_torch(sets):
     code = (
         "import sys, numpy as np\n"
         "from more.pseudo.refine import refine\n"
-        "from more.pseudo.refine_shard import refine_item\n"
+        "from more.pseudo.refine_images import refine_item\n"
         "from more.pseudo.seeds import SeedItem\n"
-        "from more.filtering.crf import CRFParams\n"
+        "from more.pseudo.refinement import Refinement\n"
         "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
-        "refine_item(np.zeros((8, 9, 3), np.uint8), item, CRFParams())\n"
+        "refine_item(np.zeros((8, 9, 3), np.uint8), item, Refinement())\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))\n"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -223,7 +241,7 @@ def test_a_worker_imports_no_torch(sets):
 def test_a_missing_pydensecrf_is_announced(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     seeds, data = sets[:2]
-    refine(seeds, data, tmp_path / "out", params=FAST, **INLINE)
+    refine(seeds, data, tmp_path / "out", FAST, **INLINE)
     err = " ".join(capsys.readouterr().err.split())
     assert "dense CRF: pydensecrf cannot be imported" in err and "own lattice" in err
     provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]

@@ -1,0 +1,127 @@
+"""The maps of a batch of images, and what is stored of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from more.config.schema import Config
+from more.data.transforms import inference_image
+from more.localization.maps import minmax, multi_scale
+from more.pseudo.seeds import SeedItem
+
+KINDS = ("cam", "lam", "fused", "decoder")
+SMALLEST_PROBABILITY = 0.01
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute: map kinds, where the tags come from, how many images a forward."""
+
+    maps: tuple[str, ...] = ("lam",)
+    tags: str = "true"
+    batch: int = 4
+
+
+class Localizer:
+    """Maps of a batch of images at seed resolution.
+
+    Args:
+        config: the run's settings (`inference`).
+        network: in eval mode, on `device`.
+        request: map kinds and tags.
+        device: where the network is.
+    """
+
+    def __init__(self, config: Config, network: torch.nn.Module, request: Request,
+                 device: torch.device):
+        self.config, self.network, self.request, self.device = config, network, request, device
+        grid = config.inference.size // network.encoder.patch_size
+        self.side = max(1, round(grid * config.inference.seed_scale))
+
+    def prepare(self, image: np.ndarray) -> torch.Tensor:
+        """RGB uint8 `[H,W,3]` → normalised `[3,S,S]` at the inference size."""
+        data = self.config.data
+        return torch.from_numpy(
+            inference_image(image, self.config.inference.size, data.mean, data.std))
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor, tags: torch.Tensor) -> list[dict[str, SeedItem]]:
+        """Seeds of normalised images `[B,3,S,S]` with tags `[B,C]`, one dict per image."""
+        images = images.to(self.device)
+        maps: dict[str, torch.Tensor] = {}
+        with self._autocast():
+            if self.request.tags == "predicted":
+                tags = self._predict_tags(images)
+            if set(self.request.maps) & {"cam", "lam", "fused"}:
+                maps.update(self._localization(images, tags.to(self.device)))
+            if "decoder" in self.request.maps:
+                maps["decoder"] = self._decoder(images)
+        chosen = (tags > 0).cpu().numpy()
+        arrays = {kind: maps[kind].float().cpu().numpy() for kind in self.request.maps}
+        return [{kind: seed_item(array[row], None if kind == "decoder" else chosen[row])
+                 for kind, array in arrays.items()} for row in range(len(images))]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16,
+                              enabled=self.config.precision == "bf16")
+
+    def _localization(self, images: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps of the present classes; those of the others are not kept, so not computed."""
+        def forward(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            found = self.network(views, mode="maps")
+            return found["cam"].float(), found["lam"].float()
+
+        cam, lam = multi_scale(forward, images, self.config.inference.scales, relu=(True, False),
+                               tags=tags)
+        maps = {"cam": cam, "lam": lam, "fused": minmax((cam + lam) / 2)}
+        return {kind: self._shrink(value) for kind, value in maps.items()}
+
+    def _decoder(self, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities `[B,C+1,s,s]`: logits of image and mirror added, maximum over scales."""
+        best = None
+        for scale in self.config.inference.segment_scales:
+            side = int(images.shape[-1] * scale)
+            view = F.interpolate(images, (side, side), mode="bilinear")
+            logits = self.network(torch.cat([view, view.flip(-1)]), mode="segment").float()
+            plain, mirrored = self._shrink(logits).chunk(2)
+            total = plain + mirrored.flip(-1)
+            best = total if best is None else torch.maximum(best, total)
+        return best.softmax(1)
+
+    @torch.inference_mode()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Classifier's probabilities `[B,C]` of normalised images `[B,3,S,S]`."""
+        images = images.to(self.device)
+        with self._autocast():
+            return self.network(images, mode="maps")["logits"].float().sigmoid()
+
+    def _predict_tags(self, images: torch.Tensor) -> torch.Tensor:
+        """Classes above `inference.tag_threshold`; the best one where none is above."""
+        logits = self.network(images, mode="maps")["logits"].float()
+        found = logits.sigmoid() > self.config.inference.tag_threshold
+        return found | (logits == logits.amax(1, keepdim=True)) & ~found.any(1, keepdim=True)
+
+    def _shrink(self, maps: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(maps, (self.side, self.side), mode="bilinear",
+                             antialias=maps.shape[-1] > self.side)
+
+
+def seed_item(maps: np.ndarray, tags: np.ndarray | None) -> SeedItem:
+    """The stored form of one image's maps.
+
+    Args:
+        maps: `[C,s,s]` for class maps, `[C+1,s,s]` with background first for probabilities.
+        tags: `[C]`: the classes to keep; None keeps background and every class whose probability
+            reaches 0.01 anywhere.
+    """
+    if tags is None:
+        keep = maps.max(axis=(1, 2)) >= SMALLEST_PROBABILITY
+        keep[0] = True
+        keys = np.flatnonzero(keep)
+        return SeedItem(keys, maps[keys].astype(np.float16))
+    classes = np.flatnonzero(tags)
+    return SeedItem(classes + 1, maps[classes].astype(np.float16))

@@ -1,0 +1,116 @@
+"""Refining as one of several ranks: torchrun, srun, or the tasks of a SLURM job array.
+
+Rank r of W makes the shards r, r + W, … with worker processes of its own, so that an image that
+crashes the native library kills a worker and not the rank. Ranks meet nowhere but on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from more.data.shards.format import TEMPORARY
+from more.progress import console
+from more.pseudo.workers import usable_cores
+
+POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among its peers.
+
+    Attributes:
+        number, world: rank and number of ranks.
+        cores: processes of its own that keep its part of the machine busy.
+    """
+
+    number: int = 0
+    world: int = 1
+    cores: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """No other rank writes into the same set."""
+        return self.world == 1
+
+    @property
+    def counted(self) -> str:
+        """What its counts are about."""
+        return "images" if self.alone else f"rank {self.number} of {self.world}, images"
+
+
+def launched_rank() -> Rank:
+    """Rank, world and share of the cores from the launcher's environment."""
+    from more.engine.distributed import launched_world
+
+    number, world = launched_world()
+    return Rank(number, world, rank_cores(os.environ, usable_cores()))
+
+
+def rank_cores(environment: Mapping[str, str], usable: int) -> int:
+    """Cores for this rank of the `usable` ones.
+
+    SLURM confines a task to its `--cpus-per-task`; without that, and under torchrun, the ranks of
+    a machine share what they may all use.
+    """
+    if "LOCAL_WORLD_SIZE" in environment:
+        return max(1, usable // int(environment["LOCAL_WORLD_SIZE"]))
+    if "SLURM_CPUS_PER_TASK" in environment:
+        return max(1, min(usable, int(environment["SLURM_CPUS_PER_TASK"])))
+    here = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    return max(1, usable // int(here.group() if here else 1))
+
+
+class Departure:
+    """Ends a rank with an error under torchrun only when the others are through.
+
+    torchrun ends every rank as soon as one ends with an error. So each rank has a file in the
+    set's folder that is renamed when its share is done, and a rank with failures waits for those
+    of the others. Should a rank die, torchrun ends the waiting ones. Renaming needs no space: it
+    works on a full disk. Not under torchrun, or alone: does nothing.
+
+    Args:
+        out: the set; the folder must exist.
+        rank: this rank.
+    """
+
+    def __init__(self, out: Path, rank: Rank):
+        self.out, self.rank = out, rank
+        self.needed = not rank.alone and "TORCHELASTIC_RUN_ID" in os.environ
+        if self.needed:
+            for path in out.glob(f"rank-{rank.number}-of-*{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+            self._file(rank.number, "works").touch()
+
+    def through(self, failed: bool, sleep: Callable[[float], None] = time.sleep) -> None:
+        """This rank's share is done; with failures, return only when every other's is too."""
+        if not self.needed:
+            return
+        mine = self._file(self.rank.number, "through")
+        os.replace(self._file(self.rank.number, "works"), mine)
+        told = False
+        while not self._everyone():
+            if not failed or not mine.exists():  # the last one took all files away
+                return
+            if not told:
+                console.print(f"rank {self.rank.number} of {self.rank.world}: has failures and "
+                              "waits for the other ranks, which torchrun would end with it",
+                              highlight=False, markup=False)
+                told = True
+            sleep(POLL)
+        for number in range(self.rank.world):
+            self._file(number, "through").unlink(missing_ok=True)
+
+    def _everyone(self) -> bool:
+        return all(self._file(number, "through").exists() for number in range(self.rank.world))
+
+    def _file(self, number: int, state: str) -> Path:
+        """The file of a rank; its name tells one start of torchrun from another."""
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        start = re.sub(r"\W", "-", "-".join(os.environ.get(name, "") for name in names))
+        return self.out / f"rank-{number}-of-{self.rank.world}{TEMPORARY}{start}.{state}"

@@ -1,0 +1,65 @@
+"""How seeds become masks: everything that decides the content of a mask, and nothing else.
+
+Imports no torch: CRF workers read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from more.errors import UserError
+from more.filtering.crf import CRFParams
+
+RELEASED_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Settings of `more refine`; the defaults are the released ones.
+
+    Attributes:
+        params: the dense CRF.
+        engine: "auto", "pydensecrf", "lattice" or "exact".
+        ignore_below: pixels whose confidence is lower become 255; None keeps all.
+        threshold: value of a class map at which class and background are equally likely before
+            the CRF, see `more.pseudo.seeds.seed_probabilities`; seeds with a background of their
+            own take the default only.
+        ignore_disagreement: pixels whose label the CRF changed become 255.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    params: CRFParams = field(default_factory=CRFParams)
+    engine: str = "auto"
+    ignore_below: float | None = None
+    threshold: float = RELEASED_THRESHOLD
+    ignore_disagreement: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ignore_below is not None and not 0 <= self.ignore_below <= 1:
+            raise UserError(f"ignore_below is {self.ignore_below}",
+                            fix="give a confidence from 0 to 1")
+        if not 0 < self.threshold < 1:  # also true for NaN
+            raise UserError(f"threshold is {self.threshold}",
+                            fix="give a value between 0 and 1, without the two")
+
+    def record(self) -> dict[str, Any]:
+        """What the provenance of a set of masks says about it."""
+        return {"crf": asdict(self.params), "engine": self.engine,
+                "ignore_below": self.ignore_below, "threshold": float(self.threshold),
+                "ignore_disagreement": bool(self.ignore_disagreement)}
+
+    def check_seeds(self, kind: str | None) -> None:
+        """Refuse, before any work, seeds whose maps the threshold says nothing about.
+
+        Args:
+            kind: what the seeds were made of: "cam", "lam", "fused", "decoder"; None: unknown.
+
+        Raises:
+            UserError: decoder seeds with another threshold than the default.
+        """
+        if kind == "decoder" and self.threshold != RELEASED_THRESHOLD:
+            raise UserError(f"threshold is {self.threshold}, but decoder seeds have a background "
+                            "of their own", fix="leave the threshold out")

@@ -1,0 +1,133 @@
+"""The counting of a search: tasks for what is not known yet, over workers, into the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from more import __version__
+from more.data.shards.format import sha256_bytes, to_json
+from more.data.shards.reader import ShardSet
+from more.evaluation.routes import facts
+from more.progress import Tally, Tracker, console, track
+from more.pseudo.crumbs import Crumbs
+from more.pseudo.executors import Choice
+from more.pseudo.refinement import Refinement
+from more.pseudo.workers import Outcome, run_tasks
+from more.tuning.count import CountReport, CountSpec
+from more.tuning.grid import crf_groups
+from more.tuning.sample import Sample
+from more.tuning.store import CountStore
+
+IMAGES_PER_TASK = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """The open sets, the folder, the sample, the points to count, and who counts them."""
+
+    source: ShardSet
+    images: ShardSet
+    out: Path
+    sample: Sample
+    points: list[Refinement]
+    choice: Choice
+    count_function: Callable[[CountSpec], CountReport]
+    progress: bool
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Content of seeds and images."""
+        return self.source.manifest.digest, self.images.manifest.digest
+
+    @property
+    def keep_to_tags(self) -> bool:
+        """Whether seeds must hold the image's tags only, as `more refine` decides it."""
+        made = facts(self.source.manifest.provenance)
+        return not (made.get("map") == "decoder" or made.get("tags") == "predicted")
+
+    def context(self) -> dict[str, Any]:
+        """What counts depend on besides the point and the image."""
+        return {"version": __version__, "seeds": self.digests[0], "data": self.digests[1],
+                "keep_to_tags": self.keep_to_tags}
+
+    def request(self) -> str:
+        """Digest of all that is to be counted."""
+        return sha256_bytes(to_json([self.context(), self.sample.ids,
+                                     [how.record() for how in self.points]]))
+
+    def run(self, store: CountStore, name: str, workers: int | None,
+            make_executor: Callable[[], Executor]) -> Tally:
+        """Count what is not known yet of this rank's images; the tally is of images."""
+        rank = self.choice.rank
+        own = self.sample.rows[rank.number::rank.world]
+        specs = self.plan(store, own, name)
+        todo = sum(len(spec.rows) for spec in specs)
+        groups = len(crf_groups(self.points))
+        console.print(f"{len(self.points)} points need {groups} dense CRFs an image; "
+                      f"{len(own)} images: {groups * len(own)} CRF runs, {todo} of them to do",
+                      highlight=False)
+        fresh = {row for spec in specs for row in spec.rows}
+        failed: dict[str, str] = {}
+        if specs:
+            with self.choice.crew(workers, specs[0], make_executor) as crew, \
+                    track(todo, "tune", "CRF runs", disable=not self.progress) as bar:
+                tasks = self._without(specs, failed, bar.advance)
+                outcomes = run_tasks(self.count_function, tasks, crew, Crumbs().revise)
+                self._collect(outcomes, store, failed, bar)
+        tally = Tally(rank.counted, len(fresh) - len(failed), len(own) - len(fresh))
+        for image_id in sorted(failed):
+            tally.fail(image_id, failed[image_id])
+        return tally
+
+    def plan(self, store: CountStore, own: Sequence[int], name: str) -> list[CountSpec]:
+        """The tasks for what the store lacks: images that lack the same points go together.
+
+        Args:
+            store: what is known.
+            own: rows of the seeds set to count.
+            name: begins the names of the tasks.
+        """
+        specs: list[CountSpec] = []
+        seeds, data = (str(part.path.absolute()) for part in (self.source, self.images))
+        for group in crf_groups(self.points):
+            lacking: dict[tuple[Refinement, ...], list[int]] = {}
+            for row in own:
+                hows = tuple(how for how in group if not store.has(how, self.source.ids[row]))
+                if hows:
+                    lacking.setdefault(hows, []).append(row)
+            for hows, rows in lacking.items():
+                for start in range(0, len(rows), IMAGES_PER_TASK):
+                    specs.append(CountSpec(
+                        seeds, data, self.digests, str(self.out), f"{name}-{len(specs):05d}",
+                        tuple(rows[start:start + IMAGES_PER_TASK]), hows, self.keep_to_tags))
+        return specs
+
+    def _collect(self, outcomes: Iterator[Outcome[CountSpec, CountReport]], store: CountStore,
+                 failed: dict[str, str], bar: Tracker) -> None:
+        """Keep what comes back; whatever ends this takes back the work that is still out."""
+        with closing(outcomes):
+            for outcome in outcomes:
+                spec, report = outcome.task, outcome.result
+                if report is None:
+                    why = f"{type(outcome.error).__name__}: {outcome.error}"
+                    report = CountReport({}, [(self.source.ids[row], why) for row in spec.rows])
+                store.add(spec.hows, report)
+                for image_id, why in report.failures:
+                    if image_id not in failed:
+                        bar.note(f"failed: {image_id}: {why}")
+                        failed[image_id] = why
+                bar.advance(len(spec.rows))
+
+    def _without(self, specs: Sequence[CountSpec], failed: dict[str, str],
+                 skipped: Callable[[int], None]) -> Iterator[CountSpec]:
+        """The tasks, less the images that have failed by the time a task is taken."""
+        for spec in specs:
+            rows = tuple(row for row in spec.rows if self.source.ids[row] not in failed)
+            skipped(len(spec.rows) - len(rows))
+            if rows:
+                yield replace(spec, rows=rows)

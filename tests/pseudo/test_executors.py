@@ -1,0 +1,105 @@
+"""The `--executor` option, what a dask worker does, and shards that are made again."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from more.data.shards.manifest import read_manifest
+from more.errors import UserError
+from more.filtering.crf import CRFParams
+from more.pseudo.crumbs import write_failures
+from more.pseudo.dask_worker import LostWorker, look_around, mark_name, run_once
+from more.pseudo.executors import choose
+from more.pseudo.mask_set import accounted, reopen, unfinished
+from more.pseudo.refine import open_pair, plan, refine
+from more.pseudo.refinement import Refinement
+from tests.pseudo.sets import make_sets
+
+FAST = Refinement(CRFParams(iterations=3))
+INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Seeds, data."""
+    root = tmp_path_factory.mktemp("sets")
+    seeds, data = make_sets(root)
+    return seeds, data
+
+
+@pytest.fixture
+def spec(sets, tmp_path):
+    """A shard of a job whose output folder exists."""
+    (tmp_path / "masks").mkdir()
+    how = replace(FAST, engine="lattice")
+    rank = choose("local").rank
+    return plan(*open_pair(*sets, rank), tmp_path / "masks", how, 3)[0]
+
+
+def run(seeds, data, out, **options):
+    options = {"how": FAST, "rows_per_shard": 3, "progress": False, **options}
+    return refine(seeds, data, out, **options)
+
+
+def test_a_submission_starts_once(tmp_path):
+    """dask sends a task to the next worker after a death; the driver must know first."""
+    mark = mark_name(str(tmp_path), "task")
+    assert run_once(mark, str.upper, "a") == "A" and not list(tmp_path.iterdir())
+    open(mark, "x").close()  # as a killed worker leaves it
+    with pytest.raises(LostWorker) as caught:
+        run_once(mark, str.upper, "a")
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), LostWorker)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({}, None), ({"seeds": "/elsewhere"}, "no such shard set"), ({"digests": ("0", "1")},
+                                                                 "another set"),
+    ({"how": Refinement(engine="pydensecrf")}, "pydensecrf cannot be imported")])
+def test_a_worker_says_what_it_lacks(spec, tmp_path, monkeypatch, change, words):
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    sign = tmp_path / "masks" / "sign"
+    sign.touch()
+    found = look_around(replace(spec, **change), str(sign))
+    assert found is None if words is None else words in found[0] and found[1]
+    assert [path.name for path in sign.parent.iterdir()] == ["sign"]
+    sign.unlink()
+    assert "does not see" in look_around(spec, str(sign))[0]
+
+
+@pytest.mark.parametrize(("value", "address"), [
+    ("local", None), ("dask://host:8786", "tcp://host:8786"), ("tcp://host:1", "tcp://host:1"),
+    ("tls://host:1", "tls://host:1")])
+def test_the_executor_option(value, address):
+    choice = choose(value)
+    assert choice.address == address and choice.rank.alone
+
+
+def test_a_scheduler_file_or_a_refusal(tmp_path, sets):
+    (tmp_path / "scheduler.json").touch()
+    file = str(tmp_path / "scheduler.json")
+    assert choose(file).address == file
+    for value in ("dusk", "dask://", str(tmp_path / "none.json")):
+        with pytest.raises(UserError, match="dask://HOST:PORT"):
+            run(*sets, tmp_path / "masks", executor=value)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_shard_made_again_is_unfinished_until_then(sets, tmp_path):
+    """A death in between must not leave a shard that lacks images and says nothing of it."""
+    run(*sets, tmp_path / "masks", **INLINE)
+    engine = read_manifest(tmp_path / "masks").provenance["engine"]
+    specs = plan(*open_pair(*sets, choose("local").rank), tmp_path / "masks",
+                 replace(FAST, engine=engine), 3)
+    assert unfinished(specs, specs) == [] and all(map(accounted, specs))
+    write_failures(specs[1].path, [("image-03", "why")])
+    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1])
+    reopen([specs[1]])
+    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1])
+    assert not (tmp_path / "masks" / "manifest.json").exists()
+

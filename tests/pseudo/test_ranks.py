@@ -1,0 +1,198 @@
+"""Refining as ranks of torchrun, srun or a job array: shares, deaths, the last one's manifest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from more.data.shards.manifest import read_manifest
+from more.data.shards.reader import ShardSet
+from more.filtering.crf import CRFParams
+from more.pseudo.ranks import Departure, Rank, rank_cores
+from more.pseudo.refine import refine
+from more.pseudo.refinement import Refinement
+from tests.conftest import ROOT
+from tests.launch.project import clean_environment
+from tests.pseudo.sets import POISON, full_disk_shard, make_sets, shard_bytes
+
+FAST = Refinement(CRFParams(iterations=3))
+JOB = "tests.pseudo.rank_job"
+INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Seeds, data, and the masks that one worker makes of them."""
+    root = tmp_path_factory.mktemp("sets")
+    seeds, data = make_sets(root)
+    run(seeds, data, root / "one")
+    return seeds, data, root / "one"
+
+
+def run(seeds, data, out, **options):
+    options = {"how": FAST, "rows_per_shard": 3, "progress": False, **INLINE, **options}
+    return refine(seeds, data, out, **options)
+
+
+def as_rank(monkeypatch, rank: int, world: int, **more: str) -> None:
+    """The environment of a rank."""
+    for name, value in {"RANK": rank, "WORLD_SIZE": world, **more}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def torchrun(sets, out, function: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         "-m", JOB, *map(str, (*sets[:2], out)), function],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.timeout(200)
+def test_two_ranks_at_once_make_the_same_bytes(sets, tmp_path):
+    """Fault 27, as srun and job arrays start them; no lock of one rank stops the other."""
+    started = [subprocess.Popen(
+        [sys.executable, "-m", JOB, *map(str, (*sets[:2], tmp_path / "masks")), "refine_shard"],
+        cwd=ROOT, env=clean_environment(RANK=str(rank), WORLD_SIZE="2"), text=True,
+        stderr=subprocess.PIPE) for rank in (0, 1)]
+    said = [process.communicate(timeout=180)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    for rank in (0, 1):
+        assert f"rank {rank} of 2, images: done 6, skipped 0, failed 0" in said[rank]
+    assert "refine: " in said[0] and "refine: " not in said[1]  # progress on rank 0 alone
+    assert shard_bytes(tmp_path / "masks") == shard_bytes(sets[2])
+
+
+@pytest.mark.timeout(250)
+def test_a_poison_image_ends_neither_its_rank_nor_the_other(sets, tmp_path):
+    """Fault 24 under torchrun: all other images are there, the exit code is not 0."""
+    out = tmp_path / "masks"
+    done = torchrun(sets, out, "poisoned_shard")
+    assert done.returncode != 0
+    assert "rank 1 of 2, images: done 5, skipped 0, failed 1" in done.stderr
+    assert "rank 0 of 2, images: done 6, skipped 0, failed 0" in done.stderr
+    assert [i for i in ShardSet(sets[2]).ids if i not in ShardSet(out).ids] == [POISON]
+    listed = json.loads((out / "manifest.json").read_text())["extra"]["failures"]
+    assert [name for name, _ in listed] == [POISON]
+    assert not list(out.glob("*.tmp.*"))
+
+
+def test_ranks_one_after_another(sets, tmp_path, monkeypatch):
+    """Only the last one writes the manifest; a rerun does nothing (fault 25)."""
+    out = tmp_path / "masks"
+    for rank in (2, 0, 1):
+        assert not (out / "manifest.json").exists()
+        as_rank(monkeypatch, rank, 3)
+        tally = run(*sets[:2], out, executor="ranks")
+        assert (tally.done, tally.skipped) == ({0: 6, 1: 3, 2: 3}[rank], 0)
+    assert shard_bytes(out) == shard_bytes(sets[2])
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    for rank in range(5):  # another number of ranks; the last has no shard
+        as_rank(monkeypatch, rank, 5)
+        tally = run(*sets[:2], out, executor="ranks")
+        assert (tally.done, tally.skipped) == (0, 3 if rank < 4 else 0)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_a_rank_takes_away_its_own_leavings_only(sets, tmp_path, monkeypatch):
+    out = tmp_path / "masks"
+    out.mkdir()
+    names = [f"{stem}.tmp.{end}" for number in (0, 1) for stem, end in (
+        (f"shard-0000{number}.h5", "77"), (f"shard-0000{number}.h5", "row"),
+        (f"shard-0000{number}.json", "77"), (f"failures-shard-0000{number}.json", "77"))]
+    for name in names:
+        (out / name).touch()
+    as_rank(monkeypatch, 1, 2)
+    run(*sets[:2], out, executor="ranks")
+    left = {path.name for path in out.glob("*.tmp.*")}
+    assert left == {name for name in names if "00000" in name}
+
+
+def test_a_full_disk_of_one_rank_leaves_the_set_unfinished(sets, tmp_path, monkeypatch):
+    """Fault 26: the others' shards stay, the same command finishes."""
+    out = tmp_path / "masks"
+    for rank, failed in ((0, 0), (1, 3)):
+        as_rank(monkeypatch, rank, 2)
+        tally = run(*sets[:2], out, executor="ranks", shard_function=full_disk_shard)
+        assert (tally.done, len(tally.failures)) == (6 - failed, failed)
+    assert not (out / "manifest.json").exists()
+    assert run(*sets[:2], out, executor="ranks").done == 3
+    assert shard_bytes(out) == shard_bytes(sets[2])
+
+
+def test_the_last_to_finish_corrects_the_manifest(sets, tmp_path, monkeypatch):
+    """Both ranks make a shard again: the manifest of the first still had the second's old one."""
+    out = tmp_path / "masks"
+    run(*sets[:2], out)
+    old = (out / "manifest.json").read_bytes()
+    (out / "manifest.json").write_bytes(old.replace(b'"rows": 3', b'"rows": 2', 1))
+    as_rank(monkeypatch, 1, 2)
+    assert run(*sets[:2], out, executor="ranks").skipped == 6
+    assert (out / "manifest.json").read_bytes() == old
+
+
+def test_a_rank_looks_again_after_it_has_written_the_manifest(sets, tmp_path, monkeypatch):
+    """Another may have replaced a shard, and written its manifest, between its look and its
+    writing."""
+    from more.pseudo import mask_set
+    from more.pseudo.refine import open_pair, plan
+
+    out = tmp_path / "masks"
+    run(*sets[:2], out)
+    new, specs = read_manifest(out), plan(*open_pair(*sets[:2], Rank()), out, FAST, 3)
+    looks = iter([replace(new, extra={"failures": [["image-00", "old"]]}), new, new])
+    monkeypatch.setattr(mask_set, "_wanted", lambda *_: next(looks))
+    assert mask_set.finish(specs, new.class_names, alone=False)
+    assert read_manifest(out) == new
+
+
+@pytest.mark.parametrize(("environment", "cores"), [
+    ({}, 16), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"LOCAL_WORLD_SIZE": "40"}, 1),
+    ({"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_TASKS_PER_NODE": "2"}, 8),
+    ({"SLURM_CPUS_PER_TASK": "64"}, 16), ({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4"}, 2)])
+def test_ranks_of_a_machine_share_its_cores(environment, cores):
+    assert rank_cores(environment, 16) == cores
+
+
+@pytest.fixture
+def elastic(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a/b")
+    monkeypatch.setattr("more.pseudo.ranks.POLL", 0.02)
+
+
+def test_a_rank_with_failures_waits_for_the_others(elastic, tmp_path):
+    """torchrun would end them with it."""
+    first, second, third = (Departure(tmp_path, Rank(number, 3)) for number in range(3))
+    left: list[int] = []
+
+    def leave(number: int, departure: Departure) -> threading.Thread:
+        def through():
+            departure.through(failed=True)
+            left.append(number)
+        thread = threading.Thread(target=through, daemon=True)
+        thread.start()
+        return thread
+
+    threads = [leave(0, first), leave(1, second)]
+    threads[0].join(0.2)
+    assert left == []
+    third.through(failed=False)  # the last one, without failures: it does not wait
+    for thread in threads:
+        thread.join(5)
+    assert sorted(left) == [0, 1] and not list(tmp_path.iterdir())
+
+
+def test_nobody_waits_without_failures_alone_or_without_torchrun(elastic, tmp_path, monkeypatch):
+    Departure(tmp_path, Rank(0, 2)).through(failed=False)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".through"]
+    Departure(tmp_path, Rank(0, 2))  # a restart: not through any more
+    assert [path.suffix for path in tmp_path.iterdir()] == [".works"]
+    Departure(tmp_path, Rank(0, 1)).through(failed=True)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    Departure(tmp_path, Rank(1, 2)).through(failed=True)
