@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.shards.reader import ShardSet
 from more.engine.build import make_engine, make_network, make_objective, make_optimizer
+from more.engine.cams import CamMaker
 from more.engine.distributed import World
 from more.engine.schedule import make_scheduler
 from more.engine.settings import split_batch
 from more.engine.trainer import in_float32
-from more.localization.maps import multi_scale
 from more.losses.objective import Batch
 
 AGREE = {"fp32": 1e-6, "bf16": 1e-3}  # largest relative difference of the two losses
@@ -29,6 +28,7 @@ class Loop:
     Args:
         config: settings.
         model: what is called with images: the network, or DeepSpeed's engine around it.
+        patch: side of a patch in pixels.
         batches: one after another, then from the start again.
         update: backward and optimiser step for a loss.
 
@@ -36,10 +36,11 @@ class Loop:
         spent: processor seconds an update, of every block; other processes do not disturb them.
     """
 
-    def __init__(self, config: Config, model: Any, batches: list[dict[str, Any]], world: World,
-                 update: Callable[[torch.Tensor], None]):
+    def __init__(self, config: Config, model: Any, patch: int, batches: list[dict[str, Any]],
+                 world: World, update: Callable[[torch.Tensor], None]):
         self.config, self.model, self.batches, self.device = config, model, batches, world.device
         self.objective, self.update, self.done = make_objective(config), update, 0
+        self.cams = CamMaker(config, model, self.objective, patch)
         self.spent: list[float] = []
 
     def step(self) -> torch.Tensor:
@@ -48,10 +49,7 @@ class Loop:
         images = prepare(data, self.device, config.data.mean, config.data.std)
         tags = data["tags"].to(self.device)
         output = in_float32(self.model(images))
-        with torch.no_grad():
-            cams, aux_cams = multi_scale(partial(self.model, mode="cam"), images, config.cam.scales,
-                                         relu=(True, True), first=(output.cam, output.aux_cam),
-                                         tags=tags)
+        cams, aux_cams = self.cams(images, tags, output, self.done)
         patches = output.patch_tokens.shape[-2] * output.patch_tokens.shape[-1]
         keys = torch.rand(len(tags), 2, patches,
                           generator=torch.Generator().manual_seed(self.done)).to(self.device)
@@ -84,10 +82,10 @@ def bare_loop(config: Config, batches: list[dict[str, Any]], world: World) -> Lo
     scheduler = make_scheduler(optimizer, optim.warmup, config.train.iterations,
                                optim.warmup_ratio, optim.power)
 
-    def forward(images: torch.Tensor, mode: str = "train") -> Any:
+    def forward(images: torch.Tensor, mode: str = "train", half: bool = False) -> Any:
         with torch.autocast(world.device.type, torch.bfloat16,
                             enabled=config.precision == "bf16"):
-            return network(images, mode=mode)
+            return network(images, mode=mode, half=half)
 
     def update(loss: torch.Tensor) -> None:
         loss.backward()
@@ -95,7 +93,7 @@ def bare_loop(config: Config, batches: list[dict[str, Any]], world: World) -> Lo
         scheduler.step()
         optimizer.zero_grad()
 
-    return Loop(config, forward, batches, world, update)
+    return Loop(config, forward, network.encoder.patch_size, batches, world, update)
 
 
 def engine_loop(config: Config, batches: list[dict[str, Any]], world: World,
@@ -108,7 +106,7 @@ def engine_loop(config: Config, batches: list[dict[str, Any]], world: World,
         engine.backward(loss)
         engine.step()
 
-    return Loop(config, engine, batches, world, update)
+    return Loop(config, engine, engine.module.encoder.patch_size, batches, world, update)
 
 
 def compare(bare: Loop, engine: Loop, steps: int) -> float:

@@ -1,26 +1,32 @@
-"""What DeepSpeed adds to a training step, and what a checkpoint costs."""
+"""What DeepSpeed adds to a training step, what a checkpoint costs, and where a step's time goes."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from more.bench.data import write_pictures
 from more.bench.loops import AGREE, Loop, bare_loop, compare, engine_loop
 from more.bench.measure import Row, alternate, rows, show
+from more.bench.profile import draw_parts
+from more.bench.step import bench_step
+from more.bench.tables import show_tables
 from more.config.load import load_config, to_dict
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint
 from more.engine.build import make_plan, make_transform
-from more.engine.distributed import World, setup, teardown
+from more.engine.distributed import World, local_device, setup, teardown
 from more.errors import UserError
 
 MICRO = Path(__file__).resolve().parents[2] / "configs" / "shapes_micro.py"
@@ -29,22 +35,23 @@ CHECKED = 3  # updates whose losses are compared
 EVERY = 500  # updates between checkpoints, for the share of time
 
 
-def bench_settings(file: Path | None) -> Config:
+def bench_settings(file: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Settings to measure: every term counts from the start, no weights are read.
 
     Args:
         file: None takes the micro ViT at 64 px, 8×8 patches.
+        overrides: `key=value` on top.
 
     Raises:
         UserError: a precision whose bare loop would be another training.
     """
-    config = load_config(file or MICRO, [] if file else ["data.crop=64"])
+    config = load_config(file or MICRO, [*([] if file else ["data.crop=64"]), *overrides])
     if config.precision not in AGREE:
         raise UserError(f"precision = {config.precision}: DeepSpeed keeps other weights then, so "
                         "there is nothing to compare", "measure fp32 or bf16")
     return replace(
         config, model=replace(config.model, weights="none"),
-        head_warmup=replace(config.head_warmup, updates=0),
+        head_warmup=replace(config.head_warmup, updates=0), cam=replace(config.cam, ema=False),
         optim=replace(config.optim, clip=0.0, frozen_steps=0),
         train=replace(config.train, micro_batch=0, compile="", ema=0.0),
         loss=replace(config.loss, start=StartConfig(**dict.fromkeys(vars(StartConfig()), -1))))
@@ -117,11 +124,51 @@ def bench_train(config: Config, scratch: Path, *, steps: int = 20, rounds: int =
         teardown()
 
 
-def run(file: Path | None = None, steps: int = 20, rounds: int = 5, as_json: bool = False) -> None:
+@dataclass(frozen=True)
+class StepChoice:
+    """What to measure of the step itself: see `more.bench.step.bench_step`.
+
+    Attributes:
+        only: leave DeepSpeed and checkpoints out.
+        oracle: "none", "research" or "positions".
+        backend: of torch.compile, or "".
+        picture: file for the parts as a picture, or None.
+    """
+
+    only: bool = False
+    oracle: str = "none"
+    backend: str = ""
+    picture: Path | None = None
+
+
+def run(file: Path | None = None, steps: int = 20, rounds: int = 5, as_json: bool = False,
+        overrides: Sequence[str] = (), choice: StepChoice = StepChoice()) -> None:  # noqa: B008
     """Measure and print; pictures and checkpoints go to a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="more-bench-") as scratch:
-        lines, about = bench_train(bench_settings(file), Path(scratch), steps=steps, rounds=rounds)
-    show("train", lines, about, "step", as_json)
+    config, lines, about = bench_settings(file, overrides), [], {}
+    if not choice.only:
+        with tempfile.TemporaryDirectory(prefix="more-bench-") as scratch:
+            lines, about = bench_train(config, Path(scratch), steps=steps, rounds=rounds)
+    torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
+    device = local_device()
+    oracle = "" if choice.oracle == "none" else choice.oracle
+    found, facts, parts = bench_step(config, rounds=rounds, oracle=oracle, backend=choice.backend,
+                                     device=device)
+    about |= {"device": str(device), "threads": torch.get_num_threads(),
+              "precision": config.precision, "backbone": config.model.backbone,
+              "crop": config.data.crop, "batch": config.train.global_batch, "rounds": rounds,
+              **{key: _short(value) for key, value in facts.items()}}
+    if choice.picture:
+        draw_parts(parts, choice.picture, f"a training step, {config.model.backbone}, "
+                   f"{config.data.crop} px, batch {config.train.global_batch}, {device}")
+    shares = [{"step": name, **part} for name, part in parts.items()]
+    if as_json:
+        show_tables("train", {"rows": list(map(asdict, lines)), "step": list(map(asdict, found)),
+                              "seconds by part": shares}, about, [], as_json)
+        return
+    if lines:
+        show("train", lines, {}, "step", False)
+    show("a whole step", found, {}, "step", False)
+    show_tables("train", {"seconds by part": shares}, about, [], False)
 
 
 def _batches(config: Config, images: ShardSet) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
     "train.global_batch", "train.log_every", "inference.size", "inference.batch",
     "checkpoint.every", "checkpoint.keep", "head_warmup.batch", "head_warmup.images",
-    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb")
+    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb", "cam.every")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
     "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
@@ -83,5 +83,6 @@ def check(flat: Mapping[str, Any], source: str) -> None:
     need(not flat["train.compile"] or stage < 3, "train.compile",
          "does not work with deepspeed.zero_stage 3")
     need(0 <= flat["train.ema"] < 1, "train.ema", "must be at least 0 and below 1")
+    need(not flat["cam.ema"] or flat["train.ema"] > 0, "cam.ema", "needs train.ema above 0")
     need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
          "a custom backbone needs patch_size, embed_dim, depth and num_heads")

@@ -91,6 +91,14 @@ class CamConfig:
     late_high: float = setting(0.6, "high threshold of the CRE and URE masks, late")
     late_low: float = setting(0.35, "low threshold of the CRE and URE masks, late")
     late_after: int = setting(10000, "'late' begins after this iteration index")
+    precision: str = setting("auto", "of the forwards that only give CAMs: 'auto' (bf16 on a GPU "
+                             "that has it, else as training), 'model' (as training), or 'bf16'")
+    every: int = setting(1, "multi-scale CAMs in each k-th update; in the others the CAM of the "
+                         "training forward alone, which costs nothing. 1: always, as released")
+    ema: bool = setting(False, "CAMs from the average of the weights (train.ema), not from the "
+                        "weights of the update")
+    whole_patches: bool = setting(False, "round the sizes of the scales to whole patches; "
+                                  "False: int(scale·crop), as released")
     par_iterations: int = setting(10, "pixel-adaptive refinement rounds")
     par_dilations: tuple = setting((1, 2, 4, 8, 12, 24), "offsets of its neighbours in pixels")
 
@@ -185,7 +193,8 @@ class TrainConfig:
                                   "finite")
     ema: float = setting(0.0, "decay of an average of the weights for evaluation and inference; "
                          "0 = off, as released")
-    compile: str = setting("", "backend of torch.compile, such as 'inductor'; '' = off")
+    compile: str = setting("", "backend of torch.compile for the transformer's blocks, such as "
+                           "'inductor'; '' = off")
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,7 @@ CHOICES = {
     "data.pipeline": ("device", "pil"),
     "data.order": ("auto", "global", "shards"),
     "data.last_batch": ("drop", "carry"),
+    "cam.precision": ("auto", "model", "bf16"),
     "loss.mcl_form": ("plain", "mixed"),
     "loss.cre_similarity": ("dot", "cosine"),
     "loss.cre_reduction": ("released", "pairs"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from more.config.schema import Config
 from more.data.loader import Reading, parcels
 from more.data.shards.reader import ShardSet
 from more.engine import folders
+from more.engine.activations import step_activations
 from more.engine.build import make_plan
 from more.engine.checks import check_classes
 from more.engine.distributed import local_device
@@ -71,9 +72,21 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         "evaluation": {"steps": _due(train.iterations, config.eval.every) if val_set else [],
                        "images": min(config.eval.images or len(val_set), len(val_set))
                        if val_set else 0},
+        "checkpointing": config.model.gradient_checkpointing,
         "zero_stage": config.deepspeed.zero_stage, "offload": config.deepspeed.offload,
         "memory": _memory(config, split, world, sizes),
+        "activations": _activations(config, split.micro),
     }
+
+
+def _activations(config: Config, images: int) -> dict[str, dict[str, int]]:
+    """Bytes of a pass on a rank, without and with `model.gradient_checkpointing`."""
+    found = {}
+    for checkpointing in (False, True):
+        model = replace(config.model, gradient_checkpointing=checkpointing)
+        part = step_activations(replace(config, model=model), images)
+        found["checkpointing" if checkpointing else "plain"] = {**asdict(part), "peak": part.peak}
+    return found
 
 
 def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int]
@@ -174,8 +187,9 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         table.add_row(key, text)
     out.print(table)
     out.print(_memory_table(facts))
-    out.print("Activations come on top; ZeRO 3 also gathers layers while it needs them.",
-              highlight=False)
+    out.print(_activation_table(facts))
+    out.print("A rank's device needs the sum of both tables' last columns; ZeRO 3 also gathers "
+              "layers while it needs them.", highlight=False)
 
 
 def _memory_table(facts: dict[str, Any]) -> Table:
@@ -189,6 +203,21 @@ def _memory_table(facts: dict[str, Any]) -> Table:
         chosen = row["stage"] == facts["zero_stage"]
         table.add_row(f"{row['stage']}{' ←' if chosen else ''}",
                       *(_bytes(row[name]) if row[name] else "-" for name in columns),
+                      style="bold" if chosen else "")
+    return table
+
+
+def _activation_table(facts: dict[str, Any]) -> Table:
+    """Activations of a pass, without and with recomputed blocks."""
+    titles = {"kept": "kept for backward", "forward": "forward", "cam": "CAM views",
+              "losses": "labels, losses", "backward": "backward", "peak": "at most"}
+    table = Table("blocks", *titles.values(), title=f"activations of a pass of "
+                  f"{facts['batch']['micro']} images")
+    names = {"plain": "kept", "checkpointing": "recomputed"}
+    for key, name in names.items():
+        chosen = facts["checkpointing"] == (key == "checkpointing")
+        table.add_row(f"{name}{' ←' if chosen else ''}",
+                      *(_bytes(facts["activations"][key][part]) for part in titles),
                       style="bold" if chosen else "")
     return table
 

@@ -21,7 +21,8 @@ their parts (`param_persistence_threshold`). Buffers: stages 1 and 2 fill one bu
 is sent (`overlap_comm`), stage 3 has one, and stage 0 sends a flat copy of the gradients
 (`allreduce_bucket`).
 
-Left out: activations, layers that stage 3 gathers while it needs them, a few bytes of alignment.
+Left out: activations (`more.engine.activations` predicts them), layers that stage 3 gathers while
+it needs them, a few bytes of alignment.
 DeepSpeed's `estimate_zero2_model_states_mem_needs` and `…zero3…` assume 16-bit weights and an fp32
 copy of the gradients, 2 + 18/W and 18/W. With fp32 weights the first is right for one rank (20) and
 too low for more, the second too low by a tenth; so they are not used.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from more.data.shards.reader import ShardSet
 from more.engine import checkpoint, folders
 from more.engine.average import WeightAverage
 from more.engine.build import make_engine, make_objective, make_plan, make_transform
+from more.engine.cams import CamMaker
 from more.engine.checks import check_classes, check_same_model, out_of_memory
 from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
@@ -27,7 +27,6 @@ from more.engine.stop import StopRequest, write_status
 from more.engine.telemetry import Meter, Records, describe_run
 from more.engine.validate import validate
 from more.engine.watchdog import Watchdog
-from more.localization.maps import multi_scale
 from more.losses.objective import Batch
 from more.model.network import NetworkOutput
 
@@ -65,6 +64,8 @@ class Trainer:
         self.engine = make_engine(config, self.split, world, train_set, self.records.say,
                                   checkpoint.training_weights(source) if source else None)
         self.average = (WeightAverage(self.engine, config.train.ema) if config.train.ema else None)
+        self.cams = CamMaker(config, self.engine, self.objective,
+                             self.engine.module.encoder.patch_size, self.average)
         self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
                                         config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
@@ -150,7 +151,7 @@ class Trainer:
         images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
         output = in_float32(self.engine(self._as_weights(images)))
         tags = data["tags"].to(self.world.device)
-        cams, aux_cams = self._cams(images, tags, output, step)
+        cams, aux_cams = self.cams(self._as_weights(images), tags, output, step)
         batch = Batch(images=images, tags=tags, cams=cams,
                       aux_cams=aux_cams, box=data.get("box"),
                       keys=self._keys(data["slots"], output.patch_tokens.shape, step),
@@ -165,16 +166,6 @@ class Trainer:
     def _as_weights(self, images: torch.Tensor) -> torch.Tensor:
         """Images in the weights' precision (half under fp16)."""
         return images.half() if self.engine.fp16_enabled() else images
-
-    def _cams(self, images: torch.Tensor, tags: torch.Tensor, output: NetworkOutput,
-              step: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Multi-scale CAM and auxiliary CAM from the current weights, without gradient."""
-        if not self.objective.needs_cams(step):
-            return None, None
-        with torch.no_grad():
-            return multi_scale(partial(self.engine, mode="cam"), self._as_weights(images),
-                               self.config.cam.scales, relu=(True, True),
-                               first=(output.cam, output.aux_cam), tags=tags)
 
     def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor:
         """Uniform numbers for URE's choice: a function of seed, step and place in the batch."""

@@ -50,6 +50,7 @@ def multi_scale(
     first: Maps | None = None,
     normalise: bool = True,
     tags: Tensor | None = None,
+    multiple: int = 1,
 ) -> Maps:
     """Sum of maps over scales; at each scale the larger of image and mirror image (§4.4).
 
@@ -64,6 +65,9 @@ def multi_scale(
         normalise: apply `minmax` to the sum.
         tags: `[B, C]`; when given, only maps of present classes are resized and summed and the
             others are returned as zeros. The maps of present classes do not change by this.
+        multiple: sizes of the scales other than 1 are rounded to multiples of it, at least one.
+            With 1 (released) a size that is no multiple of the patch loses pixels at its right and
+            lower border, and its map is stretched by as much.
 
     Returns: a tuple of maps `[B, C, H, W]` in the order of `forward`.
     """
@@ -71,18 +75,48 @@ def multi_scale(
     chosen = None if tags is None else present_classes(tags)
     totals: list[Tensor] | None = None
     for scale in [1.0, *(s for s in scales if s != 1)]:
-        pairs = _views(forward, images, scale, first if scale == 1 else None)
+        pairs = _views(forward, resize(images, scaled_size(size, scale, multiple)),
+                       first if scale == 1 else None)
         classes = pairs[0][0].shape[1]
         maps = [_larger(pair, size, cut, chosen) for pair, cut in zip(pairs, relu, strict=True)]
         totals = maps if totals is None else [a.add_(b) for a, b in zip(totals, maps, strict=True)]
+    return _finish(totals, classes, normalise, chosen)
+
+
+@torch.no_grad()
+def single_scale(
+    first: Maps,
+    size: tuple[int, int],
+    relu: tuple[bool, ...],
+    normalise: bool = True,
+    tags: Tensor | None = None,
+) -> Maps:
+    """What `multi_scale` makes of the unmirrored images at scale 1 alone; nothing is run for it.
+
+    Args: first: maps `[B, C, h, w]`; size: of the images; the rest as in `multi_scale`.
+    Returns: a tuple of maps `[B, C, H, W]`.
+    """
+    chosen = None if tags is None else present_classes(tags)
+    maps = [_larger((m.detach(),), size, cut, chosen) for m, cut in zip(first, relu, strict=True)]
+    return _finish(maps, first[0].shape[1], normalise, chosen)
+
+
+def _finish(totals: list[Tensor], classes: int, normalise: bool, chosen) -> Maps:
     done = [minmax(total) if normalise else total for total in totals]
     return tuple(done if chosen is None else [_scatter(m, classes, *chosen) for m in done])
 
 
-def _views(forward, images: Tensor, scale: float, first: Maps | None) -> list[Maps]:
+def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
+    """Height and width of a view: `int(s·H)`, or rounded to multiples of `multiple`."""
+    if scale == 1:
+        return size
+    if multiple == 1:
+        return int(scale * size[0]), int(scale * size[1])
+    return tuple(max(multiple, round(scale * side / multiple) * multiple) for side in size)
+
+
+def _views(forward, images: Tensor, first: Maps | None) -> list[Maps]:
     """(map of the image, map of the mirror image turned back) for every kind of map."""
-    height, width = images.shape[-2:]
-    images = resize(images, (int(scale * height), int(scale * width)))
     mirrored = images.flip(-1)
     if first is not None:
         plain, turned = first, forward(mirrored)
@@ -98,8 +132,10 @@ def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:
         index = chosen[0][:, :, None, None]
         pair = tuple(m.gather(1, index.expand(-1, -1, *m.shape[-2:])) for m in pair)
     # A copy in float32: maps of `first` belong to the caller, and sums want the precision.
-    plain, turned = (resize(m.float() if m.dtype in _HALF else m, size) for m in pair)
-    larger = torch.maximum(plain, turned)
+    plain, *turned = (resize(m.float() if m.dtype in _HALF else m, size) for m in pair)
+    if not turned:
+        return plain.relu() if cut else plain.clone()
+    larger = torch.maximum(plain, turned[0])
     return larger.relu_() if cut else larger
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from more.localization.maps import present_classes, resize
 from more.localization.par import PixelAdaptiveRefinement
-from more.localization.regions import IGNORE, box_mask
+from more.localization.regions import IGNORE, box_mask, take_classes
 
 Levels = tuple[float, float]
+PIXELS = {"cpu": 2**14, "cuda": 2**24}  # refined at a time; an image is never divided
 
 
 @torch.no_grad()
@@ -38,31 +39,38 @@ def refined_label(
     """
     height, width = images.shape[-2:]
     half = (height // 2, width // 2)
-    classes, valid = present_classes(tags)
-    # Only present classes are carried along, padded to the most of any image in the batch.
-    index = classes[:, :, None, None].expand(-1, -1, *cams.shape[-2:])
-    strength = resize(cams.gather(1, index), half)
-    masks = _both_levels(strength, valid, (high, low))
-    refined = resize(par(resize(images, half), masks), (height, width))
-    above, below = (_class_numbers(run, classes) for run in refined.chunk(2, dim=1))
-    label = torch.where(below == 0, 0, IGNORE)
-    label = torch.where(above > 0, above, label)
+    # Large images one by one on a CPU: each with its own classes, its tensors in the cache.
+    limit = PIXELS.get(images.device.type, PIXELS["cuda"])
+    parts = [tensor.split(max(1, limit // (half[0] * half[1]))) for tensor in (images, cams, tags)]
+    label = torch.cat([_refined(*part, half, (high, low), par)
+                       for part in zip(*parts, strict=True)])
     if box is not None:
         label = label.masked_fill_(~box_mask(box, (height, width)), IGNORE)
     return label
 
 
-def _both_levels(strength: Tensor, valid: Tensor, levels: Levels) -> Tensor:
-    """Softmax over background and present classes, `[B, 2·(K+1), h, w]`.
+def _refined(images: Tensor, cams: Tensor, tags: Tensor, half: tuple[int, int], levels: Levels,
+             par: PixelAdaptiveRefinement) -> Tensor:
+    """Labels `[b, H, W]` of some images."""
+    classes, valid = present_classes(tags)
+    strength = resize(take_classes(cams, classes), half)
+    masks = par(resize(images, half), _both_levels(strength, valid, levels))
+    masks = resize(masks, tuple(images.shape[-2:]))
+    above, below = masks.chunk(2, dim=1)
+    top, place = above.max(dim=1)
+    values = (classes + 1).gather(1, place.flatten(1)).view_as(place)
+    # All masks with the background's sum to `gain`; of equal values the background's wins.
+    undecided = torch.where(par.gain - below.sum(dim=1) >= below.amax(dim=1), 0, IGNORE)
+    return torch.where(par.gain - above.sum(dim=1) >= top, undecided, values)
 
-    Padding gets minus infinity, hence probability 0, which PAR keeps at exactly 0.
+
+def _both_levels(strength: Tensor, valid: Tensor, levels: Levels) -> Tensor:
+    """Softmax over background and present classes without the background, `[B, 2·K, h, w]`.
+
+    The background is not carried along: it is what the others leave. Padding gets minus infinity,
+    hence probability 0, which PAR keeps at exactly 0.
     """
     strength = strength.masked_fill(~valid[:, :, None, None], float("-inf"))
     pad = (0, 0, 0, 0, 1, 0)  # one more channel in front
-    return torch.cat([F.pad(strength, pad, value=level).softmax(dim=1) for level in levels], dim=1)
-
-
-def _class_numbers(scores: Tensor, classes: Tensor) -> Tensor:
-    """Values 0..C from scores `[B, K+1, H, W]`, background first, and classes `[B, K]`."""
-    values = F.pad(classes + 1, (1, 0))
-    return values.gather(1, scores.argmax(dim=1).flatten(1)).view_as(scores[:, 0])
+    return torch.cat([F.pad(strength, pad, value=level).softmax(dim=1)[:, 1:] for level in levels],
+                     dim=1)

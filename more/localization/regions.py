@@ -7,14 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from more.localization.maps import present_classes
+
 IGNORE = 255
 MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
+SMALL = 2**16  # values of an image's maps below which picking the present ones costs more
 STD = (58.395, 57.12, 57.375)
 
 
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
     return cams * tags[:, :, None, None].to(cams.dtype)
+
+
+def take_classes(maps: Tensor, classes: Tensor) -> Tensor:
+    """A copy of the maps `[B, K, H, W]` of some classes `[B, K]` out of `[B, C, H, W]`."""
+    first = torch.arange(len(maps), device=maps.device)[:, None] * maps.shape[1]
+    taken = maps.flatten(0, 1).index_select(0, (classes + first).flatten())
+    return taken.unflatten(0, classes.shape)
 
 
 def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
@@ -68,8 +78,7 @@ def cam_to_label(
         raise ValueError("cam_to_label with ignore_middle needs the thresholds high and low")
     if not ignore_middle and background is None:
         raise ValueError("cam_to_label without ignore_middle needs the background threshold")
-    top, label = mask_cams(cams, tags).max(dim=1)
-    label = label + 1
+    top, label = _strongest(cams, tags, low if ignore_middle else background)
     if ignore_middle:
         label = label.masked_fill_(top <= high, IGNORE).masked_fill_(top <= low, 0)
     else:
@@ -77,6 +86,20 @@ def cam_to_label(
     if box is not None:
         label = label.masked_fill_(~box_mask(box, tuple(label.shape[-2:])), IGNORE)
     return label
+
+
+def _strongest(cams: Tensor, tags: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Largest value and its class number `[B, H, W]`; absent classes count as 0.
+
+    Values up to `floor` become background anyway. Where that includes 0 and the maps are large,
+    absent classes are never looked at: they could only win with a value of 0.
+    """
+    if floor < 0 or cams[0].numel() < SMALL:
+        top, label = mask_cams(cams, tags).max(dim=1)
+        return top, label + 1
+    classes, valid = present_classes(tags)
+    top, place = take_classes(cams, classes).mul_(valid[:, :, None, None]).max(dim=1)
+    return top, (classes + 1).gather(1, place.flatten(1)).view_as(place)
 
 
 def undo_normalisation(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from more.localization.regions import IGNORE
 from more.losses.precision import Reduce, counts, full
+
+CHUNK = 256  # patches whose similarities to all others are held at a time
+FEW = 2**17  # pairs of a batch up to which its images go together
+EPS = 1e-8  # least length of a feature
 
 
 def patch_affinity(labels: Tensor) -> Tensor:
@@ -37,11 +41,82 @@ def patch_contrast_loss(
 
     Returns: a scalar.
     """
-    unit = F.normalize(full(patch_tokens).flatten(2), dim=1, eps=1e-8)
-    similarity = (unit.transpose(1, 2) @ unit).abs()
-    affinity = patch_affinity(labels)
-    equal, different = ((affinity == value).to(similarity.dtype) for value in (1, 0))
-    numbers = counts([equal.sum(), different.sum()], reduce) + share
-    together = (similarity * equal).sum() / numbers[0]
-    apart = (similarity * different).sum() / numbers[1]
-    return 0.5 * (1 - together) + 0.5 * apart
+    rows, flat = full(patch_tokens).flatten(2).transpose(1, 2), labels.flatten(1).long()
+    numbers = counts([n.to(rows.dtype) for n in _pairs(flat)], reduce) + share
+    factors = torch.stack([-0.5 / numbers[0], 0.5 / numbers[1]])
+    gradient = torch.is_grad_enabled() and rows.requires_grad
+    return 0.5 + _WeightedSimilarity.apply(rows, flat, factors, gradient)
+
+
+def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of ordered pairs of two known patches, equal ones and different ones."""
+    known = (labels != IGNORE).long()
+    sizes = labels.new_zeros(len(labels), int(labels.max()) + 1).scatter_add_(1, labels, known)
+    alike, every = sizes.square().sum(), sizes.sum(dim=1).square().sum()
+    return alike - sizes.sum(), every - alike
+
+
+class _WeightedSimilarity(torch.autograd.Function):
+    """`Σ w·|cosine|` over pairs of known patches, w by whether their labels are equal.
+
+    Value and gradient are made together, for `CHUNK` patches at a time, so that neither a matrix
+    of all pairs is kept nor one computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, labels, factors, gradient) -> Tensor:
+        """rows `[B, N, D]`, labels `[B, N]`, factors `[2]` of equal and of different pairs."""
+        batch, count, _ = rows.shape
+        if batch * count**2 <= FEW:
+            total, found = _similarities(rows, labels, factors, gradient)
+        else:  # image by image, without the uncertain patches
+            total, found = rows.new_zeros(()), torch.zeros_like(rows) if gradient else None
+            for image, known in enumerate(labels != IGNORE):
+                places = known.nonzero()[:, 0]
+                part, slope = _similarities(rows[image].index_select(0, places)[None],
+                                            labels[image, places][None], factors, gradient)
+                total += part
+                if gradient:
+                    found[image, places] = slope[0]
+        ctx.save_for_backward(found)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream) -> tuple[Tensor, None, None, None]:
+        """Gradient for the rows only."""
+        return upstream * ctx.saved_tensors[0], None, None, None
+
+
+def _similarities(rows: Tensor, labels: Tensor, factors: Tensor,
+                  gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The sum over pairs in rows `[b, n, D]` and, where asked for, its gradient."""
+    length = rows.norm(dim=-1, keepdim=True)
+    unit = rows / length.clamp(min=EPS)
+    d_unit = torch.zeros_like(unit) if gradient else None
+    unknown, total = labels == IGNORE, rows.new_zeros(())
+    for start in range(0, rows.shape[1], CHUNK):
+        mine, rest = unit[:, start : start + CHUNK], unit[:, start:]
+        similarity = mine @ rest.transpose(1, 2)
+        weights = _weights(labels, unknown, start, factors)
+        if not gradient:
+            total += (similarity.abs_() * weights).sum()
+            continue
+        signed = similarity.sign().mul_(weights)
+        total += (similarity * signed).sum()
+        d_unit[:, start : start + CHUNK] += signed @ rest
+        d_unit[:, start:] += signed.transpose(1, 2) @ mine
+    if not gradient:
+        return total, None
+    along = (unit * d_unit).sum(dim=-1, keepdim=True) * (length > EPS)
+    return total, d_unit.addcmul_(unit, along, value=-1).div_(length.clamp_(min=EPS))
+
+
+def _weights(labels: Tensor, unknown: Tensor, start: int, factors: Tensor) -> Tensor:
+    """Weights of the pairs of a chunk's patches with themselves and all later ones."""
+    end = start + CHUNK
+    weights = torch.where(labels[:, start:end, None] == labels[:, None, start:], *factors)
+    weights.masked_fill_(unknown[:, start:end, None] | unknown[:, None, start:], 0)
+    weights.diagonal(dim1=1, dim2=2).fill_(0)
+    weights[:, :, end - start :] *= 2  # each pair of two chunks is met once
+    return weights

@@ -7,7 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from more.localization.maps import present_classes
 from more.losses.precision import Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count
@@ -41,30 +43,49 @@ def confident_region_loss(
 
     Returns: a scalar, 0 with zero gradient where nothing is confident.
     """
-    losses = _patch_losses(graph_tokens, patch_tokens, temperature, similarity)
-    classes = torch.arange(1, tags.shape[1] + 1, device=mask.device)[:, None]
-    positive = (mask.flatten(1)[:, None] == classes) & (tags > 0)[:, :, None]
-    kept = torch.where(positive, losses, 0.0)
+    # Only present classes count; padding of the list is excluded by `valid`.
+    present, valid = present_classes(tags)
+    tokens = graph_tokens.gather(1, present[..., None].expand(-1, -1, graph_tokens.shape[-1]))
+    positive = (mask.flatten(1)[:, None] == (present + 1)[..., None]) & valid[..., None]
+    numbers = positive.sum(dim=-1).to(torch.promote_types(tokens.dtype, torch.float32))
     if reduction == "pairs":
-        (pairs,) = counts([positive.sum().to(losses.dtype)], reduce)
-        return kept.sum() / (pairs + FLOOR * share)
-    if reduction != "released":
+        (pairs,) = counts([numbers.sum()], reduce)
+        factors = (1 / (pairs + FLOOR * share)).expand_as(numbers)
+    elif reduction == "released":
+        factors = 1 / (numbers + FLOOR) / len(tags)
+    else:
         raise ValueError(f"CRE reduction is 'released' or 'pairs', not {reduction!r}")
-    per_class = kept.sum(dim=-1) / (positive.sum(dim=-1) + FLOOR)
-    return per_class.sum(dim=1).mean()
-
-
-def _patch_losses(tokens: Tensor, patches: Tensor, temperature: float, similarity: str) -> Tensor:
-    """`ℓ` of every class and patch, `[B, C, N]`."""
-    patches = full(patches.detach()).flatten(2)
-    tokens = F.normalize(full(tokens), dim=-1, eps=1e-8)
+    patches = full(patch_tokens.detach()).flatten(2)
     if similarity == "cosine":
         patches = F.normalize(patches, dim=1, eps=1e-8)
     elif similarity != "dot":
         raise ValueError(f"CRE similarity is 'dot' or 'cosine', not {similarity!r}")
-    logits = tokens @ patches / temperature
-    floor = logits.new_full((*logits.shape[:2], 1), math.log(FLOOR))
-    total = torch.cat([logits, floor], dim=-1).logsumexp(dim=-1, keepdim=True)
-    # Where every exp underflows, the released code uses the constant -log(1 / (1 + 1e-4)).
-    dead = logits.amax(dim=-1, keepdim=True) < UNDERFLOW
-    return torch.where(dead, math.log1p(FLOOR), total - logits)
+    queries = F.normalize(full(tokens), dim=-1, eps=1e-8) / temperature
+    gradient = torch.is_grad_enabled() and queries.requires_grad
+    return _PositiveLosses.apply(queries, patches, positive, factors, gradient)
+
+
+class _PositiveLosses(torch.autograd.Function):
+    """`Σ factor·ℓ` over the positive pairs; value and gradient in one go over the patches."""
+
+    @staticmethod
+    def forward(ctx, queries, patches, positive, factors, gradient) -> Tensor:
+        """queries `[B, K, D]`, patches `[B, D, N]`, positive `[B, K, N]`, factors `[B, K]`."""
+        logits = queries @ patches
+        top = logits.amax(dim=-1, keepdim=True).clamp_(min=math.log(FLOOR))
+        exps = (logits - top).exp_()
+        sums = exps.sum(dim=-1, keepdim=True) + FLOOR * (-top).exp()
+        # Where every exp underflows, the released code uses the constant -log(1 / (1 + 1e-4)).
+        dead = logits.amax(dim=-1, keepdim=True) < UNDERFLOW
+        losses = torch.where(dead, math.log1p(FLOOR), sums.log() + top - logits)
+        if gradient:
+            number = positive.sum(dim=-1, keepdim=True)
+            slope = (exps * (number / sums) - positive.to(exps.dtype)) * factors[..., None]
+            ctx.save_for_backward(slope.masked_fill_(dead, 0) @ patches.transpose(1, 2))
+        return (losses.masked_fill_(~positive, 0).sum(dim=-1) * factors).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream) -> tuple[Tensor, None, None, None, None]:
+        """Gradient for the queries only."""
+        return upstream * ctx.saved_tensors[0], None, None, None, None

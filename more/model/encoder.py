@@ -26,11 +26,12 @@ BACKBONE_ADVICE = (
 class EncoderOutput(NamedTuple):
     """Normalised tokens of the last block, raw ones of the auxiliary block, and the grid.
 
-    `attention` [B,heads,C+N,C+N] is the last block's raw q·k, only where it was asked for.
+    `attention` [B,heads,C+N,C+N] is the last block's raw q·k, only where it was asked for. Class
+    and patch tokens are None where only the auxiliary ones were asked for.
     """
 
-    class_tokens: Tensor  # [B,C,D]
-    patch_tokens: Tensor  # [B,N,D]
+    class_tokens: Tensor | None  # [B,C,D]
+    patch_tokens: Tensor | None  # [B,N,D]
     aux_patch_tokens: Tensor  # [B,N,D]
     grid: tuple[int, int]
     attention: Tensor | None = None
@@ -86,16 +87,28 @@ class ClassTokenEncoder(nn.Module):
         """Recompute block activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
+    def compile_blocks(self, backend: str) -> None:
+        """Compile the blocks with a backend of torch.compile, each on its own.
+
+        They run the same code, so one compilation serves all of them: the start takes as long as
+        one block, not as the depth. A block is compiled again for other token counts (views of
+        other sizes) and without gradients; weights keep their names.
+        """
+        for block in self.blocks:
+            block.compile(backend=backend)
+
     def token_parameters(self) -> list[nn.Parameter]:
         """The parameters that are ours, not the backbone's: leading tokens and positions."""
         return [self.cls_token, self.pos_embed]
 
-    def forward(self, images: Tensor, with_attention: bool = False) -> EncoderOutput:
+    def forward(self, images: Tensor, with_attention: bool = False, only_aux: bool = False
+                ) -> EncoderOutput:
         """Encode normalised images [B,3,H,W]; pixels beyond the last whole patch are lost.
 
         Args:
             images: at least one patch high and wide.
             with_attention: also return the last block's raw q·k.
+            only_aux: stop at the block of the auxiliary tokens.
         """
         tokens, grid = self._embed(images)
         aux, attention = tokens, None
@@ -108,7 +121,11 @@ class ClassTokenEncoder(nn.Module):
                 tokens = self.norm(tokens)
             if index == self.aux_index:
                 aux = tokens
+                if only_aux:
+                    break
         leading = self.cls_token.shape[1]
+        if only_aux:
+            return EncoderOutput(None, None, aux[:, leading:], grid)
         return EncoderOutput(tokens[:, self.regularising_tokens:leading], tokens[:, leading:],
                              aux[:, leading:], grid, attention)
 

@@ -10,9 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from more.model.messages import message
 from more.model.precision import full_precision
 
 RESIDUAL = 0.1  # share of the graph's message that is added to a class token
+
+
+class Tails(nn.Linear):
+    """The projection of tails, `W t + b`; it can also score tails that are not made."""
+
+    def forward(self, tokens: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Tails of tokens [...,D]; with heads [B,C,D] instead the products e·(W t), [B,C,T].
+
+        The products lack e·b, which is one number for all tails of a head: their order is that
+        of the scores. No gradient flows through them.
+        """
+        if heads is None:
+            return super().forward(tokens)
+        with torch.no_grad(), full_precision(tokens, heads, self.weight) as (tokens, heads, weight):
+            return (heads @ weight) @ tokens.transpose(1, 2)
 
 
 class GraphCategoryRepresentation(nn.Module):
@@ -43,7 +59,7 @@ class GraphCategoryRepresentation(nn.Module):
         self.neighbours, self.gate = neighbours, gate
         self.output, self.similarity = output, similarity
         self.head = nn.Linear(dim, dim)
-        self.tail = nn.Linear(dim, dim)
+        self.tail = Tails(dim, dim)
         self.sum_branch = nn.Linear(dim, dim)
         self.product_branch = nn.Linear(dim, dim)
         # eps 1e-5 as released, although the ViT uses 1e-6; the paper's output has no norm.
@@ -55,17 +71,28 @@ class GraphCategoryRepresentation(nn.Module):
         The patch tokens are detached: no gradient reaches them through the graph.
         """
         patch_tokens = patch_tokens.detach()
-        if self.neighbours == "classes":
-            source = torch.cat([class_tokens, patch_tokens], dim=1)
-            count = class_tokens.shape[1] // 2
-        else:
-            source, count = patch_tokens, patch_tokens.shape[1] // 2
+        own = self.neighbours == "classes"
+        count = (class_tokens if own else patch_tokens).shape[1] // 2
+        sources = (class_tokens, patch_tokens) if own else (patch_tokens,)
         heads = self.head(class_tokens)
-        tails = self.tail(source)
+        message = self._message(heads, sources, count)
+        return self._combine(class_tokens, heads, message.to(heads.dtype))
+
+    def _message(self, heads: Tensor, sources: tuple[Tensor, ...], count: int) -> Tensor:
+        """Message [B,C,D] from the tails of all sources, in float32."""
+        tails = sum(source.shape[1] for source in sources)
+        if self.similarity == "dot" and 2 * heads.shape[1] * count <= tails:
+            # Few edges: choose with e·(W t) = (e·W)·t and make the tails of the chosen ones only.
+            products = [self.tail(source, heads) for source in sources]
+            index = self.best(torch.cat(products, dim=-1), count)
+            near = self.tail(_pick(sources, index))
+            with full_precision(heads, near) as (heads32, near32):
+                return message(heads32, near32, None, self._scale(heads32, None, index), self.gate)
+        # One call per source: patches need no gradient of their own.
+        tails = torch.cat([self.tail(source) for source in sources], dim=1)
         # A softmax over products of channel sums needs float32: its arguments reach thousands.
         with full_precision(heads, tails) as (heads32, tails32):
-            message = self.gather(heads32, tails32, count)
-        return self._combine(class_tokens, heads, message.to(heads.dtype))
+            return self.gather(heads32, tails32, count)
 
     def scores(self, heads: Tensor, tails: Tensor) -> Tensor:
         """Edge scores [B,C,T] of heads [B,C,D] and tails [B,T,D]."""
@@ -76,17 +103,21 @@ class GraphCategoryRepresentation(nn.Module):
 
     def gather(self, heads: Tensor, tails: Tensor, count: int) -> Tensor:
         """Message [B,C,D] of the `count` best tails of each head; zero for `count` 0."""
-        kept, index = self.scores(heads, tails).topk(count, dim=-1, sorted=False)  # [B,C,K]
-        batch = torch.arange(len(tails), device=tails.device)[:, None, None]
-        neighbours = tails[batch, index]  # [B,C,K,D]
-        share = kept.softmax(dim=-1)[..., None]  # [B,C,K,1]
-        # e + r with the mixed edge r = (1-p)·e + p·n.
-        gate = torch.tanh((2 - share) * heads[:, :, None] + share * neighbours)
-        if self.gate == "channel_sums":
-            weight = tails.sum(-1)[batch, index] * gate.sum(-1)
-        else:
-            weight = (neighbours * gate).sum(-1)
-        return torch.einsum("bck,bckd->bcd", weight.softmax(dim=-1), neighbours)
+        with torch.no_grad():
+            index = self.best(self.scores(heads, tails), count)
+        return message(heads, tails, index, self._scale(heads, tails, index), self.gate)
+
+    @staticmethod
+    def best(scores: Tensor, count: int) -> Tensor:
+        """Places [B,C,K] of the `count` largest of scores [B,C,T], in any order."""
+        return scores.topk(count, dim=-1, sorted=False).indices
+
+    def _scale(self, heads: Tensor, tails: Tensor | None, index: Tensor) -> Tensor:
+        """What makes a score of an edge's inner product, [B,C,K]."""
+        if self.similarity == "dot":
+            return heads.new_full(index.shape, heads.shape[-1] ** -0.5)
+        long = [x.norm(dim=-1).clamp(min=1e-12) for x in (heads, tails)]
+        return 1 / (long[0][..., None] * long[1].gather(1, index.flatten(1)).view(index.shape))
 
     def _combine(self, tokens: Tensor, heads: Tensor, message: Tensor) -> Tensor:
         if self.output == "released":
@@ -97,6 +128,18 @@ class GraphCategoryRepresentation(nn.Module):
         total = (F.leaky_relu(self.sum_branch(added))
                  + F.leaky_relu(self.product_branch(product)))
         return self.norm(total)
+
+
+def _pick(sources: tuple[Tensor, ...], index: Tensor) -> Tensor:
+    """Rows [B,C·K,D] of one or two sources [B,·,D] laid end to end."""
+    index = index.flatten(1)
+    batch = torch.arange(len(index), device=index.device)[:, None]
+    if len(sources) == 1:
+        return sources[0][batch, index]
+    first, second = sources
+    size = first.shape[1]
+    rows = second[batch, (index - size).clamp(min=0)].to(first.dtype)
+    return torch.where((index < size)[..., None], first[batch, index.clamp(max=size - 1)], rows)
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

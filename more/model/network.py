@@ -6,6 +6,7 @@ every use of a parameter. B batch, C classes, D channels, h×w token grid.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -72,25 +73,30 @@ class MoReNetwork(nn.Module):
             nn.init.zeros_(self.aux_classifier.weight)
         self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
 
-    def forward(self, images: Tensor, mode: str = "train"
-                ) -> NetworkOutput | tuple[Tensor, Tensor] | dict[str, Tensor] | Tensor:
+    def forward(self, images: Tensor, mode: str = "train", half: bool = False
+                ) -> NetworkOutput | tuple[Tensor, ...] | dict[str, Tensor] | Tensor:
         """Run the parts that `mode` needs on normalised images [B,3,H,W].
 
         Args:
             images: the batch.
-            mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "lam" → LAM [B,C,h,w];
-                "maps" → dict with cam, aux_cam, lam, logits; "segment" → seg_logits
-                [B,C+1,h,w]; "attention" → score maps [B,C,h,w]. The maps are signed, in float32
-                and detached.
+            mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "aux_cam" → (aux_cam,), with
+                fewer blocks; "lam" → LAM [B,C,h,w]; "maps" → dict with cam, aux_cam, lam, logits;
+                "segment" → seg_logits [B,C+1,h,w]; "attention" → score maps [B,C,h,w]. The maps
+                are signed, in float32 and detached. What a mode does not return is not computed.
+            half: run the encoder under bf16 autocast, whatever is set around it. (Set here, since
+                DeepSpeed's engine undoes an autocast around itself.)
 
         Raises:
             ValueError: unknown mode.
         """
-        runs = {"train": self._train_output, "cam": self._cams, "lam": self._lam,
-                "maps": self._maps, "segment": self._segment, "attention": self._score_maps}
+        runs = {"train": self._train_output, "cam": self._cams, "aux_cam": self._aux_cam,
+                "lam": self._lam, "maps": self._maps, "segment": self._segment,
+                "attention": self._score_maps}
         if mode not in runs:
             raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
-        return runs[mode](self.encoder(images, with_attention=mode == "attention"))
+        with torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext():
+            return runs[mode](self.encoder(images, with_attention=mode == "attention",
+                                           only_aux=mode == "aux_cam"))
 
     def class_maps(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs [B,C,h,w] of feature maps [B,D,h,w], main and auxiliary, float32.
@@ -98,11 +104,16 @@ class MoReNetwork(nn.Module):
         Signed scores; probabilities with "competitive" pooling.
         """
         if self.pooling != "competitive":
-            return (convolve(self.classifier, features),
-                    convolve(self.aux_classifier, aux_features))
+            return convolve(self.classifier, features), self.aux_class_maps(aux_features)
         scores = convolve(self.classifier, self.contest.prepare(features))
-        aux_scores = convolve(self.aux_classifier, self.aux_contest.prepare(aux_features))
-        return self.contest.probabilities(scores), self.aux_contest.probabilities(aux_scores)
+        return self.contest.probabilities(scores), self.aux_class_maps(aux_features)
+
+    def aux_class_maps(self, aux_features: Tensor) -> Tensor:
+        """The auxiliary one of `class_maps` alone."""
+        if self.pooling != "competitive":
+            return convolve(self.aux_classifier, aux_features)
+        scores = convolve(self.aux_classifier, self.aux_contest.prepare(aux_features))
+        return self.aux_contest.probabilities(scores)
 
     def class_logits(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B,C] of feature maps [B,D,h,w], main and auxiliary, float32."""
@@ -134,6 +145,10 @@ class MoReNetwork(nn.Module):
     @torch.no_grad()
     def _cams(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
         return self.class_maps(*feature_maps(encoded))
+
+    @torch.no_grad()
+    def _aux_cam(self, encoded: EncoderOutput) -> tuple[Tensor]:
+        return (self.aux_class_maps(as_map(encoded.aux_patch_tokens, encoded.grid)),)
 
     @torch.no_grad()
     def _lam(self, encoded: EncoderOutput) -> Tensor:
@@ -181,6 +196,10 @@ def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[
 
 def feature_maps(encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
     """Main and auxiliary patch tokens of the encoder as maps [B,D,h,w]."""
-    def as_map(tokens: Tensor) -> Tensor:
-        return tokens.transpose(1, 2).unflatten(2, encoded.grid)
-    return as_map(encoded.patch_tokens), as_map(encoded.aux_patch_tokens)
+    return (as_map(encoded.patch_tokens, encoded.grid),
+            as_map(encoded.aux_patch_tokens, encoded.grid))
+
+
+def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens [B,h·w,D] as a map [B,D,h,w]."""
+    return tokens.transpose(1, 2).unflatten(2, grid)

@@ -3,7 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from more.localization.maps import minmax, multi_scale, present_classes, resize
+from more.localization.maps import (
+    minmax,
+    multi_scale,
+    present_classes,
+    resize,
+    scaled_size,
+    single_scale,
+)
 
 SCALES = (1, 0.5, 1.5)
 
@@ -95,3 +102,33 @@ def test_present_classes_are_ascending_and_padded():
     assert classes.shape == (3, 2)
     assert classes[0].tolist() == [1, 3] and classes[2, 0] == 0
     assert valid.tolist() == [[True, True], [False, False], [True, False]]
+
+
+def test_the_first_maps_alone_are_one_view_of_the_formula():
+    forward, sizes = network()
+    x = images()
+    first = forward(x)
+    sizes.clear()
+    found = single_scale(first, x.shape[-2:], (True, False))
+    assert not sizes
+    for maps, kind, cut in zip(found, first, (True, False), strict=True):
+        large = resize(kind, (24, 32))
+        torch.testing.assert_close(maps, minmax(large.relu() if cut else large))
+    tags = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]]).float()
+    some = single_scale(first, x.shape[-2:], (True, False), tags=tags)
+    torch.testing.assert_close(some[1], found[1] * tags[:, :, None, None])
+    size = first[1].shape[-2:]
+    kept = first[1].clone()
+    single_scale(first, size, (True, False), normalise=False)[1].add_(1)
+    assert torch.equal(first[1], kept)
+
+
+def test_sizes_of_scales():
+    assert [scaled_size((448, 448), s) for s in (0.5, 0.75, 1.25, 1.5)] == [
+        (224, 224), (336, 336), (560, 560), (672, 672)]
+    assert scaled_size((224, 100), 0.75) == (168, 75)  # 10.5 patches of 16: the half is lost
+    assert scaled_size((224, 100), 0.75, 16) == (160, 80)
+    assert scaled_size((224, 100), 1, 16) == (224, 100) and scaled_size((20, 20), 0.1, 8) == (8, 8)
+    forward, sizes = network()
+    multi_scale(forward, images(), (1, 0.6), relu=(True, True), multiple=4)
+    assert sizes[1] == (6, 3, 16, 20)

@@ -53,3 +53,33 @@ def test_raw_attention_reproduces_the_last_block():
     weights = (raw * block.attn.head_dim ** -0.5).softmax(-1)
     mixed = (weights @ value.transpose(1, 2)).transpose(1, 2).reshape(batch, count, width)
     torch.testing.assert_close(block.attn.proj(mixed), applied)
+
+
+@torch.no_grad()
+def test_auxiliary_tokens_alone_take_fewer_blocks():
+    encoder = micro_network().encoder
+    whole, ran = encoder(images()), []
+    for index, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    alone = encoder(images(), only_aux=True)
+    assert ran == [0, 1] and alone.class_tokens is None and alone.patch_tokens is None
+    assert torch.equal(alone.aux_patch_tokens, whole.aux_patch_tokens)
+    assert alone.grid == whole.grid
+
+
+def test_blocks_compile_once_for_all_and_keep_names_and_results():
+    plain, compiled, graphs = micro_network(), micro_network(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    names = list(compiled.state_dict())
+    compiled.encoder.compile_blocks(backend)
+    assert list(compiled.state_dict()) == names
+    results = []
+    for network in (plain, compiled):
+        tokens = network.encoder(images()).patch_tokens
+        tokens.square().sum().backward()
+        results.append((tokens.detach(), network.encoder.blocks[0].attn.qkv.weight.grad))
+    torch.testing.assert_close(results[1], results[0])
+    assert len(graphs) == 1  # four blocks, one graph

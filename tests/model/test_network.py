@@ -180,3 +180,22 @@ def test_unfit_options_are_refused():
         micro_network(pooling="mean")
     with pytest.raises(UserError, match="smaller than a patch"):
         micro_network()(images(1, PATCH - 1, SIDE))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["max", "competitive"])
+def test_the_auxiliary_cam_alone_is_the_same(pooling):
+    network = micro_network(pooling=pooling)
+    (alone,) = network(images(), mode="aux_cam")
+    assert torch.equal(alone, network(images(), mode="cam")[1]) and not alone.requires_grad
+
+
+@torch.no_grad()
+def test_half_runs_the_encoder_in_bf16_and_gives_float32_maps():
+    network, seen = micro_network(), []
+    network.encoder.blocks[0].attn.qkv.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype))
+    exact, rough = (network(images(), mode="cam", half=half) for half in (False, True))
+    assert seen == [torch.float32, torch.bfloat16] and rough[0].dtype == torch.float32
+    worst = (exact[0] - rough[0]).abs().max() / exact[0].abs().max()
+    assert 0 < worst < 0.05

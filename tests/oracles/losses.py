@@ -49,6 +49,23 @@ def uncertain(tokens, patches, tags, positions):
     return torch.stack(losses).mean()
 
 
+def uncertain_by_class(tokens, patches, tags, positions):
+    """URE, one class at a time as well."""
+    losses = []
+    for b, places in enumerate(positions):
+        for y, x in places:
+            pull, push, present, absent = 0.0, 0.0, 0, 0
+            patch = unit(patches[b, :, y, x])
+            for k in range(len(tags[b])):
+                z = (unit(tokens[b, k].detach()) @ patch).abs()
+                if tags[b, k] > 0:
+                    pull, present = pull + z, present + 1
+                else:
+                    push, absent = push + z, absent + 1
+            losses.append(0.5 * (1 - pull / (present + 1)) + 0.5 * push / (absent + 1))
+    return torch.stack(losses).mean()
+
+
 def contrast(patches, labels):
     """PTC over all ordered pairs."""
     sums, numbers = [0.0, 0.0], [0, 0]

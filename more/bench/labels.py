@@ -1,0 +1,54 @@
+"""Labels from maps: thresholds, and PAR with two background levels."""
+
+from __future__ import annotations
+
+import torch
+
+from more.bench.kernels import NOTES, Kernel, Line, Results, compare, numbers, one_thread, oracle
+from more.bench.losses import HIGH, LOW, draw_cams, draw_tags
+from more.bench.tables import show_tables
+from more.localization.maps import resize
+from more.localization.par import PixelAdaptiveRefinement
+from more.localization.refined import refined_label
+from more.localization.regions import cam_to_label, mask_cams
+
+PATCH = 16  # pixels of a patch's side
+
+
+def kernels(classes: int, batch: int, patches: int) -> list[Kernel]:
+    """Label maps and refined labels at full size with their plain formulas."""
+    step, plain = oracle("step"), oracle("labels")
+    generator, side = torch.Generator().manual_seed(0), PATCH * patches
+    tags = draw_tags(classes, batch, generator)
+    cams = draw_cams(classes, batch, side, generator)
+    grain = torch.rand(batch, 3, side // 8, side // 8, generator=generator)
+    images = resize(grain, (side, side))
+    masked, par = mask_cams(cams, tags), PixelAdaptiveRefinement()
+
+    def label() -> Results:
+        return {"label": cam_to_label(cams, tags, HIGH, LOW)}
+
+    def plain_label() -> Results:
+        return {"label": torch.stack([step.patch_mask(c, t, HIGH, LOW)
+                                      for c, t in zip(cams, tags, strict=True)])}
+
+    def refined() -> Results:
+        return {"label": refined_label(images, masked, tags, HIGH, LOW, par)}
+
+    def plain_refined() -> Results:
+        return {"label": torch.stack([
+            plain.refined_label(*one, HIGH, LOW, par.dilations, par.iterations)
+            for one in zip(images, masked, tags, strict=True)])}
+
+    return [Kernel("label map", label, plain_label),
+            Kernel("refined labels", refined, plain_refined)]
+
+
+def run(classes: str, patches: int, batch: int, rounds: int, as_json: bool) -> None:
+    """Measure and print."""
+    lines: list[Line] = []
+    with one_thread(), torch.no_grad():
+        for count in numbers(classes, "--classes"):
+            lines += compare(kernels(count, batch, patches), rounds, classes=count)
+    about = {"pixels": PATCH * patches, "batch": batch, "rounds": rounds}
+    show_tables("labels", {"lines": lines}, about, NOTES, as_json)

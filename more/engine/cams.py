@@ -1,0 +1,96 @@
+"""The CAMs that an update learns from: which views are run, with which weights, how precisely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from more.config.schema import Config
+from more.engine.average import WeightAverage
+from more.localization.maps import multi_scale, scaled_size, single_scale
+from more.losses.objective import Objective
+from more.model.network import NetworkOutput
+
+RELU = (True, True)
+
+
+class CamMaker:
+    """Multi-scale CAM and auxiliary CAM of a batch, without gradient (method §4.4).
+
+    - The view of scale 1 is the training forward's; only its mirror image is run again.
+    - While no term needs the main CAM (the decoder's terms have not begun), views stop at the
+      auxiliary block, and the main CAM is the training forward's alone.
+    - `cam.every` = k: the views are run in updates 0, k, 2k, …; in the others both CAMs are the
+      training forward's alone.
+    - `cam.ema`: all views, scale 1 as well, are run with the average of the weights.
+
+    Args:
+        config: settings.
+        model: what is called with images and a mode: DeepSpeed's engine, or the network.
+        objective: says what an update needs.
+        patch: side of a patch in pixels.
+        average: of the weights, for `cam.ema`.
+    """
+
+    def __init__(self, config: Config, model: Callable[..., Any], objective: Objective, patch: int,
+                 average: WeightAverage | None = None):
+        self.cam, self.model, self.objective = config.cam, model, objective
+        self.half = half_views(config.cam.precision)
+        if config.cam.ema and average is None:
+            raise ValueError("cam.ema needs an average of the weights")
+        self.average = average if config.cam.ema else None
+        self.multiple = patch if config.cam.whole_patches else 1
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, tags: Tensor, output: NetworkOutput, step: int
+                 ) -> tuple[Tensor | None, Tensor | None]:
+        """CAM and auxiliary CAM `[B, C, H, W]` in 0..1 for an update; None where none is needed.
+
+        Args:
+            images: `[B, 3, H, W]` as the network takes them.
+            tags: `[B, C]`; the maps of absent classes are zero.
+            output: of the training forward on these images.
+            step: number of the update.
+        """
+        if not self.objective.needs_cams(step):
+            return None, None
+        size, first = tuple(images.shape[-2:]), (output.cam, output.aux_cam)
+        if step % self.cam.every:
+            return single_scale(first, size, RELU, tags=tags)
+        if needs_main(self.objective, step):
+            return self._views("cam", images, tags, first, RELU)
+        main = single_scale(first[:1], size, RELU[:1], tags=tags)
+        return main + self._views("aux_cam", images, tags, first[1:], RELU[1:])
+
+    def _views(self, mode: str, images: Tensor, tags: Tensor, first: tuple[Tensor, ...],
+               relu: tuple[bool, ...]) -> tuple[Tensor, ...]:
+        run = partial(self.model, mode=mode, half=self.half and images.dtype != torch.float16)
+        with self.average.in_place() if self.average else nullcontext():
+            return multi_scale(run, images, self.cam.scales, relu, tags=tags,
+                               first=None if self.average else first, multiple=self.multiple)
+
+
+def needs_main(objective: Objective, step: int) -> bool:
+    """Whether an update uses the main CAM: for the decoder's labels, and late for CRE and URE."""
+    decoder = objective.active("seg", step) or objective.active("energy", step)
+    return decoder or objective.compute_inactive or step > objective.recipe.late_after
+
+
+def half_views(precision: str) -> bool:
+    """Whether views that only give CAMs run in bf16 (`cam.precision`)."""
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def view_sizes(config: Config, patch: int) -> list[tuple[tuple[int, int], int]]:
+    """The forwards that only give CAMs, as ((height, width), views an image) of each."""
+    cam, crop = config.cam, config.data.crop
+    multiple = patch if cam.whole_patches else 1
+    return [((crop, crop), 2 if cam.ema else 1)] + [
+        (scaled_size((crop, crop), scale, multiple), 2) for scale in cam.scales if scale != 1]

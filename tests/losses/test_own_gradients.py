@@ -1,0 +1,99 @@
+"""Terms that make their gradient themselves: finite differences, division of work, checkpoints."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from more.losses import affinity
+from more.losses.affinity import patch_contrast_loss
+from more.losses.confident import confident_region_loss
+from tests.oracles import step
+from tests.oracles.losses import confident
+
+B, C, D, H, W = 3, 4, 5, 4, 3
+
+
+def case(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(B, C, D, generator=generator, dtype=dtype).requires_grad_()
+    patches = torch.randn(B, D, H, W, generator=generator, dtype=dtype).requires_grad_()
+    mask = torch.randint(0, 3, (B, H, W), generator=generator)
+    mask[torch.rand(B, H, W, generator=generator) < 0.25] = 255
+    tags = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 1], [1, 1, 1, 0.0]], dtype=dtype)
+    return tokens, patches, mask, tags
+
+
+def gradient(loss, x):
+    return torch.autograd.grad(loss, x)[0]
+
+
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_contrast_by_finite_differences(few, monkeypatch):
+    _, patches, mask, _ = case()
+    monkeypatch.setattr(affinity, "FEW", few)
+    assert torch.autograd.gradcheck(lambda p: patch_contrast_loss(p, mask), patches)
+
+
+@pytest.mark.parametrize("few", [0, 10**6])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_contrast_does_not_depend_on_the_chunk(chunk, few, monkeypatch):
+    _, patches, mask, _ = case()
+    monkeypatch.setattr(affinity, "CHUNK", chunk)
+    monkeypatch.setattr(affinity, "FEW", few)
+    loss, expected = patch_contrast_loss(patches, mask), step.contrast(patches, mask)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, patches), gradient(expected, patches))
+    with torch.no_grad():
+        torch.testing.assert_close(patch_contrast_loss(patches, mask), expected)
+
+
+def test_contrast_of_a_patch_without_length_is_finite():
+    _, patches, mask, _ = case(torch.float32)
+    patches = patches.detach().clone()
+    patches[0, :, 0, 0], mask[0, 0, 0] = 0, 1
+    patches.requires_grad_()
+    loss = patch_contrast_loss(patches, mask)
+    assert torch.isfinite(loss) and torch.isfinite(gradient(loss, patches)).all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("reduction", ["released", "pairs"])
+def test_confident_by_finite_differences(reduction, similarity):
+    tokens, patches, mask, tags = case()
+    assert torch.autograd.gradcheck(
+        lambda t: confident_region_loss(t, patches, mask, tags, 0.5, similarity, reduction), tokens)
+
+
+def test_confident_gives_classes_out_of_the_tags_nothing():
+    tokens, patches, mask, tags = case()
+    mask[1, 0, 0] = 3  # a class that image 1 does not have
+    loss = confident_region_loss(tokens, patches, mask, tags, 0.5)
+    expected = confident(tokens, patches, mask, tags, 0.5)
+    found = gradient(loss, tokens)
+    torch.testing.assert_close(found, gradient(expected, tokens))
+    assert not found[tags == 0].any() and found[1, 1].any()
+
+
+def test_both_inside_a_checkpoint_and_scaled():
+    tokens, patches, mask, tags = case()
+
+    def both(t, p):
+        return (3 * confident_region_loss(t, p, mask, tags, 0.5)
+                + 5 * patch_contrast_loss(p, mask))
+
+    whole = torch.autograd.grad(both(tokens, patches), [tokens, patches])
+    again = torch.autograd.grad(checkpoint(both, tokens, patches, use_reentrant=False),
+                                [tokens, patches])
+    alone = gradient(patch_contrast_loss(patches, mask), patches)
+    torch.testing.assert_close(again, whole, rtol=0, atol=0)
+    torch.testing.assert_close(whole[1], 5 * alone)
+
+
+def test_confident_where_all_exponentials_vanish_has_no_gradient():
+    """Also where the patches do not lie along the token."""
+    _, _, mask, _ = case()
+    tokens = torch.ones(B, C, D, dtype=torch.float64, requires_grad=True)
+    patches = torch.linspace(-1000, -3000, D, dtype=torch.float64)[:, None, None].expand(B, D, H, W)
+    tags = torch.tensor([[1.0, 0, 0, 0]] * B)
+    loss = confident_region_loss(tokens, patches, torch.ones_like(mask), tags, 0.5)
+    assert loss > 0 and not gradient(loss, tokens).any()
