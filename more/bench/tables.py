@@ -28,7 +28,11 @@ def show_tables(name: str, tables: Mapping[str, list[Line]], about: Mapping[str,
         return
     for title, lines in tables.items():
         if lines:
-            table = Table(*lines[0], title=title)
+            # Few lines: the widest table just fits into 80 columns.
+            table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+            for key in lines[0]:
+                number = all(isinstance(line[key], int | float | None) for line in lines)
+                table.add_column(key, justify="right" if number else "left")
             for line in lines:
                 table.add_row(*map(_cell, line.values()))
             Console().print(table)

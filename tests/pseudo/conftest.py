@@ -1,3 +1,19 @@
-"""Commands inside the test process, as in tests/command."""
+"""Commands inside the test process, as in tests/command; masks that one worker made."""
 
+from __future__ import annotations
+
+import pytest
+
+from more.pseudo.refine import refine
 from tests.command.conftest import run  # noqa: F401
+from tests.pseudo.sets import FAST, make_sets
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    """Seeds, data, and the masks that one worker process makes of them; not to be changed."""
+    root = tmp_path_factory.mktemp("sets")
+    seeds, data = make_sets(root)
+    tally = refine(seeds, data, root / "one", FAST, workers=1, rows_per_shard=3, progress=False)
+    assert (tally.done, tally.skipped, tally.failures) == (12, 0, [])
+    return seeds, data, root / "one"

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,12 +17,17 @@ import numpy as np
 from more.data.shards import writer as writer_module
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
+from more.filtering.crf import CRFParams
 from more.pseudo import refine_shard as module
 from more.pseudo.crumbs import read_crumb
+from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, encode_seed
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 POISON = "image-05"
+FAST = Refinement(CRFParams(iterations=3))
+# Where no process has to die, a thread runs the shards: no start-up time.
+INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
 
 
 def textured(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -15,26 +15,23 @@ from types import SimpleNamespace
 import pytest
 
 from more.errors import UserError
-from more.filtering.crf import CRFParams
 from more.pseudo import dask_crew
 from more.pseudo.executors import choose
 from more.pseudo.refine import open_pair, plan, refine
-from more.pseudo.refinement import Refinement
 from more.pseudo.workers import run_tasks
 from tests.conftest import ROOT
 from tests.launch.project import wait_for
 from tests.pseudo.sets import (
+    FAST,
+    INLINE,
     POISON,
     kill_the_worker_on,
     logged_shard,
-    make_sets,
     poisoned_shard,
     shard_bytes,
 )
 
 distributed = pytest.importorskip("distributed")
-FAST = Refinement(CRFParams(iterations=3))
-INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +50,6 @@ def cluster():
 @pytest.fixture(scope="module")
 def address(cluster) -> str:
     return cluster.scheduler_address.replace("tcp://", "dask://")
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Seeds, data, and the masks that one worker of this machine makes of them."""
-    root = tmp_path_factory.mktemp("sets")
-    seeds, data = make_sets(root)
-    run(seeds, data, root / "one", **INLINE)
-    return seeds, data, root / "one"
 
 
 @pytest.fixture

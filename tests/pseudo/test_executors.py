@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import pickle
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
-from more.filtering.crf import CRFParams
 from more.pseudo.crumbs import write_failures
 from more.pseudo.dask_worker import LostWorker, look_around, mark_name, run_once
 from more.pseudo.executors import choose
 from more.pseudo.mask_set import accounted, reopen, unfinished
 from more.pseudo.refine import open_pair, plan, refine
 from more.pseudo.refinement import Refinement
-from tests.pseudo.sets import make_sets
-
-FAST = Refinement(CRFParams(iterations=3))
-INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Seeds, data."""
-    root = tmp_path_factory.mktemp("sets")
-    seeds, data = make_sets(root)
-    return seeds, data
+from tests.pseudo.sets import FAST, INLINE
 
 
 @pytest.fixture
@@ -39,7 +25,7 @@ def spec(sets, tmp_path):
     (tmp_path / "masks").mkdir()
     how = replace(FAST, engine="lattice")
     rank = choose("local").rank
-    return plan(*open_pair(*sets, rank), tmp_path / "masks", how, 3)[0]
+    return plan(*open_pair(*sets[:2], rank), tmp_path / "masks", how, 3)[0]
 
 
 def run(seeds, data, out, **options):
@@ -86,15 +72,15 @@ def test_a_scheduler_file_or_a_refusal(tmp_path, sets):
     assert choose(file).address == file
     for value in ("dusk", "dask://", str(tmp_path / "none.json")):
         with pytest.raises(UserError, match="dask://HOST:PORT"):
-            run(*sets, tmp_path / "masks", executor=value)
+            run(*sets[:2], tmp_path / "masks", executor=value)
     assert not (tmp_path / "masks").exists()
 
 
 def test_a_shard_made_again_is_unfinished_until_then(sets, tmp_path):
     """A death in between must not leave a shard that lacks images and says nothing of it."""
-    run(*sets, tmp_path / "masks", **INLINE)
+    run(*sets[:2], tmp_path / "masks", **INLINE)
     engine = read_manifest(tmp_path / "masks").provenance["engine"]
-    specs = plan(*open_pair(*sets, choose("local").rank), tmp_path / "masks",
+    specs = plan(*open_pair(*sets[:2], choose("local").rank), tmp_path / "masks",
                  replace(FAST, engine=engine), 3)
     assert unfinished(specs, specs) == [] and all(map(accounted, specs))
     write_failures(specs[1].path, [("image-03", "why")])

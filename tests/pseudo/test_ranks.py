@@ -6,34 +6,19 @@ import json
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.filtering.crf import CRFParams
 from more.pseudo.ranks import Departure, Rank, rank_cores
 from more.pseudo.refine import refine
-from more.pseudo.refinement import Refinement
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
-from tests.pseudo.sets import POISON, full_disk_shard, make_sets, shard_bytes
+from tests.pseudo.sets import FAST, INLINE, POISON, full_disk_shard, shard_bytes
 
-FAST = Refinement(CRFParams(iterations=3))
 JOB = "tests.pseudo.rank_job"
-INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Seeds, data, and the masks that one worker makes of them."""
-    root = tmp_path_factory.mktemp("sets")
-    seeds, data = make_sets(root)
-    run(seeds, data, root / "one")
-    return seeds, data, root / "one"
 
 
 def run(seeds, data, out, **options):

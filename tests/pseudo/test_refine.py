@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,8 @@ from more.pseudo.refine import refine
 from more.pseudo.refinement import Refinement
 from tests.pseudo.sets import (
     CLASSES,
+    FAST,
+    INLINE,
     POISON,
     crashing_writer_shard,
     full_disk_shard,
@@ -30,20 +30,6 @@ from tests.pseudo.sets import (
     poisoned_shard,
     shard_bytes,
 )
-
-FAST = Refinement(CRFParams(iterations=3))
-# Where no process has to die, a thread runs the shards: no start-up time.
-INLINE = {"make_executor": partial(ThreadPoolExecutor, 1), "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """Seeds, data, and the masks that one worker makes of them."""
-    root = tmp_path_factory.mktemp("sets")
-    seeds, data = make_sets(root)
-    tally = refine(seeds, data, root / "one", FAST, workers=1, rows_per_shard=3, progress=False)
-    assert (tally.done, tally.skipped, tally.failures) == (12, 0, [])
-    return seeds, data, root / "one"
 
 
 def run(seeds: Path, data: Path, out: Path, **options):
