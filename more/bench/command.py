@@ -31,12 +31,10 @@ def data(
 
     Example: `python -m more bench data --data data/voc_train`
     """
+    one_of("--pipeline", pipeline, ("device", "pil"))
     from more.bench.data import bench_data, write_pictures
     from more.bench.measure import show
-    from more.errors import UserError
 
-    if pipeline not in ("device", "pil"):
-        raise UserError(f"--pipeline {pipeline}: unknown", "choose device or pil")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="more-bench-") as scratch:
         plain = Path(scratch) / "plain"

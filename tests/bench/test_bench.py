@@ -49,7 +49,7 @@ def test_bench_data_is_consistent():
 
 def test_bench_data_refuses_another_pipeline():
     done = command("bench", "data", "--pipeline", "gpu")
-    assert done.returncode == 2 and "choose device or pil" in done.stderr
+    assert done.returncode == 2 and "choose one of device, pil" in done.stderr
 
 
 def test_bench_train_is_consistent(tmp_path):
