@@ -135,6 +135,7 @@ def test_a_picture_of_the_parts(tmp_path):
         draw_parts(parts, tmp_path / "missing" / "step.png", "title")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     file, picture = tmp_path / "small.py", tmp_path / "step.png"
     file.write_text(SMALL)

@@ -80,8 +80,8 @@ class RealStep:
 
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [
-    ("fp32", False), ("bf16", True), pytest.param("fp32", True, marks=pytest.mark.slow),
-    pytest.param("bf16", False, marks=pytest.mark.slow)])
+    ("fp32", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in
+                       (("bf16", True), ("fp32", True), ("bf16", False)))])
 def test_the_prediction_is_what_a_step_takes(tiny, precision, checkpointing):
     config = settings(tiny, precision=precision, **{"model.gradient_checkpointing": checkpointing})
     found, step = step_activations(config, IMAGES), RealStep(config)

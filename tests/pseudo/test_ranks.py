@@ -54,6 +54,7 @@ def test_two_ranks_at_once_make_the_same_bytes(sets, tmp_path):
     assert shard_bytes(tmp_path / "masks") == shard_bytes(sets[2])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(250)
 def test_a_poison_image_ends_neither_its_rank_nor_the_other(sets, tmp_path):
     """Fault 24 under torchrun: all other images are there, the exit code is not 0."""
