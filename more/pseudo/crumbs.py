@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from more.data.shards.format import TEMPORARY, sidecar_path, to_json, write_atomic
+from more.data.shards.format import MANIFEST, TEMPORARY, sidecar_path, to_json, write_atomic
 from more.data.shards.manifest import ShardEntry
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
@@ -86,6 +86,13 @@ def read_failures(shard: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     return [(image_id, reason) for image_id, reason in json.loads(path.read_text("utf-8"))]
+
+
+def reopen_shard(shard: Path) -> None:
+    """The shard and its set are unfinished from now on, whatever the shard lacked before."""
+    (shard.parent / MANIFEST).unlink(missing_ok=True)
+    sidecar_path(shard).unlink(missing_ok=True)  # first: without it no list of failures counts
+    drop_failures(shard)
 
 
 def finish_shard(writer: ShardWriter, shard: Path,

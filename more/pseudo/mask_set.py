@@ -21,7 +21,7 @@ from more.data.shards.manifest import (
     write_manifest,
 )
 from more.errors import UserError
-from more.pseudo.crumbs import drop_failures, read_failures
+from more.pseudo.crumbs import read_failures, reopen_shard
 from more.pseudo.refine_shard import ShardSpec
 
 TRIES = 3
@@ -44,9 +44,7 @@ def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[Sha
 def reopen(specs: Sequence[ShardSpec]) -> None:
     """From now on these shards and the set are unfinished, whatever they lacked before."""
     for spec in specs:
-        (Path(spec.out) / MANIFEST).unlink(missing_ok=True)
-        sidecar_path(spec.path).unlink(missing_ok=True)  # first: a list of failures without an
-        drop_failures(spec.path)                         # entry leaves the shard unfinished
+        reopen_shard(spec.path)
 
 
 def sweep(specs: Sequence[ShardSpec]) -> None:

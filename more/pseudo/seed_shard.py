@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import torch
 
 from more.data.shards.codec import decode_image
-from more.data.shards.format import MANIFEST, shard_name, sidecar_path
+from more.data.shards.format import shard_name
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.pseudo.crumbs import drop_failures, failure_reason, finish_shard
+from more.pseudo.crumbs import failure_reason, finish_shard, reopen_shard
 from more.pseudo.localizer import Localizer
 from more.pseudo.seeds import encode_seed
 
@@ -78,7 +78,7 @@ class SeedShards:
             id and reason of each image that failed: it has no row in any of the kinds.
         """
         for kind in kinds:
-            self._reopen(kind, shard)
+            reopen_shard(self.path(kind, shard))
         writers = {kind: ShardWriter(self.path(kind, shard), "seeds", self.source.class_names,
                                      self.provenance[kind]) for kind in kinds}
         failures: list[tuple[str, str]] = []
@@ -88,13 +88,6 @@ class SeedShards:
         for kind, writer in writers.items():
             finish_shard(writer, self.path(kind, shard), failures)
         return failures
-
-    def _reopen(self, kind: str, shard: int) -> None:
-        """The shard and its set are unfinished from now on."""
-        path = self.path(kind, shard)
-        (self.folders[kind] / MANIFEST).unlink(missing_ok=True)
-        sidecar_path(path).unlink(missing_ok=True)  # first: without it no list counts
-        drop_failures(path)
 
     def _batches(self, rows: range) -> Iterator[list[tuple[int, Future[torch.Tensor]]]]:
         """Rows with their images, one batch being computed while the next is prepared."""

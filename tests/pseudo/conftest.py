@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from more.pseudo.refine import refine
+from more.pseudo.ranks import Rank
+from more.pseudo.refine import open_pair, plan, refine
 from tests.command.conftest import run  # noqa: F401
 from tests.pseudo.sets import FAST, make_sets
 
@@ -17,3 +20,11 @@ def sets(tmp_path_factory):
     tally = refine(seeds, data, root / "one", FAST, workers=1, rows_per_shard=3, progress=False)
     assert (tally.done, tally.skipped, tally.failures) == (12, 0, [])
     return seeds, data, root / "one"
+
+
+@pytest.fixture
+def spec(sets, tmp_path):
+    """A shard of a job whose output folder exists."""
+    (tmp_path / "masks").mkdir()
+    how = replace(FAST, engine="lattice")
+    return plan(*open_pair(*sets[:2], Rank()), tmp_path / "masks", how, 3)[0]

@@ -16,8 +16,7 @@ import pytest
 
 from more.errors import UserError
 from more.pseudo import dask_crew
-from more.pseudo.executors import choose
-from more.pseudo.refine import open_pair, plan, refine
+from more.pseudo.refine import refine
 from more.pseudo.workers import run_tasks
 from tests.conftest import ROOT
 from tests.launch.project import wait_for
@@ -50,15 +49,6 @@ def cluster():
 @pytest.fixture(scope="module")
 def address(cluster) -> str:
     return cluster.scheduler_address.replace("tcp://", "dask://")
-
-
-@pytest.fixture
-def spec(sets, tmp_path):
-    """A shard of a job whose output folder exists."""
-    (tmp_path / "masks").mkdir()
-    how = replace(FAST, engine="lattice")
-    rank = choose("local").rank
-    return plan(*open_pair(*sets[:2], rank), tmp_path / "masks", how, 3)[0]
 
 
 def run(seeds, data, out, **options):

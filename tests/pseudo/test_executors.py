@@ -19,15 +19,6 @@ from more.pseudo.refinement import Refinement
 from tests.pseudo.sets import FAST, INLINE
 
 
-@pytest.fixture
-def spec(sets, tmp_path):
-    """A shard of a job whose output folder exists."""
-    (tmp_path / "masks").mkdir()
-    how = replace(FAST, engine="lattice")
-    rank = choose("local").rank
-    return plan(*open_pair(*sets[:2], rank), tmp_path / "masks", how, 3)[0]
-
-
 def run(seeds, data, out, **options):
     options = {"how": FAST, "rows_per_shard": 3, "progress": False, **options}
     return refine(seeds, data, out, **options)
