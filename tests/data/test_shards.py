@@ -68,6 +68,21 @@ def test_same_input_same_bytes(tmp_path):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
+def test_same_bytes_also_where_datasets_are_closed_late(tmp_path, monkeypatch):
+    """As h5py does when another thread holds its lock (a dask worker's event loop)."""
+    first, kept, create = small_set(tmp_path / "a"), [], h5py.File.create_dataset
+
+    def keep(*args, **options):
+        kept.append(create(*args, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(h5py.File, "create_dataset", keep)
+    second = small_set(tmp_path / "b")
+    assert kept
+    for path in sorted(first.iterdir()):
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
 def test_reading(tmp_path):
     shards = ShardSet(small_set(tmp_path))
     assert len(shards) == 15 and shards.locate(7) == (1, 2) and shards.shard_rows == [5, 5, 5]

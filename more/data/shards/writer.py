@@ -171,9 +171,10 @@ class ShardWriter:
 
 def _dataset(file: h5py.File, name: str, array: np.ndarray) -> None:
     """A chunked dataset with fletcher32; chunks of 64 KiB for bytes, one chunk for the rest."""
-    array = np.ascontiguousarray(array)
-    if array.size == 0:  # no class or no payload: HDF5 cannot chunk what is empty
-        file.create_dataset(name, data=array)
-        return
-    chunks = (min(CHUNK_BYTES, array.size),) if name.endswith("/bytes") else array.shape
-    file.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
+    array, how = np.ascontiguousarray(array), {}
+    if array.size:  # no class or no payload: HDF5 cannot chunk what is empty
+        chunks = (min(CHUNK_BYTES, array.size),) if name.endswith("/bytes") else array.shape
+        how = {"chunks": chunks, "fletcher32": True}
+    # A dataset gets its place in the file when it is flushed. Without this call that is when it is
+    # closed, and beside other threads h5py closes late: the same content, in another order.
+    file.create_dataset(name, data=array, **how).flush()
