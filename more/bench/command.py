@@ -137,6 +137,7 @@ Patches = Annotated[int, typer.Option(min=7, help="patches on a side of the imag
 BatchSize = Annotated[int, typer.Option(min=1, help="images in a batch")]
 Dim = Annotated[int, typer.Option(min=1, help="channels of tokens and patches")]
 Rounds = Annotated[int, typer.Option(min=1, help="rounds that count")]
+Device = Annotated[str, typer.Option(help="cpu (one thread), cuda or cuda:N")]
 
 
 @app.command()
@@ -149,6 +150,7 @@ def losses(
     growth: Annotated[bool, typer.Option(
         help="time against classes and patches instead, with fitted exponents")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG file for --growth")] = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """URE, CRE, PTC and the graph's layer against their formulas in plain loops.
@@ -157,7 +159,7 @@ def losses(
     """
     from more.bench.losses import run
 
-    run(classes, patches, batch, dim, rounds, growth, plot, as_json)
+    run(classes, patches, batch, dim, rounds, growth, plot, device, as_json)
 
 
 @app.command()
@@ -166,6 +168,7 @@ def labels(
     patches: Patches = 28,
     batch: BatchSize = 4,
     rounds: Rounds = 5,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Label maps and PAR-refined labels at 16 pixels a patch, against plain formulas.
@@ -174,7 +177,7 @@ def labels(
     """
     from more.bench.labels import run
 
-    run(classes, patches, batch, rounds, as_json)
+    run(classes, patches, batch, rounds, device, as_json)
 
 
 @app.command(name="filter")
@@ -183,6 +186,7 @@ def filter_command(
     patches: Patches = 28,
     batch: BatchSize = 4,
     rounds: Rounds = 3,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """The dense energy at 8 pixels a patch, value and gradient, against a plain lattice.
@@ -191,4 +195,4 @@ def filter_command(
     """
     from more.bench.filter import run
 
-    run(classes, patches, batch, rounds, as_json)
+    run(classes, patches, batch, rounds, device, as_json)

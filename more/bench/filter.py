@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from more.bench.kernels import NOTES, Kernel, Line, Results, compare, numbers, one_thread, oracle
+from more.bench.kernels import (
+    CPU,
+    NOTES,
+    Kernel,
+    Line,
+    Results,
+    chosen_device,
+    compare,
+    numbers,
+    one_thread,
+    oracle,
+)
 from more.bench.losses import HIGH, LOW, draw_cams, draw_tags
 from more.bench.tables import show_tables
 from more.localization.maps import resize
@@ -14,16 +25,17 @@ from more.losses.energy import dense_energy
 PATCH = 8  # pixels of the energy's images per patch
 
 
-def kernels(classes: int, batch: int, patches: int) -> list[Kernel]:
+def kernels(classes: int, batch: int, patches: int, device: torch.device = CPU) -> list[Kernel]:
     """The energy of background and `classes` classes, ours and by a plain lattice."""
     plain = oracle("lattice")
     generator, side = torch.Generator().manual_seed(0), PATCH * patches
     logits = 3 * torch.randn(batch, classes + 1, patches, patches, generator=generator)
-    logits = resize(logits, (side, side)).requires_grad_()
+    logits = resize(logits, (side, side)).to(device).requires_grad_()
     images = 255 * torch.rand(batch, 3, max(2, side // 8), max(2, side // 8), generator=generator)
     images = resize(images, (side, side))
     tags = draw_tags(classes, batch, generator)
     labels = cam_to_label(draw_cams(classes, batch, side, generator), tags, HIGH, LOW)
+    images, labels = images.to(device), labels.to(device)
 
     def results(loss: torch.Tensor) -> Results:
         return {"energy": loss.detach(), "gradient": torch.autograd.grad(loss, logits)[0]}
@@ -33,12 +45,13 @@ def kernels(classes: int, batch: int, patches: int) -> list[Kernel]:
                    tolerance=5e-4)]
 
 
-def run(classes: str, patches: int, batch: int, rounds: int, as_json: bool) -> None:
+def run(classes: str, patches: int, batch: int, rounds: int, device: str, as_json: bool) -> None:
     """Measure and print."""
     lines: list[Line] = []
+    where = chosen_device(device)
     with one_thread():
         for count in numbers(classes, "--classes"):
-            lines += compare(kernels(count, batch, patches), rounds, classes=count,
-                             channels=count + 1)
-    about = {"pixels": PATCH * patches, "batch": batch, "rounds": rounds}
+            lines += compare(kernels(count, batch, patches, where), rounds, where,
+                             classes=count, channels=count + 1)
+    about = {"device": str(where), "pixels": PATCH * patches, "batch": batch, "rounds": rounds}
     show_tables("filter", {"lines": lines}, about, NOTES, as_json)

@@ -23,7 +23,7 @@ from more.engine.build import make_network
 from more.engine.cams import view_sizes
 from more.engine.livebytes import without_memory
 
-GEMM = (2048, 1024, 1024)
+GEMM = {"cpu": (2048, 1024, 1024), "cuda": (8192, 8192, 8192)}  # rows, inner side, columns
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
@@ -96,7 +96,7 @@ def step_flops(config: Config, images: int) -> dict[str, int]:
 
 def gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, rounds: int = 9) -> float:
     """Operations a second of the best of some large matrix products."""
-    rows, inner, columns = GEMM
+    rows, inner, columns = GEMM[device.type]
     a = torch.randn(rows, inner, device=device, dtype=dtype)
     b = torch.randn(inner, columns, device=device, dtype=dtype)
     return 2 * rows * inner * columns / min(_seconds(lambda: a @ b, device) for _ in range(rounds))

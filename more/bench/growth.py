@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from more.bench.kernels import Line, spent
+from more.bench.kernels import CPU, Line, spent
 from more.bench.losses import draw, our_losses
 from more.bench.tables import show_tables
 from more.model.graph import GraphCategoryRepresentation
@@ -22,16 +22,16 @@ NOTES = ["exponents: slope of log time over log C (28² patches) and log N (80 c
 
 
 def measure(batch: int, dim: int, rounds: int, classes: tuple[int, ...] = CLASSES,
-            patches: tuple[int, ...] = PATCHES) -> list[Line]:
+            patches: tuple[int, ...] = PATCHES, device: torch.device = CPU) -> list[Line]:
     """Milliseconds of every loss, one line per loss and size, median of rounds."""
     lines = []
     for count in classes:
         for side in patches:
             torch.manual_seed(0)
-            graph = GraphCategoryRepresentation(dim)
-            for name, work in our_losses(draw(count, batch, side, dim), graph).items():
+            graph = GraphCategoryRepresentation(dim).to(device)
+            for name, work in our_losses(draw(count, batch, side, dim, device), graph).items():
                 work()
-                seconds = statistics.median(spent(work) for _ in range(rounds))
+                seconds = statistics.median(spent(work, device) for _ in range(rounds))
                 lines.append({"what": name, "classes": count, "patches": side**2,
                               "ms": 1e3 * seconds})
     return lines
@@ -85,12 +85,14 @@ def draw_plot(lines: list[Line], fits: list[Line], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def show_growth(batch: int, dim: int, rounds: int, plot: Path | None, as_json: bool) -> None:
+def show_growth(batch: int, dim: int, rounds: int, plot: Path | None, device: torch.device,
+                as_json: bool) -> None:
     """Measure, print, and draw where a file is named."""
-    lines = measure(batch, dim, rounds)
+    lines = measure(batch, dim, rounds, device=device)
     fits = exponents(lines)
     if plot is not None:
         draw_plot(lines, fits, plot)
     notes = [*NOTES, *([f"plot: {plot}"] if plot is not None else [])]
     show_tables("losses", {"lines": lines, "exponents": fits},
-                {"batch": batch, "dim": dim, "rounds": rounds}, notes, as_json)
+                {"device": str(device), "batch": batch, "dim": dim, "rounds": rounds}, notes,
+                as_json)

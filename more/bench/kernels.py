@@ -20,12 +20,13 @@ from more.errors import UserError
 
 Results = dict[str, Tensor]
 Line = dict[str, Any]
+CPU = torch.device("cpu")
 LABELS_MAY_DIFFER = 1e-5  # part of the pixels: where scores tie, the order of summation decides
 NOTES = [
-    "ms: processor time of one thread, forward and backward, median of rounds in turn. ratio: how "
-    "often as fast as the plain formula. MB: most bytes allocated at once beyond the inputs, from "
-    "the allocator's own events. gap: largest difference of values and gradients relative to the "
-    "largest value; of labels, the part that differs.",
+    "ms: processor time of one thread (on a GPU the time until it has finished), forward and "
+    "backward, median of rounds in turn. ratio: how often as fast as the plain formula. MB: most "
+    "bytes allocated at once beyond the inputs, from the allocator itself. gap: largest difference "
+    "of values and gradients relative to the largest value; of labels, the part that differs.",
 ]
 
 
@@ -77,43 +78,76 @@ def difference(found: Results, expected: Results) -> float:
     return worst
 
 
-def compare(kernels: list[Kernel], rounds: int, **about: Any) -> list[Line]:
+def chosen_device(name: str) -> torch.device:
+    """The device to measure on.
+
+    Raises:
+        UserError: not "cpu", "cuda" or "cuda:N", or not there.
+    """
+    from more.pseudo.predict import choose_device
+
+    return choose_device(name or "cpu")
+
+
+def compare(kernels: list[Kernel], rounds: int, device: torch.device = CPU,
+            **about: Any) -> list[Line]:
     """Lines of a table, one per kernel; results are held against each other before any timing.
+
+    Args:
+        kernels: with inputs on the device.
+        rounds: that count.
+        device: where they run.
+        about: columns that all lines share.
 
     Raises:
         RuntimeError: ours and the plain formula differ.
     """
-    lines = []
-    for kernel in kernels:
-        expected = kernel.plain()
-        gap = difference(kernel.ours(), expected)
-        whole = not any(value.is_floating_point() for value in expected.values())
-        if not gap <= (LABELS_MAY_DIFFER if whole else kernel.tolerance):
-            raise RuntimeError(f"{kernel.name}: the results differ by {gap:.2g}, so their times "
-                               "say nothing")
-        del expected
-        seconds = alternate({"ours": lambda k=kernel: spent(k.ours),
-                             "plain": lambda k=kernel: spent(k.plain)}, rounds)
-        ours, plain = peak_bytes(kernel.ours), peak_bytes(kernel.plain)
-        lines.append({"what": kernel.name, **about, "ms": 1e3 * seconds["ours"],
-                      "plain ms": 1e3 * seconds["plain"],
-                      "ratio": seconds["plain"] / seconds["ours"], "MB": ours / 1e6,
-                      "plain MB": plain / 1e6, "MB ratio": ours / plain, "gap": gap})
-    return lines
+    with device:  # what the plain formulas make without naming a device
+        return [_compare(kernel, rounds, device, about) for kernel in kernels]
 
 
-def spent(work: Callable[[], Any]) -> float:
-    """Processor seconds of one call: other processes on the machine do not count."""
-    started = time.process_time()
+def _compare(kernel: Kernel, rounds: int, device: torch.device, about: Line) -> Line:
+    expected = kernel.plain()
+    gap = difference(kernel.ours(), expected)
+    whole = not any(value.is_floating_point() for value in expected.values())
+    if not gap <= (LABELS_MAY_DIFFER if whole else kernel.tolerance):
+        raise RuntimeError(f"{kernel.name}: the results differ by {gap:.2g}, so their times "
+                           "say nothing")
+    del expected
+    seconds = alternate({"ours": lambda: spent(kernel.ours, device),
+                         "plain": lambda: spent(kernel.plain, device)}, rounds)
+    ours, plain = (peak_bytes(work, device) for work in (kernel.ours, kernel.plain))
+    return {"what": kernel.name, **about, "ms": 1e3 * seconds["ours"],
+            "plain ms": 1e3 * seconds["plain"], "ratio": seconds["plain"] / seconds["ours"],
+            "MB": ours / 1e6, "plain MB": plain / 1e6, "MB ratio": ours / plain, "gap": gap}
+
+
+def spent(work: Callable[[], Any], device: torch.device = CPU) -> float:
+    """Processor seconds of one call: other processes on the machine do not count.
+
+    On a GPU: seconds until it has finished.
+    """
+    clock = time.process_time
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        clock = time.perf_counter
+    started = clock()
     work()
-    return time.process_time() - started
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - started
 
 
-def peak_bytes(work: Callable[[], Any]) -> int:
+def peak_bytes(work: Callable[[], Any], device: torch.device = CPU) -> int:
     """Most bytes that a call has allocated at once, its results and all temporaries included.
 
     Read from the allocator's own events (torch profiler); what lived before does not count.
     """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()

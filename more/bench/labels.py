@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from more.bench.kernels import NOTES, Kernel, Line, Results, compare, numbers, one_thread, oracle
+from more.bench.kernels import (
+    CPU,
+    NOTES,
+    Kernel,
+    Line,
+    Results,
+    chosen_device,
+    compare,
+    numbers,
+    one_thread,
+    oracle,
+)
 from more.bench.losses import HIGH, LOW, draw_cams, draw_tags
 from more.bench.tables import show_tables
 from more.localization.maps import resize
@@ -15,14 +26,14 @@ from more.localization.regions import cam_to_label, mask_cams
 PATCH = 16  # pixels of a patch's side
 
 
-def kernels(classes: int, batch: int, patches: int) -> list[Kernel]:
+def kernels(classes: int, batch: int, patches: int, device: torch.device = CPU) -> list[Kernel]:
     """Label maps and refined labels at full size with their plain formulas."""
     step, plain = oracle("step"), oracle("labels")
     generator, side = torch.Generator().manual_seed(0), PATCH * patches
     tags = draw_tags(classes, batch, generator)
     cams = draw_cams(classes, batch, side, generator)
     grain = torch.rand(batch, 3, side // 8, side // 8, generator=generator)
-    images = resize(grain, (side, side))
+    images, cams, tags = (t.to(device) for t in (resize(grain, (side, side)), cams, tags))
     masked, par = mask_cams(cams, tags), PixelAdaptiveRefinement()
 
     def label() -> Results:
@@ -44,11 +55,13 @@ def kernels(classes: int, batch: int, patches: int) -> list[Kernel]:
             Kernel("refined labels", refined, plain_refined)]
 
 
-def run(classes: str, patches: int, batch: int, rounds: int, as_json: bool) -> None:
+def run(classes: str, patches: int, batch: int, rounds: int, device: str, as_json: bool) -> None:
     """Measure and print."""
     lines: list[Line] = []
+    where = chosen_device(device)
     with one_thread(), torch.no_grad():
         for count in numbers(classes, "--classes"):
-            lines += compare(kernels(count, batch, patches), rounds, classes=count)
-    about = {"pixels": PATCH * patches, "batch": batch, "rounds": rounds}
+            lines += compare(kernels(count, batch, patches, where), rounds, where,
+                             classes=count)
+    about = {"device": str(where), "pixels": PATCH * patches, "batch": batch, "rounds": rounds}
     show_tables("labels", {"lines": lines}, about, NOTES, as_json)

@@ -9,7 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.bench.kernels import NOTES, Kernel, Line, Results, compare, numbers, one_thread, oracle
+from more.bench.kernels import (
+    CPU,
+    NOTES,
+    Kernel,
+    Line,
+    Results,
+    chosen_device,
+    compare,
+    numbers,
+    one_thread,
+    oracle,
+)
 from more.bench.tables import show_tables
 from more.localization.regions import cam_to_label
 from more.losses.affinity import patch_contrast_loss
@@ -61,20 +72,27 @@ def draw_cams(classes: int, batch: int, side: int, generator: torch.Generator) -
     return (maps - 0.2).clamp(min=0) / 0.8
 
 
-def draw(classes: int, batch: int, patches: int, dim: int) -> Drawn:
-    """Inputs for the losses; the same for the same arguments."""
+def draw(classes: int, batch: int, patches: int, dim: int, device: torch.device = CPU) -> Drawn:
+    """Inputs for the losses; the same numbers for the same arguments on any device."""
     generator = torch.Generator().manual_seed(0)
     tags = draw_tags(classes, batch, generator)
     cams = draw_cams(classes, batch, patches, generator)
-    return Drawn(torch.randn(batch, classes, dim, generator=generator).requires_grad_(),
-                 torch.randn(batch, patches**2, dim, generator=generator).requires_grad_(),
-                 cam_to_label(cams, tags, HIGH, LOW), tags,
-                 random_keys(batch, (patches, patches), generator))
+    tokens, rows = (torch.randn(batch, count, dim, generator=generator).to(device)
+                    for count in (classes, patches**2))
+    mask, keys = cam_to_label(cams, tags, HIGH, LOW), random_keys(batch, (patches,) * 2, generator)
+    return Drawn(tokens.requires_grad_(), rows.requires_grad_(), mask.to(device), tags.to(device),
+                 keys.to(device))
+
+
+def draw_probe(drawn: Drawn) -> Tensor:
+    """Factors `[B, C, D]` that make a loss of the graph's tokens."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(drawn.tokens.shape, generator=generator, device="cpu").to(drawn.tokens)
 
 
 def our_losses(drawn: Drawn, graph: GraphCategoryRepresentation) -> dict[str, object]:
     """Callables by name that return value and gradients."""
-    d, probe = drawn, torch.randn(drawn.tokens.shape, generator=torch.Generator().manual_seed(1))
+    d, probe = drawn, draw_probe(drawn)
 
     def ure() -> Results:
         places = select_uncertain(d.mask, d.keys)
@@ -99,14 +117,14 @@ def with_weights(drawn: Drawn, graph: GraphCategoryRepresentation, loss: Tensor)
     return {"loss": loss.detach(), **dict(zip(("tokens", *names), found, strict=True))}
 
 
-def kernels(classes: int, batch: int, patches: int, dim: int) -> list[Kernel]:
+def kernels(classes: int, batch: int, patches: int, dim: int,
+            device: torch.device = CPU) -> list[Kernel]:
     """The four of them with their plain formulas."""
     step, plain = oracle("step"), oracle("losses")
-    d = draw(classes, batch, patches, dim)
+    d = draw(classes, batch, patches, dim, device)
     torch.manual_seed(0)
-    graph = GraphCategoryRepresentation(dim)
-    ours = our_losses(d, graph)
-    probe = torch.randn(d.tokens.shape, generator=torch.Generator().manual_seed(1))
+    graph = GraphCategoryRepresentation(dim).to(device)
+    ours, probe = our_losses(d, graph), draw_probe(d)
 
     def ure() -> Results:
         places = [step.uncertain_positions(m, k) for m, k in zip(d.mask, d.keys, strict=True)]
@@ -121,23 +139,26 @@ def kernels(classes: int, batch: int, patches: int, dim: int) -> list[Kernel]:
     def gcr() -> Results:
         return with_weights(d, graph, (step.graph_tokens(graph, d.tokens, d.patches) * probe).sum())
 
-    # The graph's softmax over products of sums makes float32 itself 1e-4 of float64.
-    return [Kernel(name, ours[name], work, 3e-4 if name == "GCR" else 1e-4)
+    # The graph's softmax over products of sums makes float32 itself 1e-4 of float64, and a GPU
+    # sums in another order.
+    graph_gap = 1e-3 if device.type == "cuda" else 3e-4
+    return [Kernel(name, ours[name], work, graph_gap if name == "GCR" else 1e-4)
             for name, work in (("URE", ure), ("CRE", cre), ("PTC", ptc), ("GCR", gcr))]
 
 
 def run(classes: str, patches: int, batch: int, dim: int, rounds: int, growth: bool,
-        plot: Path | None, as_json: bool) -> None:
+        plot: Path | None, device: str, as_json: bool) -> None:
     """Measure and print."""
-    sizes, lines = numbers(classes, "--classes"), []
+    sizes, lines, where = numbers(classes, "--classes"), [], chosen_device(device)
     with one_thread():
         if growth:
             from more.bench.growth import show_growth
 
-            return show_growth(batch, dim, rounds, plot, as_json)
+            return show_growth(batch, dim, rounds, plot, where, as_json)
         for count in sizes:
-            lines += compare(kernels(count, batch, patches, dim), rounds, classes=count)
+            lines += compare(kernels(count, batch, patches, dim, where), rounds, where,
+                             classes=count)
         uncertain = float((draw(sizes[0], batch, patches, 1).mask == 255).float().mean())
-    about: Line = {"patches": patches, "batch": batch, "dim": dim, "rounds": rounds,
-                   "uncertain patches": uncertain}
+    about: Line = {"device": str(where), "patches": patches, "batch": batch, "dim": dim,
+                   "rounds": rounds, "uncertain patches": uncertain}
     show_tables("losses", {"lines": lines}, about, NOTES, as_json)

@@ -22,6 +22,7 @@ from torch import Tensor
 from more.bench.flops import gemm_peak, step_flops
 from more.bench.measure import Row, rows
 from more.config.schema import Config
+from more.engine.activations import step_activations
 from more.engine.build import make_network, make_objective, make_optimizer
 from more.engine.cams import CamMaker
 from more.engine.livebytes import LiveBytes
@@ -207,7 +208,8 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str 
     about |= machine_use(config, images, seconds[OURS], device)
     for name, step in steps.items():
         if name != COMPILED:
-            about[f"MB at most, {name}"] = peak_bytes(step) / 1e6
+            about[f"MB at most, {name}"] = peak_bytes(step, device) / 1e6
+    about["MB predicted"] = step_activations(config, images).peak / 1e6
     about["labels that bf16 views leave as they are"] = label_agreement(steps[OURS])
     against = {OURS: RESEARCH[oracle]} if oracle else {}
     if backend:
@@ -253,8 +255,16 @@ def machine_use(config: Config, images: int, seconds: float, device: torch.devic
             "utilisation": counted / seconds / peak}
 
 
-def peak_bytes(step: OwnStep) -> int:
-    """Most bytes of tensors during a step, weights and optimiser state aside."""
+def peak_bytes(step: OwnStep, device: torch.device) -> int:
+    """Most bytes of tensors during a step, weights and optimiser state aside.
+
+    On a GPU its allocator tells, with what operations need inside themselves.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     with LiveBytes() as live:
         step()
     return live.peak

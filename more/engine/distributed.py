@@ -80,8 +80,11 @@ def launched_world() -> tuple[int, int]:
 
 
 def local_device() -> torch.device:
-    """The device of this process among those of its machine, from the launcher's environment."""
-    if not torch.cuda.is_available():
+    """The device of this process among those of its machine, from the launcher's environment.
+
+    DeepSpeed's own variable `DS_ACCELERATOR=cpu` keeps everything off the GPUs.
+    """
+    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
         return torch.device("cpu")
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name in os.environ:
@@ -97,14 +100,14 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
         threads: CPU threads of this process; 0 = cores divided by the ranks of this machine.
     """
     _fill_environment()
-    cuda = torch.cuda.is_available()
+    device = local_device()
+    cuda = device.type == "cuda"
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, _cores() // local_size))
     deepspeed = import_deepspeed()
     local_rank = int(os.environ["LOCAL_RANK"])
-    device = local_device()
     if cuda:
         torch.cuda.set_device(device)
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,

@@ -141,8 +141,8 @@ def _places(dilations: tuple[int, ...], batch: int, height: int,
 
 def _rows_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
     """The operator whose row r adds what stands at `places` of that row times its weights."""
-    with warnings.catch_warnings():  # torch announces on first use that CSR support is in beta
-        warnings.filterwarnings("ignore", message=".*[Ss]parse CSR.*")
+    with warnings.catch_warnings():  # on first use: CSR support is in beta, its checks are off
+        warnings.filterwarnings("ignore", message=".*[Ss]parse (CSR|invariant).*")
         matrix = torch.sparse_csr_tensor(bounds, places, weights.flatten(), (len(weights),) * 2,
                                          check_invariants=False)
     return matrix.matmul

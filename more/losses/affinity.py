@@ -9,8 +9,10 @@ from torch.autograd.function import once_differentiable
 from more.localization.regions import IGNORE
 from more.losses.precision import Reduce, counts, full
 
-CHUNK = 256  # patches whose similarities to all others are held at a time
-FEW = 2**17  # pairs of a batch up to which its images go together
+# Patches whose similarities to all others are held at a time, and pairs of a batch up to which its
+# images go together, in one chunk on a GPU.
+CHUNK = {"cpu": 256, "cuda": 4096}
+FEW = {"cpu": 2**17, "cuda": 2**25}
 EPS = 1e-8  # least length of a feature
 
 
@@ -59,7 +61,7 @@ def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
 class _WeightedSimilarity(torch.autograd.Function):
     """`Σ w·|cosine|` over pairs of known patches, w by whether their labels are equal.
 
-    Value and gradient are made together, for `CHUNK` patches at a time, so that neither a matrix
+    Value and gradient are made together, for a chunk of patches at a time, so that neither a matrix
     of all pairs is kept nor one computed twice.
     """
 
@@ -67,7 +69,7 @@ class _WeightedSimilarity(torch.autograd.Function):
     def forward(ctx, rows, labels, factors, gradient) -> Tensor:
         """rows `[B, N, D]`, labels `[B, N]`, factors `[2]` of equal and of different pairs."""
         batch, count, _ = rows.shape
-        if batch * count**2 <= FEW:
+        if batch * count**2 <= FEW[rows.device.type]:
             total, found = _similarities(rows, labels, factors, gradient)
         else:  # image by image, without the uncertain patches
             total, found = rows.new_zeros(()), torch.zeros_like(rows) if gradient else None
@@ -95,16 +97,17 @@ def _similarities(rows: Tensor, labels: Tensor, factors: Tensor,
     unit = rows / length.clamp(min=EPS)
     d_unit = torch.zeros_like(unit) if gradient else None
     unknown, total = labels == IGNORE, rows.new_zeros(())
-    for start in range(0, rows.shape[1], CHUNK):
-        mine, rest = unit[:, start : start + CHUNK], unit[:, start:]
+    chunk = CHUNK[rows.device.type]
+    for start in range(0, rows.shape[1], chunk):
+        mine, rest = unit[:, start : start + chunk], unit[:, start:]
         similarity = mine @ rest.transpose(1, 2)
-        weights = _weights(labels, unknown, start, factors)
+        weights = _weights(labels, unknown, start, chunk, factors)
         if not gradient:
             total += (similarity.abs_() * weights).sum()
             continue
         signed = similarity.sign().mul_(weights)
         total += (similarity * signed).sum()
-        d_unit[:, start : start + CHUNK] += signed @ rest
+        d_unit[:, start : start + chunk] += signed @ rest
         d_unit[:, start:] += signed.transpose(1, 2) @ mine
     if not gradient:
         return total, None
@@ -112,9 +115,9 @@ def _similarities(rows: Tensor, labels: Tensor, factors: Tensor,
     return total, d_unit.addcmul_(unit, along, value=-1).div_(length.clamp_(min=EPS))
 
 
-def _weights(labels: Tensor, unknown: Tensor, start: int, factors: Tensor) -> Tensor:
+def _weights(labels: Tensor, unknown: Tensor, start: int, chunk: int, factors: Tensor) -> Tensor:
     """Weights of the pairs of a chunk's patches with themselves and all later ones."""
-    end = start + CHUNK
+    end = start + chunk
     weights = torch.where(labels[:, start:end, None] == labels[:, None, start:], *factors)
     weights.masked_fill_(unknown[:, start:end, None] | unknown[:, None, start:], 0)
     weights.diagonal(dim1=1, dim2=2).fill_(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Bytes of one edge tensor at a time: a few of them stay in a core's cache; a GPU wants large ones.
-TILE = {"cpu": 2**20, "cuda": 2**27}
+TILE = {"cpu": 2**20, "cuda": 2**24}
 
 
 def message(heads: Tensor, tails: Tensor, index: Tensor | None, scale: Tensor,

@@ -129,13 +129,38 @@ def resize_positions(positions: Tensor, grid: tuple[int, int],
     side = isqrt(positions.shape[1])
     if factors is None and grid == (side, side):
         return positions
-    square = positions.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if factors is None:
-        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    square = positions.float().reshape(1, side, side, -1)
+    if positions.is_cuda:
+        resized = resize_by_products(square, grid, factors)
     else:
-        resized = F.interpolate(square, scale_factor=factors, mode="bicubic",
-                                align_corners=False, recompute_scale_factor=False)
-    return resized.flatten(2).transpose(1, 2).to(positions.dtype)
+        resized = _bicubic(square.permute(0, 3, 1, 2), grid, factors).permute(0, 2, 3, 1)
+    return resized.flatten(1, 2).to(positions.dtype)
+
+
+def resize_by_products(square: Tensor, grid: tuple[int, int],
+                       factors: tuple[float, float] | None = None) -> Tensor:
+    """[1,s,s,D] to [1,h,w,D] as `resize_positions` has it, by products with two small matrices.
+
+    The same up to rounding. CUDA's bicubic kernel goes through all D channels in every thread: a
+    fifth of the time of all CAM views of a ViT-B.
+    """
+    side = square.shape[1]
+    ones = torch.eye(side, dtype=square.dtype, device=square.device)
+    factors = factors or (None, None)
+    rows, columns = (
+        _bicubic(ones[None, :, :, None], (size, 1), factor and (factor, 1.0))[0, :, :, 0].T
+        for size, factor in zip(grid, factors, strict=True))
+    with torch.autocast(square.device.type, enabled=False):
+        return torch.einsum("ys,xt,bstd->byxd", rows, columns, square)
+
+
+def _bicubic(maps: Tensor, size: tuple[int, int],
+             factors: tuple[float, float] | None) -> Tensor:
+    """Maps [1,C,s,t] at `size`, or by `factors`, which then set the source coordinates."""
+    if factors is None:
+        return F.interpolate(maps, size=size, mode="bicubic", align_corners=False)
+    return F.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False,
+                         recompute_scale_factor=False)
 
 
 def _copy_registers(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens,

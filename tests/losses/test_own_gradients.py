@@ -30,7 +30,7 @@ def gradient(loss, x):
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_contrast_by_finite_differences(few, monkeypatch):
     _, patches, mask, _ = case()
-    monkeypatch.setattr(affinity, "FEW", few)
+    monkeypatch.setitem(affinity.FEW, "cpu", few)
     assert torch.autograd.gradcheck(lambda p: patch_contrast_loss(p, mask), patches)
 
 
@@ -38,8 +38,8 @@ def test_contrast_by_finite_differences(few, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_contrast_does_not_depend_on_the_chunk(chunk, few, monkeypatch):
     _, patches, mask, _ = case()
-    monkeypatch.setattr(affinity, "CHUNK", chunk)
-    monkeypatch.setattr(affinity, "FEW", few)
+    monkeypatch.setitem(affinity.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(affinity.FEW, "cpu", few)
     loss, expected = patch_contrast_loss(patches, mask), step.contrast(patches, mask)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient(loss, patches), gradient(expected, patches))

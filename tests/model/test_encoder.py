@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from more.model.tokens import resize_by_products, resize_positions
 from tests.model.micro import SIDE, images, micro_network
 
 
@@ -83,3 +84,17 @@ def test_blocks_compile_once_for_all_and_keep_names_and_results():
         results.append((tokens.detach(), network.encoder.blocks[0].attn.qkv.weight.grad))
     torch.testing.assert_close(results[1], results[0])
     assert len(graphs) == 1  # four blocks, one graph
+
+
+@pytest.mark.parametrize("grid, factors", [((21, 21), (21.1 / 14, 21.1 / 14)),
+                                           ((7, 9), (7.1 / 14, 9.1 / 14)), ((20, 31), None)])
+def test_positions_by_products_are_the_bicubic_ones(grid, factors):
+    """What a GPU takes in place of its own bicubic kernel; its gradient as well."""
+    positions = torch.randn(1, 14 * 14, 6, generator=torch.Generator().manual_seed(0))
+    positions.requires_grad_()
+    expected = resize_positions(positions, grid, factors)
+    with torch.autocast("cpu", torch.bfloat16):  # positions stay in float32
+        found = resize_by_products(positions.view(1, 14, 14, 6), grid, factors).flatten(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), positions)[0]
+                                 for x in (found, expected)), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,98 @@
+"""What runs on a CUDA device against the same on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from more.bench.losses import draw_cams
+from more.config.load import load_config
+from more.engine.build import make_network
+from more.filtering import crf
+from more.filtering.crf import CRFParams, available_engine
+from more.localization.par import PixelAdaptiveRefinement
+from more.localization.refined import refined_label
+from more.losses.objective import VOC, Objective
+from more.model.graph import GraphCategoryRepresentation
+from tests.filtering.test_crf import scene
+from tests.losses.test_objective import batch, gradients, output
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda", 0)
+
+
+def moved(holder):
+    """An output or a batch with its tensors on the device; its leaves stay leaves."""
+    for name, value in vars(holder).items():
+        if isinstance(value, torch.Tensor):
+            setattr(holder, name, value.detach().to(CUDA).requires_grad_(value.requires_grad))
+    return holder
+
+
+@pytest.mark.parametrize("step", [0, 60000])
+def test_all_terms_and_their_gradients(step):
+    objective, found = Objective(VOC), []
+    for out, data in ((output(), batch()), (moved(output()), moved(batch()))):
+        terms = objective(out, data, step)
+        found.append((terms, gradients(terms["total"], out)))
+    (ours, theirs), (grads, others) = (zip(*found, strict=True))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value.cpu(), rtol=1e-4, atol=1e-6)
+    for name, value in others.items():
+        if value is not None:
+            torch.testing.assert_close(grads[name], value.cpu(), rtol=1e-3, atol=1e-6)
+
+
+def test_refined_labels():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 16, 16, generator=generator)
+    images = torch.nn.functional.interpolate(images, size=(96, 96), mode="bicubic").clamp(0, 1)
+    cams, tags = draw_cams(5, 2, 96, generator), torch.zeros(2, 5)
+    tags[0, 1] = tags[1, 0] = tags[1, 4] = 1
+    par = PixelAdaptiveRefinement()
+    here = refined_label(images, cams, tags, 0.7, 0.25, par)
+    there = refined_label(images.to(CUDA), cams.to(CUDA), tags.to(CUDA), 0.7, 0.25, par)
+    assert (here == there.cpu()).float().mean() > 0.9999 and len(here.unique()) > 3
+
+
+def test_graph_in_float32_and_bf16():
+    torch.manual_seed(0)
+    graph = GraphCategoryRepresentation(32)
+    tokens, patches = torch.randn(2, 6, 32), torch.randn(2, 49, 32)
+    expected = graph(tokens, patches)
+    graph = graph.to(CUDA)
+    torch.testing.assert_close(graph(tokens.to(CUDA), patches.to(CUDA)).cpu(), expected,
+                               rtol=1e-3, atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        half = graph(tokens.to(CUDA).requires_grad_(), patches.to(CUDA))
+    half.float().sum().backward()
+    assert torch.isfinite(half).all()
+    assert all(torch.isfinite(p.grad).all() for p in graph.parameters())
+
+
+@pytest.mark.parametrize("labels", [2, 21])
+def test_the_crf_gives_the_labels_of_the_cpu(labels):
+    image, probs = scene(labels, 187, 250)
+    there = crf.refine_batch([image] * 3, [probs] * 3, CRFParams(), "lattice", "cuda:0")
+    here = crf.refine(image, probs, CRFParams(), "lattice")
+    for one in there:
+        assert (one.argmax(0) == here.argmax(0)).mean() >= 0.999
+    if available_engine()[0] == "pydensecrf":
+        oracle = crf.refine(image, probs, CRFParams(), "pydensecrf")
+        assert (there[0].argmax(0) == oracle.argmax(0)).mean() >= 0.999
+        assert np.abs(there[0] - oracle).mean() < 1e-3
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_network_in_both_precisions(half):
+    config = load_config("configs/shapes_micro.py")
+    torch.manual_seed(0)
+    network, images = make_network(config), torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        expected = network(images, mode="cam")
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            found = network.to(CUDA)(images.to(CUDA), mode="cam")
+    for ours, theirs in zip(found, expected, strict=True):
+        gap = (ours.float().cpu() - theirs).norm() / theirs.norm()
+        assert gap < (0.05 if half else 1e-3)  # cuDNN's convolutions use TF32
