@@ -140,9 +140,9 @@ def uncertain_region_loss(
     """
     tokens = F.normalize(full(class_tokens.detach()), dim=-1, eps=1e-8)
     index = positions[..., 0] * patch_tokens.shape[-1] + positions[..., 1]
-    image = torch.arange(len(index), device=index.device)[:, None]
     # Patches as rows: so they leave the network, and so their gradient is one piece per patch.
-    rows = patch_tokens.flatten(2).transpose(1, 2)[image, index.clamp(min=0)]
+    rows = patch_tokens.flatten(2).transpose(1, 2)
+    rows = rows.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, rows.shape[-1]))
     chosen = F.normalize(full(rows), dim=-1, eps=1e-8)
     similarity = tokens @ chosen.transpose(1, 2)
     present = (tags > 0).to(similarity.dtype)
