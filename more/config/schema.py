@@ -51,6 +51,8 @@ class ModelConfig:
     graph_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
     lam_similarity: str = setting("dot", "'dot' (released) or 'cosine' (paper)")
     gradient_checkpointing: bool = setting(False, "recompute blocks in backward to save memory")
+    recompute_cheap: bool = setting(True, "recompute outputs of the blocks' norms and activations "
+                                    "in backward: less memory, the same numbers to the bit")
 
 
 @dataclass(frozen=True)

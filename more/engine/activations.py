@@ -1,8 +1,8 @@
 """What a training step keeps besides weights, gradients and optimiser state: activations.
 
 The network is run on tensors without memory (`FakeTensorMode`): a prediction takes seconds on any
-machine. The losses are run in earnest for one image of drawn numbers and multiplied by the images
-of a pass, in which their memory is linear.
+machine. The losses are run in earnest on drawn numbers, for as many images as the decoder's terms
+take at a time; every further image adds the same.
 
 CPU kernels are followed. On a GPU fused attention keeps the same tensors; what operations need
 inside themselves (work space of convolutions) and what the allocator rounds up come on top.
@@ -23,6 +23,8 @@ from more.config.schema import Config, StartConfig
 from more.engine.build import make_network, make_objective
 from more.engine.cams import half_views, view_sizes
 from more.engine.livebytes import LiveBytes, without_memory
+from more.localization.present import PresentMaps, present_classes
+from more.losses.early import images_at_a_time
 from more.losses.objective import Batch
 from more.model.network import MoReNetwork, NetworkOutput
 
@@ -79,7 +81,7 @@ def step_activations(config: Config, images: int) -> StepActivations:
         live.restart()
         _backward(network, output)
         backward = live.peak - before
-    losses = kept + images * _loss_bytes(config, sizes)
+    losses = kept + _loss_bytes(config, sizes, images)
     return StepActivations(kept, forward, cam, losses, backward)
 
 
@@ -90,8 +92,8 @@ def autocast(enabled: bool) -> Any:
 
 def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveBytes) -> int:
     """Most bytes while the views are run and summed, without what lives already."""
-    before, area, classes = live.now, config.data.crop ** 2, config.model.num_classes
-    summed = 2 * 4 * images * min(classes, PRESENT) * area
+    before, present = live.now, min(config.model.num_classes, PRESENT)
+    summed = 2 * 4 * images * present * config.data.crop ** 2
     live.restart()
     half = config.precision != "fp32" or half_views(config.cam.precision)
     for (height, width), count in view_sizes(config, network.encoder.patch_size):
@@ -99,8 +101,8 @@ def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveByte
         with torch.no_grad(), autocast(half):
             network(views, mode="cam")
         del views
-    # Later come maps of all classes at full size, beside the sums.
-    return summed + max(live.peak - before, 2 * 4 * images * classes * area)
+    # After a view: both its maps at full size, and the mirror image's before they are one.
+    return max(summed + live.peak - before, 3 * summed)
 
 
 def _backward(network: MoReNetwork, output: NetworkOutput) -> None:
@@ -113,26 +115,38 @@ def _backward(network: MoReNetwork, output: NetworkOutput) -> None:
     sum(value.sum() for value in output if value.requires_grad).backward()
 
 
-def _loss_bytes(config: Config, sizes: Sequence[tuple[int, ...]]) -> int:
-    """Most bytes of maps, labels, losses and their backward for one image.
+def _loss_bytes(config: Config, sizes: Sequence[tuple[int, ...]], images: int) -> int:
+    """Most bytes of maps, labels, losses and their backward.
 
     Args:
         config: settings; all terms count.
         sizes: of the outputs of one image, in the order of `NetworkOutput`.
+        images: of one pass.
     """
+    crop = config.data.crop
+    logits = torch.empty(1, *sizes[NetworkOutput._fields.index("seg_logits")], device="meta")
+    together = images_at_a_time(logits, (crop, crop))
+    if images <= together:
+        return _measured_loss_bytes(config, sizes, images)
+    few, more = (_measured_loss_bytes(config, sizes, n) for n in (together, together + 1))
+    return few + (images - together) * (more - few)
+
+
+def _measured_loss_bytes(config: Config, sizes: Sequence[tuple[int, ...]], images: int) -> int:
     generator = torch.Generator().manual_seed(0)
     always = StartConfig(**dict.fromkeys(vars(StartConfig()), -1))
     objective = make_objective(replace(config, loss=replace(config.loss, start=always)))
-    output = NetworkOutput(*(torch.randn(1, *size, generator=generator).requires_grad_()
+    output = NetworkOutput(*(torch.randn(images, *size, generator=generator).requires_grad_()
                              for size in sizes))
     crop, classes = config.data.crop, config.model.num_classes
-    image = torch.randn(1, 3, crop, crop, generator=generator)
-    tags = (torch.arange(classes) < PRESENT).float()[None]
-    keys = torch.rand(1, 2, sizes[2][1] * sizes[2][2], generator=generator)
+    pixels = torch.randn(images, 3, crop, crop, generator=generator)
+    tags = (torch.arange(classes) < PRESENT).float().expand(images, -1)
+    keys = torch.rand(images, 2, sizes[2][1] * sizes[2][2], generator=generator)
+    numbers, valid = present_classes(tags)
     with LiveBytes() as live:
-        cams, aux_cams = (torch.rand(1, classes, crop, crop, generator=generator)
-                          for _ in range(2))
-        terms = objective(output, Batch(images=image, tags=tags, cams=cams, aux_cams=aux_cams,
+        cams, aux_cams = (PresentMaps(torch.rand(*numbers.shape, crop, crop, generator=generator),
+                                      numbers, valid) for _ in range(2))
+        terms = objective(output, Batch(images=pixels, tags=tags, cams=cams, aux_cams=aux_cams,
                                         keys=keys), 0)
         terms["total"].backward()
     return live.peak

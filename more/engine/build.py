@@ -50,6 +50,7 @@ def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
         lam_similarity=model.lam_similarity, vit_kwargs=dict(model.vit))
     if model.gradient_checkpointing:
         network.encoder.set_grad_checkpointing(True)
+    network.encoder.set_recompute_cheap(model.recompute_cheap)
     _check_views(config, network.encoder.patch_size)
     side = config.data.crop // network.encoder.patch_size
     if config.loss.weights.ure and side < SMALLEST_GRID:

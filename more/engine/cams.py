@@ -13,6 +13,7 @@ from torch import Tensor
 from more.config.schema import Config
 from more.engine.average import WeightAverage
 from more.localization.maps import multi_scale, scaled_size, single_scale
+from more.localization.present import PresentMaps
 from more.losses.objective import Objective
 from more.model.network import NetworkOutput
 
@@ -48,12 +49,12 @@ class CamMaker:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, tags: Tensor, output: NetworkOutput, step: int
-                 ) -> tuple[Tensor | None, Tensor | None]:
-        """CAM and auxiliary CAM `[B, C, H, W]` in 0..1 for an update; None where none is needed.
+                 ) -> tuple[PresentMaps | None, PresentMaps | None]:
+        """CAM and auxiliary CAM, 0..1 at full size, for an update; None where none is needed.
 
         Args:
             images: `[B, 3, H, W]` as the network takes them.
-            tags: `[B, C]`; the maps of absent classes are zero.
+            tags: `[B, C]`; only the maps of present classes are made.
             output: of the training forward on these images.
             step: number of the update.
         """
@@ -68,9 +69,12 @@ class CamMaker:
         return main + self._views("aux_cam", images, tags, first[1:], RELU[1:])
 
     def _views(self, mode: str, images: Tensor, tags: Tensor, first: tuple[Tensor, ...],
-               relu: tuple[bool, ...]) -> tuple[Tensor, ...]:
+               relu: tuple[bool, ...]) -> tuple[PresentMaps, ...]:
         run = partial(self.model, mode=mode, half=self.half and images.dtype != torch.float16)
-        with self.average.in_place() if self.average else nullcontext():
+        # Inside an autocast, even one that is off, casts of weights are kept until it is left: they
+        # are made once for all views, not once for each.
+        keep_casts = torch.autocast(images.device.type, enabled=False)
+        with self.average.in_place() if self.average else nullcontext(), keep_casts:
             return multi_scale(run, images, self.cam.scales, relu, tags=tags,
                                first=None if self.average else first, multiple=self.multiple)
 

@@ -43,7 +43,9 @@ def check_same_model(config: Config, source: Path) -> None:
     """
     old = info(source)["config"]
     new = to_dict(config)
-    pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key != "weights")]
+    # The start alone, and what changes memory but no number.
+    free = ("weights", "recompute_cheap", "gradient_checkpointing")
+    pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key not in free)]
     changed = [f"{section}.{key}: {old[section].get(key)!r} → {new[section][key]!r}"
                for section, key in pairs if old[section].get(key) != new[section][key]]
     if changed:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from more.localization.present import PresentMaps, present_classes
+
 Maps = tuple[Tensor, ...]
+Found = tuple[Tensor, ...] | tuple[PresentMaps, ...]
+AnyMaps = TypeVar("AnyMaps", Tensor, PresentMaps)
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: AnyMaps, size: tuple[int, int]) -> AnyMaps:
     """Bilinear resize of `[B, C, h, w]` to `size` (height, width), corners not aligned."""
+    if isinstance(x, PresentMaps):
+        return replace(x, maps=resize(x.maps, size))
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
@@ -27,20 +35,6 @@ def minmax(maps: Tensor) -> Tensor:
     return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-5)
 
 
-def present_classes(tags: Tensor) -> tuple[Tensor, Tensor]:
-    """Tags as a padded list of class numbers, ascending.
-
-    Args: tags `[B, C]`, non-zero where the class is present.
-    Returns: (classes `[B, K]` int64, valid `[B, K]` bool) with K the largest number of
-    classes in one image, at least 1; padding names absent classes and is marked not valid.
-    """
-    present = tags > 0
-    order = torch.argsort(present.int(), dim=1, descending=True, stable=True)
-    most = max(1, int(present.sum(dim=1).max()))
-    classes = order[:, :most]
-    return classes, present.gather(1, classes)
-
-
 @torch.no_grad()
 def multi_scale(
     forward: Callable[[Tensor], Maps],
@@ -51,7 +45,7 @@ def multi_scale(
     normalise: bool = True,
     tags: Tensor | None = None,
     multiple: int = 1,
-) -> Maps:
+) -> Found:
     """Sum of maps over scales; at each scale the larger of image and mirror image (§4.4).
 
     Args:
@@ -63,24 +57,23 @@ def multi_scale(
         first: maps `[B, C, h, w]` of the unmirrored images at scale 1 where they are known
             already; then only the mirror images are run at that scale.
         normalise: apply `minmax` to the sum.
-        tags: `[B, C]`; when given, only maps of present classes are resized and summed and the
-            others are returned as zeros. The maps of present classes do not change by this.
+        tags: `[B, C]`; when given, only maps of present classes are resized, summed and returned,
+            as `PresentMaps`. They do not change by this.
         multiple: sizes of the scales other than 1 are rounded to multiples of it, at least one.
             With 1 (released) a size that is no multiple of the patch loses pixels at its right and
             lower border, and its map is stretched by as much.
 
-    Returns: a tuple of maps `[B, C, H, W]` in the order of `forward`.
+    Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps`, in the order of `forward`.
     """
     size = tuple(images.shape[-2:])
     chosen = None if tags is None else present_classes(tags)
     totals: list[Tensor] | None = None
     for scale in [1.0, *(s for s in scales if s != 1)]:
-        pairs = _views(forward, resize(images, scaled_size(size, scale, multiple)),
+        pairs = _views(forward, images, scaled_size(size, scale, multiple),
                        first if scale == 1 else None)
-        classes = pairs[0][0].shape[1]
         maps = [_larger(pair, size, cut, chosen) for pair, cut in zip(pairs, relu, strict=True)]
         totals = maps if totals is None else [a.add_(b) for a, b in zip(totals, maps, strict=True)]
-    return _finish(totals, classes, normalise, chosen)
+    return _finish(totals, normalise, chosen)
 
 
 @torch.no_grad()
@@ -90,20 +83,22 @@ def single_scale(
     relu: tuple[bool, ...],
     normalise: bool = True,
     tags: Tensor | None = None,
-) -> Maps:
+) -> Found:
     """What `multi_scale` makes of the unmirrored images at scale 1 alone; nothing is run for it.
 
     Args: first: maps `[B, C, h, w]`; size: of the images; the rest as in `multi_scale`.
-    Returns: a tuple of maps `[B, C, H, W]`.
+    Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps` where there are tags.
     """
     chosen = None if tags is None else present_classes(tags)
     maps = [_larger((m.detach(),), size, cut, chosen) for m, cut in zip(first, relu, strict=True)]
-    return _finish(maps, first[0].shape[1], normalise, chosen)
+    return _finish(maps, normalise, chosen)
 
 
-def _finish(totals: list[Tensor], classes: int, normalise: bool, chosen) -> Maps:
+def _finish(totals: list[Tensor], normalise: bool, chosen) -> Found:
     done = [minmax(total) if normalise else total for total in totals]
-    return tuple(done if chosen is None else [_scatter(m, classes, *chosen) for m in done])
+    if chosen is None:
+        return tuple(done)
+    return tuple(PresentMaps(maps.mul_(chosen[1][:, :, None, None]), *chosen) for maps in done)
 
 
 def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
@@ -115,16 +110,20 @@ def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple
     return tuple(max(multiple, round(scale * side / multiple) * multiple) for side in size)
 
 
-def _views(forward, images: Tensor, first: Maps | None) -> list[Maps]:
+def _views(forward, images: Tensor, size: tuple[int, int], first: Maps | None) -> list[Maps]:
     """(map of the image, map of the mirror image turned back) for every kind of map."""
-    mirrored = images.flip(-1)
+    # No name holds the views: large ones only live as long as `forward` wants them.
     if first is not None:
-        plain, turned = first, forward(mirrored)
+        plain, turned = first, forward(resize(images, size).flip(-1))
     else:
-        both = [maps.chunk(2) for maps in forward(torch.cat([images, mirrored]))]
+        both = [maps.chunk(2) for maps in forward(_with_mirror_images(resize(images, size)))]
         plain, turned = zip(*both, strict=True)
     # Turning the small map back before the resize equals turning the large one, and is cheaper.
     return [(a.detach(), b.flip(-1)) for a, b in zip(plain, turned, strict=True)]
+
+
+def _with_mirror_images(images: Tensor) -> Tensor:
+    return torch.cat([images, images.flip(-1)])
 
 
 def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:
@@ -140,10 +139,3 @@ def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:
 
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-def _scatter(maps: Tensor, channels: int, classes: Tensor, valid: Tensor) -> Tensor:
-    batch, _, height, width = maps.shape
-    full = maps.new_zeros(batch, channels, height, width)
-    index = classes[:, :, None, None].expand_as(maps)
-    return full.scatter_(1, index, maps * valid[:, :, None, None])

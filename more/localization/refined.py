@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.localization.maps import present_classes, resize
+from more.localization.maps import resize
 from more.localization.par import PixelAdaptiveRefinement
-from more.localization.regions import IGNORE, box_mask, take_classes
+from more.localization.present import PresentMaps
+from more.localization.regions import IGNORE, box_mask
 
 Levels = tuple[float, float]
 PIXELS = {"cpu": 2**14, "cuda": 2**24}  # refined at a time; an image is never divided
@@ -17,7 +18,7 @@ PIXELS = {"cpu": 2**14, "cuda": 2**24}  # refined at a time; an image is never d
 @torch.no_grad()
 def refined_label(
     images: Tensor,
-    cams: Tensor,
+    cams: Tensor | PresentMaps,
     tags: Tensor,
     high: float,
     low: float,
@@ -31,7 +32,8 @@ def refined_label(
     taken; background needs both runs; the rest is uncertain.
 
     Args:
-        images: `[B, 3, H, W]` in 0..1. cams: `[B, C, H', W']` not negative. tags: `[B, C]`.
+        images: `[B, 3, H, W]` in 0..1. tags: `[B, C]`.
+        cams: `[B, C, H', W']` not negative, or those of present classes.
         par: the refinement; both levels run through it in one call.
         box: `[B, 4]` (y0, y1, x0, x1) in pixels of the images; outside becomes 255.
 
@@ -49,16 +51,15 @@ def refined_label(
     return label
 
 
-def _refined(images: Tensor, cams: Tensor, tags: Tensor, half: tuple[int, int], levels: Levels,
-             par: PixelAdaptiveRefinement) -> Tensor:
+def _refined(images: Tensor, cams: Tensor | PresentMaps, tags: Tensor, half: tuple[int, int],
+             levels: Levels, par: PixelAdaptiveRefinement) -> Tensor:
     """Labels `[b, H, W]` of some images."""
-    classes, valid = present_classes(tags)
-    strength = resize(take_classes(cams, classes), half)
-    masks = par(resize(images, half), _both_levels(strength, valid, levels))
+    present = resize(PresentMaps.of(cams, tags), half)
+    masks = par(resize(images, half), _both_levels(present.maps, present.valid, levels))
     masks = resize(masks, tuple(images.shape[-2:]))
     above, below = masks.chunk(2, dim=1)
     top, place = above.max(dim=1)
-    values = (classes + 1).gather(1, place.flatten(1)).view_as(place)
+    values = present.numbers(place)
     # All masks with the background's sum to `gain`; of equal values the background's wins.
     undecided = torch.where(par.gain - below.sum(dim=1) >= below.amax(dim=1), 0, IGNORE)
     return torch.where(par.gain - above.sum(dim=1) >= top, undecided, values)

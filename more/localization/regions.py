@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from more.localization.maps import present_classes
+from more.localization.present import PresentMaps
 
 IGNORE = 255
 MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
@@ -18,13 +18,6 @@ STD = (58.395, 57.12, 57.375)
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
     return cams * tags[:, :, None, None].to(cams.dtype)
-
-
-def take_classes(maps: Tensor, classes: Tensor) -> Tensor:
-    """A copy of the maps `[B, K, H, W]` of some classes `[B, K]` out of `[B, C, H, W]`."""
-    first = torch.arange(len(maps), device=maps.device)[:, None] * maps.shape[1]
-    taken = maps.flatten(0, 1).index_select(0, (classes + first).flatten())
-    return taken.unflatten(0, classes.shape)
 
 
 def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
@@ -54,7 +47,7 @@ def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> 
 
 @torch.no_grad()
 def cam_to_label(
-    cams: Tensor,
+    cams: Tensor | PresentMaps,
     tags: Tensor,
     high: float | None = None,
     low: float | None = None,
@@ -65,7 +58,8 @@ def cam_to_label(
     """Label map from class maps: the strongest present class against thresholds (§4.5).
 
     Args:
-        cams: `[B, C, H, W]`. tags: `[B, C]` zeros and ones; absent classes count as 0.
+        cams: `[B, C, H, W]`, or those of present classes. tags: `[B, C]` zeros and ones; absent
+            classes count as 0.
         high, low: with `ignore_middle`, values up to `low` are background and values up to
             `high` uncertain (255), both ends included; `background` is then not looked at.
         background: without `ignore_middle`, values up to it are background.
@@ -88,18 +82,20 @@ def cam_to_label(
     return label
 
 
-def _strongest(cams: Tensor, tags: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def _strongest(cams: Tensor | PresentMaps, tags: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Largest value and its class number `[B, H, W]`; absent classes count as 0.
 
     Values up to `floor` become background anyway. Where that includes 0 and the maps are large,
     absent classes are never looked at: they could only win with a value of 0.
     """
-    if floor < 0 or cams[0].numel() < SMALL:
+    if floor < 0 and isinstance(cams, PresentMaps):
+        cams = cams.dense(tags.shape[1])
+    if isinstance(cams, Tensor) and (floor < 0 or cams[0].numel() < SMALL):
         top, label = mask_cams(cams, tags).max(dim=1)
         return top, label + 1
-    classes, valid = present_classes(tags)
-    top, place = take_classes(cams, classes).mul_(valid[:, :, None, None]).max(dim=1)
-    return top, (classes + 1).gather(1, place.flatten(1)).view_as(place)
+    present = PresentMaps.of(cams, tags)
+    top, place = present.maps.max(dim=1)
+    return top, present.numbers(place)
 
 
 def undo_normalisation(

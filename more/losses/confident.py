@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from more.localization.maps import present_classes
+from more.localization.present import present_classes
 from more.losses.precision import Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count

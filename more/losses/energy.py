@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from more.localization.maps import resize
 from more.localization.regions import IGNORE, box_mask
+from more.losses.enlarge import enlarge
 from more.losses.precision import full
 
 # images [B, 3, H, W] in 0..255, values [B, K, H, W], sigma_xy, sigma_rgb -> [B, K, H, W]
@@ -58,7 +59,7 @@ def dense_energy(
     the label is 255. Runs in float32 outside of autocast.
 
     Args:
-        seg_logits: `[B, K, H, W]` at full size. images: `[B, 3, H, W]` RGB in 0..255.
+        seg_logits: `[B, K, h, w]`, resized to full size. images: `[B, 3, H, W]` RGB in 0..255.
         labels: `[B, H, W]`, 255 uncertain. box: `[B, 4]` (y0, y1, x0, x1), None: whole image.
         weight: factor of the energy, divided by the batch size.
         sigma_rgb, sigma_xy: deviations in grey levels and in pixels at full size.
@@ -69,10 +70,11 @@ def dense_energy(
     """
     if filter is None:
         from more.filtering.permutohedral import bilateral_filter as filter
-    batch, _, height, width = seg_logits.shape
+    batch, height, width = labels.shape
     size = (int(height * scale), int(width * scale))
     with torch.autocast(seg_logits.device.type, enabled=False):
-        probabilities = resize(full(seg_logits).softmax(dim=1), size)
+        logits = full(seg_logits)  # at full size they are not kept while the filter runs
+        probabilities = resize(enlarge(logits, (height, width)).softmax(dim=1), size)
         gate, inside = _gate(probabilities.detach(), labels, box)
         images = F.interpolate(images.to(probabilities.dtype), size=size, mode="nearest")
 

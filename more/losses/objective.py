@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from more.localization.maps import minmax, resize
 from more.localization.par import PixelAdaptiveRefinement
+from more.localization.present import PresentMaps
 from more.localization.refined import refined_label
-from more.localization.regions import (
-    MEAN,
-    STD,
-    box_mask,
-    cam_to_label,
-    denormalise,
-    mask_cams,
-    scale_box,
-    undo_normalisation,
-)
+from more.localization.regions import box_mask, cam_to_label, denormalise, scale_box
 from more.losses.affinity import patch_contrast_loss
+from more.losses.batch import Batch, Masks
 from more.losses.classification import multilabel_soft_margin
 from more.losses.confident import confident_region_loss
+from more.losses.decoder_terms import decoder_terms
 from more.losses.decorrelation import class_token_decorrelation, mixed_class_token_loss
-from more.losses.energy import Filter, dense_energy
-from more.losses.precision import Reduce, full
+from more.losses.energy import Filter
+from more.losses.precision import full
 from more.losses.recipe import COCO, TERMS, VOC, Recipe
-from more.losses.segmentation import balanced_cross_entropy
 from more.losses.uncertain import check_grid, select_uncertain, uncertain_region_loss
 
-__all__ = ["COCO", "TERMS", "VOC", "Batch", "Objective", "Recipe"]
-
-
-@dataclass
-class Batch:
-    """What the losses need besides the network's output."""
-
-    images: Tensor
-    """`[B, 3, H, W]` normalised, float32."""
-    tags: Tensor
-    """`[B, C]` zeros and ones."""
-    cams: Tensor | None
-    """`[B, C, H, W]` multi-scale CAMs in 0..1; None where `needs_cams` is false: the terms that
-    are made from CAMs are then left out."""
-    aux_cams: Tensor | None
-    """`[B, C, H, W]` likewise of the auxiliary classifier."""
-    box: Tensor | None = None
-    """`[B, 4]` (y0, y1, x0, x1) of the real image inside its padding, pixels."""
-    keys: Tensor | None = None
-    """`[B, 2, h·w]` uniform numbers for URE's choices; None: torch's default generator."""
-    count_reduce: Reduce | None = None
-    """Mean over ranks of a tensor of counts; None: one rank."""
-    share: float = 1.0
-    """Part of the global batch in this one: 1 / (number of values `count_reduce` averages)."""
-    mean: Sequence[float] = MEAN
-    """Of the normalisation, scale 0..255."""
-    std: Sequence[float] = STD
-    """Of the normalisation, scale 0..255."""
-    lams: Tensor | None = None
-    """`[B, C, H, W]` LAMs in 0..1 for decoder labels from LAM; None: made from the output."""
-
-
-class Masks(NamedTuple):
-    """Labels of patches, each `[B, h, w]`."""
-
-    contrast: Tensor
-    confident: Tensor
-    uncertain: Tensor
+__all__ = ["COCO", "TERMS", "VOC", "Batch", "Masks", "Objective", "Recipe"]
 
 
 class Objective:
@@ -137,10 +92,10 @@ class Objective:
         grid = tuple(output.patch_tokens.shape[-2:])
         if recipe.exclude_padding and batch.box is not None:
             box = scale_box(batch.box, tuple(batch.images.shape[-2:]), grid)
-        aux = resize(full(batch.aux_cams), grid)
+        aux = resize(_present(batch.aux_cams, tags), grid)
         contrast = cam_to_label(aux, tags, recipe.high, recipe.low, box=box)
         if step > recipe.late_after:
-            cams = resize(full(batch.cams), grid)
+            cams = resize(_present(batch.cams, tags), grid)
             confident = cam_to_label(cams, tags, recipe.late_high, recipe.late_low, box=box)
             uncertain = confident
         else:
@@ -161,14 +116,10 @@ class Objective:
             patches, tokens = full(output.patch_tokens), full(output.graph_tokens)
             maps = minmax(torch.einsum("bdhw,bkd->bkhw", patches, tokens))
         images = denormalise(full(batch.images), batch.mean, batch.std)
-        maps = resize(full(maps), tuple(images.shape[-2:]))
-        high, low = self.recipe.high, self.recipe.low
-        box = self._box(batch)
-        return refined_label(images, mask_cams(maps, batch.tags), batch.tags, high, low, self.par,
+        maps = resize(_present(maps, batch.tags), tuple(images.shape[-2:]))
+        box = batch.box if self.recipe.exclude_padding else None
+        return refined_label(images, maps, batch.tags, self.recipe.high, self.recipe.low, self.par,
                              box)
-
-    def _box(self, batch: Batch) -> Tensor | None:
-        return batch.box if self.recipe.exclude_padding else None
 
     def _computed(self, term: str) -> bool:
         return self.compute_inactive or self.recipe.weights[term] != 0
@@ -212,21 +163,17 @@ class Objective:
 
     def _decoder_terms(self, output: Any, batch: Batch, step: int) -> dict[str, Tensor]:
         """Seg and energy; neither they nor their labels are computed before their start."""
-        recipe = self.recipe
         wanted = {t for t in ("seg", "energy") if self.compute_inactive or self.active(t, step)}
-        terms: dict[str, Tensor] = {}
         if not wanted:
-            return terms
+            return {}
         labels = self.pseudo_label(output, batch)
-        logits = resize(full(output.seg_logits), tuple(batch.images.shape[-2:]))
-        if "seg" in wanted:
-            terms["seg"] = balanced_cross_entropy(logits, labels, batch.count_reduce, batch.share)
-        if "energy" in wanted:
-            images = undo_normalisation(full(batch.images), batch.mean, batch.std)
-            terms["energy"] = dense_energy(
-                logits, images, labels, self._box(batch), recipe.energy_weight,
-                recipe.energy_sigma_rgb, recipe.energy_sigma_xy, recipe.energy_scale, self.filter)
-        return terms
+        return decoder_terms(output.seg_logits, labels, batch, wanted, self.recipe, self.filter)
+
+
+def _present(maps: Tensor | PresentMaps, tags: Tensor) -> PresentMaps:
+    """Maps of the present classes in float32."""
+    found = PresentMaps.of(maps, tags)
+    return replace(found, maps=full(found.maps))
 
 
 def _anchor(output: Any) -> Tensor:

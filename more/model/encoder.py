@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from more.errors import UserError
+from more.model.keeping import keep_less
 from more.model.tokens import NEIGHBOUR_STD, resize_positions
 
 BACKBONE_ADVICE = (
@@ -74,7 +75,7 @@ class ClassTokenEncoder(nn.Module):
         if self.native_side < 1:
             raise UserError(f"image size {image_size} is smaller than a patch of "
                             f"{self.patch_size} pixels", "raise model.image_size")
-        self.grad_checkpointing = False
+        self.grad_checkpointing = self.recompute_cheap = False
         self.shared_attention = token_attention == "shared"
         leading = regularising_tokens + num_classes
         self.cls_token = nn.Parameter(torch.empty(1, leading, self.embed_dim))
@@ -86,6 +87,13 @@ class ClassTokenEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
+
+    def set_recompute_cheap(self, enable: bool = True) -> None:
+        """Make outputs of norms and activations again in the backward pass (`keep_less`).
+
+        Blocks that are compiled or recomputed as a whole do without.
+        """
+        self.recompute_cheap = enable
 
     def compile_blocks(self, backend: str) -> None:
         """Compile the blocks with a backend of torch.compile, each on its own.
@@ -179,6 +187,10 @@ class ClassTokenEncoder(nn.Module):
         options = {} if bias is None else {"attn_mask": bias}
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, tokens, use_reentrant=False, **options)
+        if (self.recompute_cheap and torch.is_grad_enabled()
+                and block._compiled_call_impl is None):
+            with keep_less(block):
+                return block(tokens, **options)
         return block(tokens, **options)
 
     def _raw_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:

@@ -75,8 +75,9 @@ class Localizer:
             found = self.network(views, mode="maps")
             return found["cam"].float(), found["lam"].float()
 
-        cam, lam = multi_scale(forward, images, self.config.inference.scales, relu=(True, False),
-                               tags=tags)
+        found = multi_scale(forward, images, self.config.inference.scales, relu=(True, False),
+                            tags=tags)
+        cam, lam = (present.dense(tags.shape[1]) for present in found)
         maps = {"cam": cam, "lam": lam, "fused": minmax((cam + lam) / 2)}
         return {kind: self._shrink(value) for kind, value in maps.items()}
 

@@ -33,7 +33,7 @@ def consistent(lines: list[dict]) -> bool:
 
 
 def test_losses_give_consistent_json(capsys):
-    run_losses("4,12", 8, 2, 16, 1, False, None, True)
+    run_losses("4,12", 8, 2, 16, 1, False, None, "cpu", True)
     found = facts(capsys)
     assert found["bench"] == "losses" and found["patches"] == 8 and found["dim"] == 16
     assert consistent(found["lines"])
@@ -43,11 +43,11 @@ def test_losses_give_consistent_json(capsys):
 
 
 def test_labels_and_energy_give_consistent_json(capsys):
-    run_labels("3", 4, 2, 1, True)
+    run_labels("3", 4, 2, 1, "cpu", True)
     found = facts(capsys)
     assert found["pixels"] == 64 and consistent(found["lines"])
     assert [line["what"] for line in found["lines"]] == ["label map", "refined labels"]
-    run_filter("3", 4, 2, 1, True)
+    run_filter("3", 4, 2, 1, "cpu", True)
     found = facts(capsys)
     assert found["pixels"] == 32 and consistent(found["lines"])
     assert [line["channels"] for line in found["lines"]] == [4]
@@ -115,9 +115,9 @@ def test_growth_fits_exponents_and_draws(tmp_path, capsys, monkeypatch):
         line["ms"] *= 9 if (line["classes"], line["patches"]) == (8, 25) else 1
     for fit in growth.exponents(times):
         assert (fit["classes"], fit["patches"]) == pytest.approx(growth.NEEDED[fit["what"]])
-    monkeypatch.setattr(growth.measure, "__defaults__", ((2, 4), (7, 9)))
+    monkeypatch.setattr(growth.measure, "__defaults__", ((2, 4), (7, 9), kernels.CPU))
     plot = tmp_path / "growth.png"
-    run_losses("20", 7, 1, 8, 1, True, plot, True)
+    run_losses("20", 7, 1, 8, 1, True, plot, "cpu", True)
     found = facts(capsys)
     assert len(found["lines"]) == 16 and all(line["ms"] > 0 for line in found["lines"])
     assert {fit["what"] for fit in found["exponents"]} == {"URE", "CRE", "PTC", "GCR"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from more.config.load import load_config
 from more.engine.build import make_network, make_objective
@@ -35,13 +36,15 @@ def setting(tiny):
 
 def maker(setting, average=None, **cam):
     config = replace(setting[0], cam=replace(setting[0].cam, **cam))
-    return CamMaker(config, setting[3], make_objective(config), 8, average)
+    make = CamMaker(config, setting[3], make_objective(config), 8, average)
+    return lambda *inputs: [present.dense(7) for present in make(*inputs)]
 
 
 def plain(setting):
     """Multi-scale CAMs of all views with the network as it is."""
     _, network, _, _, images, tags = setting
-    return multi_scale(lambda x: network(x, mode="cam"), images, (1, 0.5), (True, True), tags=tags)
+    found = multi_scale(lambda x: network(x, mode="cam"), images, (1, 0.5), (True, True), tags=tags)
+    return [present.dense(7) for present in found]
 
 
 def test_the_main_cam_is_run_only_for_terms_that_need_it(setting):
@@ -106,6 +109,28 @@ def test_precision_of_the_views(setting):
     rough = maker(setting, precision="bf16")(setting[4], setting[5], output, 6)
     assert setting[2][-1] == ("cam", 32, True) and rough[0].dtype == torch.float32
     assert 0 < (rough[0] - exact[0]).abs().max() < 0.1
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts how often each of some tensors is cast."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.seen = dict.fromkeys((weight.data_ptr() for weight in weights), 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.seen:
+            self.seen[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_all_views(setting):
+    output, cams = setting[1](setting[4]), maker(setting, precision="bf16")
+    with WeightCasts(setting[1].encoder.blocks.parameters()) as casts:
+        cams(setting[4], setting[5], output, 6)
+    assert len(setting[2]) == 2 and set(casts.seen.values()) == {0, 1}
+    setting[1](setting[4]).logits.sum().backward()  # and no cast without gradient is left behind
+    assert all(weight.grad is not None for weight in setting[1].encoder.blocks.parameters())
 
 
 def test_views_on_whole_patches(setting):

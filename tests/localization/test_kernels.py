@@ -6,8 +6,9 @@ import torch
 from more.localization import par, refined, regions
 from more.localization.maps import resize
 from more.localization.par import PixelAdaptiveRefinement
+from more.localization.present import take_classes
 from more.localization.refined import refined_label
-from more.localization.regions import cam_to_label, take_classes
+from more.localization.regions import cam_to_label
 
 
 def drawn(*shape, seed=0):

@@ -1,0 +1,76 @@
+"""The decoder's terms with their gradient made in the forward pass: nothing large is kept.
+
+The terms are made of the logits at full size, but depend on few: those of patches. What autograd
+would keep until the backward pass (logits, softmax, log-softmax of all pixels and classes) is many
+times what the gradient for the patches' logits takes. So each term runs alone, some images at a
+time, its gradient follows at once, and only that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The logits `[b, K, h, w]` of some images, and which of the batch these are, to their summand.
+Summand = Callable[[Tensor, slice], Tensor]
+# Bytes of full-size logits at a time, at least an image: on a CPU one large image after another is
+# faster than all at once, on a GPU some together are.
+BYTES = {"cpu": 2**22, "cuda": 2**26}
+
+
+def images_at_a_time(logits: Tensor, size: tuple[int, int]) -> int:
+    """Images whose logits `[B, K, h, w]` are made `size` (height, width) large together."""
+    one = logits.shape[1] * size[0] * size[1] * logits.element_size()
+    return max(1, BYTES.get(logits.device.type, BYTES["cuda"]) // one)
+
+
+def with_early_gradients(
+    logits: Tensor, summands: Mapping[str, Summand], size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Terms that are sums over images, with gradients for the logits alone.
+
+    Args:
+        logits: `[B, K, h, w]`.
+        summands: of the terms, by name; no gradient reaches what they take besides the logits.
+        size: (height, width) that they resize the logits to.
+
+    Returns: scalars by the names of `summands`. They can be differentiated once.
+    """
+    gradient = torch.is_grad_enabled() and logits.requires_grad
+    step = images_at_a_time(logits, size)
+    values = _EarlyGradients.apply(logits, tuple(summands.values()), step, gradient)
+    return dict(zip(summands, values, strict=True))
+
+
+class _EarlyGradients(torch.autograd.Function):
+    """Values of all terms; keeps a gradient as large as the logits for each of them."""
+
+    @staticmethod
+    def forward(ctx, logits, summands, step, gradient) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # None: the term is not in the total
+        values, slopes = [], []
+        for summand in summands:
+            slope, parts = torch.empty_like(logits) if gradient else None, []
+            for start in range(0, len(logits), step):
+                rows = slice(start, min(start + step, len(logits)))
+                leaf = logits[rows].detach().requires_grad_(gradient)
+                with torch.set_grad_enabled(gradient):
+                    part = summand(leaf, rows)
+                if gradient:
+                    (slope[rows],) = torch.autograd.grad(part, leaf)
+                parts.append(part.detach())
+            values.append(torch.stack(parts).sum())
+            slopes += [slope] if gradient else []
+        ctx.save_for_backward(*slopes)
+        return tuple(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *upstream) -> tuple[Tensor | None, None, None, None]:
+        """Gradient for the logits only."""
+        parts = [factor * slope for factor, slope in zip(upstream, ctx.saved_tensors, strict=True)
+                 if factor is not None]
+        return sum(parts) if parts else None, None, None, None
