@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -13,3 +15,15 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+# Files that take longest: begun first, so that at the end no process works on one of them alone.
+LONGEST = ("engine/test_matrix.py", "faults/test_training.py", "engine/test_training.py",
+           "engine/test_data_options.py", "faults/test_ranks.py", "pseudo/test_handover.py",
+           "pseudo/test_dask.py", "engine/test_dryrun.py", "bench/test_bench.py",
+           "pseudo/test_export_training.py", "bench/test_bench_refine.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the others keep their order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,7 +12,7 @@ from more.bench.data import write_pictures
 from more.bench.train import bench_settings
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from tests.engine.conftest import ROOT, command
+from tests.engine.conftest import command
 
 SMALL = """
 model = dict(backbone="custom", num_classes=3, decoder_width=8,
@@ -57,8 +55,7 @@ def test_bench_train_is_consistent(tmp_path):
     config.write_text(SMALL)
     code = "import sys; from pathlib import Path; from more.bench.train import run; " \
            "run(Path(sys.argv[1]), steps=2, rounds=1, as_json=True)"
-    done = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True,
-                          cwd=ROOT, timeout=200)
+    done = command(code, config, start=("tests.code",))
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout[done.stdout.index("{"):])
     assert facts["crop"] == 56 and facts["batch"] == 2 and consistent(facts["rows"])

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+from tests.processes import FIXED, run, run_ranks
+
+# A launcher for `command`: the interpreter as users start it, with all its imports.
+REAL = (sys.executable, "-m", "more")
 
 TINY = """
 model = dict(backbone="custom", weights="none", num_classes=7, decoder_width=16,
@@ -27,13 +31,23 @@ inference = dict(size=64, scales=(1.0,), segment_scales=(1.0,))
 """
 
 
-def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Run `python -m more …` (or a launcher with it) in a process of its own."""
-    start = launcher or (sys.executable, "-m", "more")
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": "",
+def command(*arguments: object, start: tuple[str, ...] = ("more",), ranks: int = 1,
+            launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run `python -m more …` in a process of its own, forked from one that has its imports.
+
+    Args:
+        arguments: the command line after `start`.
+        start: module to run instead of `more`, and its first arguments.
+        ranks: so many processes in one group, as torchrun makes them.
+        launcher: a program and its arguments that starts it instead, or `REAL`.
+    """
+    if ranks > 1:
+        return run_ranks(ranks, *start, *arguments)
+    if not launcher:
+        return run(*start, *arguments)
+    environment = {**os.environ, **FIXED,
                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run([*start, *map(str, arguments)], capture_output=True, text=True,
+    return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True,
                           cwd=ROOT, env=environment, timeout=280)
 
 

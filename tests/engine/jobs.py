@@ -1,6 +1,6 @@
 """Several trainings one after another in one group of processes: a launch costs more than a run.
 
-    python -m tests.engine.jobs JOBS.json        (or under torchrun)
+    python -m tests.engine.jobs JOBS.json        (or so in every rank)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.engine.conftest import command
 
 
 def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, list[str]],
-             timeout: float = 280) -> subprocess.CompletedProcess:
+             ) -> subprocess.CompletedProcess:
     """Train every job (run name under `folder` → settings) with `ranks` processes."""
     file = folder / f"jobs-{ranks}.json"
     folder.mkdir(exist_ok=True)
@@ -28,9 +28,7 @@ def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, li
         "config": str(tiny["config"]), "train": str(tiny["train"]), "val": str(tiny["val"]),
         "runs": {str(folder / name): [option.format(folder=folder) for option in options]
                  for name, options in jobs.items()}}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc_per_node={ranks}", "-m", "tests.engine.jobs"]
-    done = command(file, launcher=tuple(launcher if ranks > 1 else launcher[:1] + launcher[-2:]))
+    done = command(file, start=("tests.engine.jobs",), ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 

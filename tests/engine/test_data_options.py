@@ -8,13 +8,13 @@ import shutil
 import pytest
 
 from tests.data.test_quarantine import damage
-from tests.engine.conftest import command, records
+from tests.engine.conftest import REAL, command, records
 
 
-def run_with(tiny, out, *settings, train=None):
+def run_with(tiny, out, *settings, train=None, launcher=()):
     options = [part for setting in settings for part in ("--set", setting)]
     return command("train", tiny["config"], "--train", train or tiny["train"], "--run", out,
-                   "--set", "train.iterations=3", *options)
+                   "--set", "train.iterations=3", *options, launcher=launcher)
 
 
 def terms(run):
@@ -30,7 +30,7 @@ def plain(tiny, tmp_path_factory):
 
 def test_workers_memory_and_cache_change_nothing(tiny, plain, tmp_path):
     done = run_with(tiny, tmp_path / "run", "data.workers=2", "data.prefetch_mb=1",
-                    f"data.cache={tmp_path / 'local'}")
+                    f"data.cache={tmp_path / 'local'}", launcher=REAL)
     assert done.returncode == 0, done.stderr
     assert terms(tmp_path / "run") == plain
     assert list((tmp_path / "local").glob("*.h5"))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from more.engine.distributed import local_device
+from more.engine.distributed import launched_world, local_device
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,27 +42,30 @@ def test_alone_without_compiler_or_launcher(tmp_path):
     assert not (tmp_path / "extensions").exists()
 
 
-def test_slurm_variables_are_understood():
-    script = "from more.engine.distributed import launched_world; print(launched_world())"
-    done = run(script, SLURM_PROCID="3", SLURM_STEP_NUM_TASKS="8", SLURM_NTASKS="9")
-    assert done.stdout.strip() == "(3, 8)"
+def test_slurm_variables_are_understood(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in (("PROCID", "3"), ("STEP_NUM_TASKS", "8"), ("NTASKS", "9")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert launched_world() == (3, 8)
 
 
 def test_ranks_without_a_meeting_point_are_refused():
     script = ("from more.engine.distributed import setup\nfrom more.errors import UserError\n"
               "try: setup()\nexcept UserError as error: print(error)")
-    done = run(script, SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
+    done = processes.run("tests.code", script, SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
     assert "MASTER_ADDR and MASTER_PORT not set" in done.stdout and "fix:" in done.stdout
 
 
-def test_a_batch_script_outside_srun_is_one_process():
+def test_a_batch_script_outside_srun_is_one_process(monkeypatch):
     """There SLURM_NTASKS counts tasks that nobody started."""
-    script = "from more.engine.distributed import launched_world; print(launched_world())"
-    assert run(script, SLURM_PROCID="0", SLURM_NTASKS="8").stdout.strip() == "(0, 1)"
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert launched_world() == (0, 1)
 
 
 def test_each_process_of_a_machine_takes_its_own_device(monkeypatch):
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "DS_ACCELERATOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert local_device() == torch.device("cpu")
@@ -72,3 +76,5 @@ def test_each_process_of_a_machine_takes_its_own_device(monkeypatch):
     assert local_device() == torch.device("cuda", 3)
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert local_device() == torch.device("cuda", 2)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # else tensors and process group do not match
+    assert local_device() == torch.device("cpu")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from more.engine import dryrun
 from more.engine.memory import Layout, checkpoint_bytes, parameter_sizes, stage_memory
 from more.errors import UserError
 from more.model import pretrained
-from tests.engine.conftest import ROOT
+from tests.processes import run
 
 MEASURE = """
 import gc, json, sys, warnings
@@ -70,8 +68,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def measured(tiny) -> dict[str, dict[str, int]]:
     """Bytes of all tensors that engines of each ZeRO stage keep between backward and step."""
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tiny["config"]), *"0123"],
-                          capture_output=True, text=True, cwd=ROOT, timeout=200)
+    done = run("tests.code", MEASURE, tiny["config"], *"0123", timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

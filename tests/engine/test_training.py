@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.engine.conftest import command, records
+from tests.engine.conftest import REAL, command, records
 
 LAUNCH = Path(sys.executable).parent
 
@@ -26,7 +26,7 @@ def train(tiny, run: Path, *extra: str, launcher: tuple[str, ...] = (), run_name
 def straight(tiny, tmp_path_factory) -> Path:
     """The tiny run from start to end in one process."""
     run = tmp_path_factory.mktemp("runs") / "straight"
-    done = train(tiny, run)
+    done = train(tiny, run, launcher=REAL)
     assert done.returncode == 0, done.stderr
     return run
 

@@ -14,6 +14,7 @@ from more.engine import folders
 from more.engine.weights import export_weights, find_checkpoint, load_run
 from more.errors import UserError
 from tests.data.sets import small_set
+from tests.engine.conftest import command
 from tests.pseudo.test_localize import make_run
 
 
@@ -32,9 +33,7 @@ def test_the_file_stands_for_the_run(run, tmp_path):
         assert torch.equal(value, other.state_dict()[name])
     data = small_set(tmp_path / "set")
     for source, out in ((run, "a"), (file, "b")):
-        done = subprocess.run([sys.executable, "-m", "more", "localize", "--run", source, "--data",
-                               data, "--out", tmp_path / out], capture_output=True, text=True,
-                              check=False)
+        done = command("localize", "--run", source, "--data", data, "--out", tmp_path / out)
         assert done.returncode == 0, done.stderr
     first, second = ShardSet(tmp_path / "a"), ShardSet(tmp_path / "b")
     assert [first.blob("seed", row) for row in first] == [second.blob("seed", row) for row in first]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from more.data.shards.reader import ShardSet
 from tests.conftest import ROOT
 from tests.launch.project import Project, clean_environment, ended, wait_for
+from tests.processes import free_port
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
        "RANKS": "1"}
@@ -140,7 +141,7 @@ def test_srun_alone_makes_a_working_group(project):
     done = subprocess.run(
         [project.bin / "srun", "--ntasks=2", sys.executable, "-c", WORLD], cwd=ROOT, text=True,
         capture_output=True, timeout=100,
-        env=clean_environment(MASTER_ADDR="127.0.0.1", MASTER_PORT="29743"))
+        env=clean_environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()))
     assert done.returncode == 0, done.stderr
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
         "rank 0 of 2: 3", "rank 1 of 2: 3"]

@@ -18,9 +18,9 @@ def rates(lr, warmup, total, ratio, power, updates) -> np.ndarray:
     optimizer = torch.optim.AdamW(groups)
     scheduler = make_scheduler(optimizer, int(warmup), int(total), ratio, power)
     used = []
+    optimizer.step()  # PyTorch wants one before the schedule's; rates depend on none
     for _ in range(updates):
         used.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
         scheduler.step()
     return np.array(used)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -20,6 +19,8 @@ from more.data.shards.writer import ShardWriter
 from more.data.shares import assign, parse_parts
 from more.errors import UserError
 from more.pseudo.export.training import export_training, split
+from tests import processes
+from tests.code import FILE
 from tests.command.conftest import refused
 from tests.data.sets import NAMES, small_set
 from tests.pseudo.sets import CLASSES, make_sets
@@ -132,13 +133,12 @@ def test_images_of_others_are_refused(data, tmp_path, run):
 
 def example(out: Path, stub: str | None, tmp_path: Path, *words: str):
     """Run the script; `stub` is the source of the module that it needs, None takes the real one."""
-    path = os.environ.get("PYTHONPATH", "")
-    if stub is not None:
-        (tmp_path / "stub").mkdir()
-        (tmp_path / "stub" / "segmentation_models_pytorch.py").write_text(stub)
-        path = f"{tmp_path / 'stub'}{os.pathsep}{path}"
-    return subprocess.run([sys.executable, out / "train_example.py", "--crop", "32", *words],
-                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    script = (out / "train_example.py", "--crop", "32", *words)
+    if stub is None:  # a process as users start it
+        return subprocess.run([sys.executable, *script], capture_output=True, text=True)
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "segmentation_models_pytorch.py").write_text(stub)
+    return processes.run("tests.code", FILE, tmp_path / "stub", *script)
 
 
 def trained(ended, out: Path) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from more.data.shards.reader import ShardSet
+from tests import processes
+from tests.code import FILE
 from tests.engine.conftest import command, tiny  # noqa: F401
 
 
@@ -35,10 +34,8 @@ def test_the_supervised_example_trains_on_the_masks_of_the_quickstart(
     done = command("export", masks, "--format", "training", "--data", tiny["train"],
                    "--out", tmp_path / "out", "--val-share", 0.2)
     assert done.returncode == 0, done.stderr
-    ended = subprocess.run(
-        [sys.executable, tmp_path / "out" / "train_example.py", "--crop", "64", "--epochs", "2",
-         "--batch", "4"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = processes.run("tests.code", FILE, "", tmp_path / "out" / "train_example.py",
+                          "--crop", 64, "--epochs", 2, "--batch", 4)
     assert ended.returncode == 0, ended.stderr
     assert "19 images to train on, 5 to validate, 8 classes" in ended.stdout
     losses = [float(line.split("loss ")[1].split(",")[0])
