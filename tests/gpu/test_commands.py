@@ -74,13 +74,6 @@ def test_options(tiny, tmp_path, settings):  # noqa: F811
     assert len(losses) == 6 and np.isfinite(losses).all()
 
 
-def test_out_of_memory_says_what_to_do(tiny, tmp_path):  # noqa: F811
-    """Fault 13 on the device itself."""
-    done = more("train", tiny["config"], "--train", tiny["train"], "--run", tmp_path / "run",
-                "--set", "data.crop=16384", "--set", "loss.weights.ure=0")
-    assert done.returncode == 2 and "the device is out of memory" in done.stderr
-
-
 def test_from_seeds_to_masks(tiny, trained, tmp_path):  # noqa: F811
     run, seeds = trained[0], tmp_path / "seeds"
     done = more("localize", "--run", run, "--data", tiny["train"], "--out", seeds, "--map", "lam")
