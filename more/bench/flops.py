@@ -94,7 +94,7 @@ def step_flops(config: Config, images: int) -> dict[str, int]:
     return {"forward": forward, "backward": backward, "cam": count.total}
 
 
-def gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, rounds: int = 9) -> float:
+def gemm_peak(device: torch.device, dtype: torch.dtype = torch.float32, rounds: int = 40) -> float:
     """Operations a second of the best of some large matrix products."""
     rows, inner, columns = GEMM[device.type]
     a = torch.randn(rows, inner, device=device, dtype=dtype)
