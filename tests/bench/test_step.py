@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from more.bench import step
+from more.bench import step, steps
 from more.bench.flops import FlopCount, gemm_peak, step_flops
 from more.bench.profile import draw_parts
 from more.bench.train import bench_settings
@@ -38,9 +38,9 @@ def config(tmp_path):
 
 def pair(config):
     network = make_network(config).train()
-    example = step.drawn_example(config, 2, 8, CPU)
-    return (step.OwnStep(config, network, example),
-            step.ResearchStep(config, copy.deepcopy(network), example, by_position=True))
+    example = steps.drawn_example(config, 2, 8, CPU)
+    return (steps.OwnStep(config, network, example),
+            steps.ResearchStep(config, copy.deepcopy(network), example, by_position=True))
 
 
 def test_the_oracle_step_has_the_same_terms_and_gradients(config):
@@ -64,10 +64,10 @@ def test_other_numbers_are_noticed(config):
 
 def test_parts_add_up_and_both_steps_train_alike(config):
     own, other = pair(config)
-    steps = {"a": own, "b": other}
-    parts = step.time_parts(steps, 1, CPU)
+    both = {"a": own, "b": other}
+    parts = step.time_parts(both, 1, CPU)
     for part in parts.values():
-        assert set(part) == set(step.PARTS) and all(value > 0 for value in part.values())
+        assert set(part) == set(steps.PARTS) and all(value > 0 for value in part.values())
     for ours, theirs in zip(own.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)  # two updates
 
@@ -126,10 +126,10 @@ def test_bf16_views_rarely_change_a_label(config):
 
 
 def test_a_picture_of_the_parts(tmp_path):
-    parts = {name: dict.fromkeys(step.PARTS, value) for name, value in (("a", 1.0), ("b", 0.2))}
+    parts = {name: dict.fromkeys(steps.PARTS, value) for name, value in (("a", 1.0), ("b", 0.2))}
     draw_parts(parts, tmp_path / "step.svg", "title")
     text = (tmp_path / "step.svg").read_text()
-    assert "<svg" in text and all(part in text for part in (*step.PARTS, "5.00 × as fast"))
+    assert "<svg" in text and all(part in text for part in (*steps.PARTS, "5.00 × as fast"))
     with pytest.raises(UserError, match="cannot be written"):
         draw_parts(parts, tmp_path / "missing" / "step.png", "title")
 

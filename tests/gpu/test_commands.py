@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from more.bench.step import OwnStep, drawn_example, peak_bytes
+from more.bench.step import peak_bytes
+from more.bench.steps import OwnStep, drawn_example
 from more.bench.train import bench_settings
 from more.data.shards.reader import ShardSet
 from more.engine.activations import step_activations
