@@ -25,6 +25,7 @@ from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint
+from more.engine.allocator import keep_freed_memory
 from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World, local_device, setup, teardown
 from more.errors import UserError
@@ -150,6 +151,8 @@ def run(file: Path | None = None, steps: int = 20, rounds: int = 5, as_json: boo
             lines, about = bench_train(config, Path(scratch), steps=steps, rounds=rounds)
     torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
     device = local_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     oracle = "" if choice.oracle == "none" else choice.oracle
     found, facts, parts = bench_step(config, rounds=rounds, oracle=oracle, backend=choice.backend,
                                      device=device)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from more.engine.allocator import keep_freed_memory
 from more.errors import UserError
 
 
@@ -104,6 +105,7 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     cuda = device.type == "cuda"
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        keep_freed_memory()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, _cores() // local_size))
     deepspeed = import_deepspeed()
