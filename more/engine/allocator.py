@@ -14,9 +14,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for the next tensor instead of giving it back to the system.
 
     By default blocks above 32 MB come from the system every time, and every page of them is made
-    and cleared when it is first touched: 370,000 of them in an update of a ViT-S at 448 px, a tenth
-    of them with this, and 4 to 11 % less processor time. The process stays as large as it was at
-    its largest.
+    and cleared when it is first touched: hundreds of thousands in an update at 448 px. The process
+    stays as large as it was at its largest.
 
     Returns: False where there is nothing to set: another C library, or settings of the user's
     (`GLIBC_TUNABLES`, `MALLOC_…_`).
