@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from more.bench.kernels import (
-    CPU,
-    NOTES,
-    Kernel,
-    Line,
-    Results,
-    chosen_device,
-    compare,
-    numbers,
-    one_thread,
-    oracle,
-)
+from more.bench.kernels import CPU, NOTES, Kernel, Results, measure, oracle
 from more.bench.losses import HIGH, LOW, draw_cams, draw_tags
 from more.bench.tables import show_tables
 from more.localization.maps import resize
@@ -47,11 +36,7 @@ def kernels(classes: int, batch: int, patches: int, device: torch.device = CPU) 
 
 def run(classes: str, patches: int, batch: int, rounds: int, device: str, as_json: bool) -> None:
     """Measure and print."""
-    lines: list[Line] = []
-    where = chosen_device(device)
-    with one_thread():
-        for count in numbers(classes, "--classes"):
-            lines += compare(kernels(count, batch, patches, where), rounds, where,
-                             classes=count, channels=count + 1)
+    lines, where = measure(lambda count, on: kernels(count, batch, patches, on), classes, rounds,
+                           device)
     about = {"device": str(where), "pixels": PATCH * patches, "batch": batch, "rounds": rounds}
     show_tables("filter", {"lines": lines}, about, NOTES, as_json)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from more.bench.kernels import CPU, Line, spent
+from more.bench.kernels import CPU, Line, one_thread, spent
 from more.bench.losses import draw, our_losses
 from more.bench.tables import show_tables
 from more.model.graph import GraphCategoryRepresentation
@@ -85,14 +85,18 @@ def draw_plot(lines: list[Line], fits: list[Line], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def show_growth(batch: int, dim: int, rounds: int, plot: Path | None, device: torch.device,
+def show_growth(batch: int, dim: int, rounds: int, plot: Path | None, device: str,
                 as_json: bool) -> None:
     """Measure, print, and draw where a file is named."""
-    lines = measure(batch, dim, rounds, device=device)
+    from more.pseudo.predict import choose_device
+
+    where = choose_device(device or "cpu")
+    with one_thread():
+        lines = measure(batch, dim, rounds, device=where)
     fits = exponents(lines)
     if plot is not None:
         draw_plot(lines, fits, plot)
     notes = [*NOTES, *([f"plot: {plot}"] if plot is not None else [])]
     show_tables("losses", {"lines": lines, "exponents": fits},
-                {"device": str(device), "batch": batch, "dim": dim, "rounds": rounds}, notes,
+                {"device": str(where), "batch": batch, "dim": dim, "rounds": rounds}, notes,
                 as_json)

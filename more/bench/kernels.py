@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -78,15 +78,25 @@ def difference(found: Results, expected: Results) -> float:
     return worst
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device to measure on.
+def measure(make: Callable[[int, torch.device], list[Kernel]], classes: str, rounds: int,
+            device: str) -> tuple[list[Line], torch.device]:
+    """Lines for every number of classes, on one thread of a CPU, and the device they are from.
+
+    Args:
+        make: kernels with inputs for so many classes on a device.
+        classes: numbers with commas.
+        rounds: that count.
+        device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UserError: not "cpu", "cuda" or "cuda:N", or not there.
+        UserError: classes that are no numbers, or no such device here.
     """
     from more.pseudo.predict import choose_device
 
-    return choose_device(name or "cpu")
+    where = choose_device(device or "cpu")
+    with one_thread():
+        return [line for count in numbers(classes, "--classes")
+                for line in compare(make(count, where), rounds, where, classes=count)], where
 
 
 def compare(kernels: list[Kernel], rounds: int, device: torch.device = CPU,
@@ -161,7 +171,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device = CPU) -> int:
 
 
 @contextmanager
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Torch on one thread inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -9,18 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.bench.kernels import (
-    CPU,
-    NOTES,
-    Kernel,
-    Line,
-    Results,
-    chosen_device,
-    compare,
-    numbers,
-    one_thread,
-    oracle,
-)
+from more.bench.kernels import CPU, NOTES, Kernel, Line, Results, measure, oracle
 from more.bench.tables import show_tables
 from more.localization.regions import cam_to_label
 from more.losses.affinity import patch_contrast_loss
@@ -149,16 +138,14 @@ def kernels(classes: int, batch: int, patches: int, dim: int,
 def run(classes: str, patches: int, batch: int, dim: int, rounds: int, growth: bool,
         plot: Path | None, device: str, as_json: bool) -> None:
     """Measure and print."""
-    sizes, lines, where = numbers(classes, "--classes"), [], chosen_device(device)
-    with one_thread():
-        if growth:
-            from more.bench.growth import show_growth
+    if growth:
+        from more.bench.growth import show_growth
 
-            return show_growth(batch, dim, rounds, plot, where, as_json)
-        for count in sizes:
-            lines += compare(kernels(count, batch, patches, dim, where), rounds, where,
-                             classes=count)
-        uncertain = float((draw(sizes[0], batch, patches, 1).mask == 255).float().mean())
+        return show_growth(batch, dim, rounds, plot, device, as_json)
+    lines, where = measure(lambda count, on: kernels(count, batch, patches, dim, on), classes,
+                           rounds, device)
+    first = lines[0]["classes"]
+    uncertain = float((draw(first, batch, patches, 1).mask == 255).float().mean())
     about: Line = {"device": str(where), "patches": patches, "batch": batch, "dim": dim,
                    "rounds": rounds, "uncertain patches": uncertain}
     show_tables("losses", {"lines": lines}, about, NOTES, as_json)

@@ -50,7 +50,7 @@ def test_labels_and_energy_give_consistent_json(capsys):
     run_filter("3", 4, 2, 1, "cpu", True)
     found = facts(capsys)
     assert found["pixels"] == 32 and consistent(found["lines"])
-    assert [line["channels"] for line in found["lines"]] == [4]
+    assert [line["classes"] for line in found["lines"]] == [3]
 
 
 def test_different_results_are_not_timed():
