@@ -150,6 +150,10 @@ def losses(
     growth: Annotated[bool, typer.Option(
         help="time against classes and patches instead, with fitted exponents")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG file for --growth")] = None,
+    oracle: Annotated[str, typer.Option(
+        help="plain formulas of tests/oracles: research (loops over images and classes, URE over "
+             "its patches too), positions (CRE also over all patches, URE over all its pairs)"
+    )] = "research",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -157,9 +161,11 @@ def losses(
 
     Example: `python -m more bench losses --classes 20,80`
     """
+    one_of("--oracle", oracle, ("research", "positions"))
     from more.bench.losses import run
 
-    run(classes, patches, batch, dim, rounds, growth, plot, device, as_json)
+    run(classes, patches, batch, dim, rounds, growth, plot, device, as_json,
+        oracle == "positions")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from more.bench.measure import alternate
+from more.engine.allocator import keep_freed_memory
 from more.errors import UserError
 
 Results = dict[str, Tensor]
@@ -94,6 +95,8 @@ def measure(make: Callable[[int, torch.device], list[Kernel]], classes: str, rou
     from more.pseudo.predict import choose_device
 
     where = choose_device(device or "cpu")
+    if where.type == "cpu":
+        keep_freed_memory()  # as in a training, for the plain formulas as well
     with one_thread():
         return [line for count in numbers(classes, "--classes")
                 for line in compare(make(count, where), rounds, where, classes=count)], where

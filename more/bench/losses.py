@@ -106,21 +106,28 @@ def with_weights(drawn: Drawn, graph: GraphCategoryRepresentation, loss: Tensor)
     return {"loss": loss.detach(), **dict(zip(("tokens", *names), found, strict=True))}
 
 
-def kernels(classes: int, batch: int, patches: int, dim: int,
-            device: torch.device = CPU) -> list[Kernel]:
-    """The four of them with their plain formulas."""
+def kernels(classes: int, batch: int, patches: int, dim: int, device: torch.device = CPU,
+            by_position: bool = False) -> list[Kernel]:
+    """The four of them with their plain formulas.
+
+    Args:
+        by_position: URE and CRE with formulas that take patches one after another; otherwise
+            sums over an image's patches are made at once. (PTC's pairs would take hours.)
+    """
     step, plain = oracle("step"), oracle("losses")
     d = draw(classes, batch, patches, dim, device)
     torch.manual_seed(0)
     graph = GraphCategoryRepresentation(dim).to(device)
     ours, probe = our_losses(d, graph), draw_probe(d)
+    uncertain, confident = ((plain.uncertain_by_pair, plain.confident_by_position) if by_position
+                            else (plain.uncertain_by_class, plain.confident))
 
     def ure() -> Results:
         places = [step.uncertain_positions(m, k) for m, k in zip(d.mask, d.keys, strict=True)]
-        return d.results(plain.uncertain_by_class(d.tokens, d.patches, d.tags, places))
+        return d.results(uncertain(d.tokens, d.patches, d.tags, places))
 
     def cre() -> Results:
-        return d.results(plain.confident(d.tokens, d.patches, d.mask, d.tags, TEMPERATURE))
+        return d.results(confident(d.tokens, d.patches, d.mask, d.tags, TEMPERATURE))
 
     def ptc() -> Results:
         return d.results(step.contrast(d.patches, d.mask))
@@ -136,16 +143,17 @@ def kernels(classes: int, batch: int, patches: int, dim: int,
 
 
 def run(classes: str, patches: int, batch: int, dim: int, rounds: int, growth: bool,
-        plot: Path | None, device: str, as_json: bool) -> None:
+        plot: Path | None, device: str, as_json: bool, by_position: bool = False) -> None:
     """Measure and print."""
     if growth:
         from more.bench.growth import show_growth
 
         return show_growth(batch, dim, rounds, plot, device, as_json)
-    lines, where = measure(lambda count, on: kernels(count, batch, patches, dim, on), classes,
-                           rounds, device)
+    lines, where = measure(lambda count, on: kernels(count, batch, patches, dim, on, by_position),
+                           classes, rounds, device)
     first = lines[0]["classes"]
     uncertain = float((draw(first, batch, patches, 1).mask == 255).float().mean())
     about: Line = {"device": str(where), "patches": patches, "batch": batch, "dim": dim,
-                   "rounds": rounds, "uncertain patches": uncertain}
+                   "rounds": rounds, "uncertain patches": uncertain,
+                   "plain formulas": "by position" if by_position else "by image and class"}
     show_tables("losses", {"lines": lines}, about, NOTES, as_json)

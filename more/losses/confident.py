@@ -13,6 +13,7 @@ from more.localization.present import present_classes
 from more.losses.precision import Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count
+EPS = 1e-8  # least length of a vector that is made a unit
 UNDERFLOW = -150 * math.log(2)  # exp of anything below is 0 in float32
 
 
@@ -45,47 +46,61 @@ def confident_region_loss(
     """
     # Only present classes count; padding of the list is excluded by `valid`.
     present, valid = present_classes(tags)
-    tokens = graph_tokens.gather(1, present[..., None].expand(-1, -1, graph_tokens.shape[-1]))
-    positive = (mask.flatten(1)[:, None] == (present + 1)[..., None]) & valid[..., None]
-    numbers = positive.sum(dim=-1).to(torch.promote_types(tokens.dtype, torch.float32))
+    positive = (mask.flatten(1)[:, None] == (present + 1)[..., None]).logical_and_(valid[..., None])
+    dtype = torch.promote_types(graph_tokens.dtype, torch.float32)
+    numbers = positive.sum(dim=-1, dtype=dtype)
     if reduction == "pairs":
         (pairs,) = counts([numbers.sum()], reduce)
         factors = (1 / (pairs + FLOOR * share)).expand_as(numbers)
     elif reduction == "released":
-        factors = 1 / (numbers + FLOOR) / len(tags)
+        factors = 1 / ((numbers + FLOOR) * len(tags))
     else:
         raise ValueError(f"CRE reduction is 'released' or 'pairs', not {reduction!r}")
     patches = full(patch_tokens.detach()).flatten(2)
     if similarity == "cosine":
-        patches = F.normalize(patches, dim=1, eps=1e-8)
+        patches = F.normalize(patches, dim=1, eps=EPS)
     elif similarity != "dot":
         raise ValueError(f"CRE similarity is 'dot' or 'cosine', not {similarity!r}")
-    queries = F.normalize(full(tokens), dim=-1, eps=1e-8) / temperature
-    gradient = torch.is_grad_enabled() and queries.requires_grad
-    return _PositiveLosses.apply(queries, patches, positive, factors, gradient)
+    gradient = torch.is_grad_enabled() and graph_tokens.requires_grad
+    return _PositiveLosses.apply(graph_tokens, present, patches, positive, numbers, factors,
+                                 temperature, gradient)
 
 
 class _PositiveLosses(torch.autograd.Function):
     """`Σ factor·ℓ` over the positive pairs; value and gradient in one go over the patches."""
 
     @staticmethod
-    def forward(ctx, queries, patches, positive, factors, gradient) -> Tensor:
-        """queries `[B, K, D]`, patches `[B, D, N]`, positive `[B, K, N]`, factors `[B, K]`."""
-        logits = queries @ patches
-        top = logits.amax(dim=-1, keepdim=True).clamp_(min=math.log(FLOOR))
+    def forward(ctx, tokens, present, patches, positive, numbers, factors, temperature, gradient
+                ) -> Tensor:
+        """tokens `[B, C, D]`, patches `[B, D, N]`, positive `[B, K, N]`, the others `[B, K]`."""
+        index = present[..., None].expand(-1, -1, tokens.shape[-1])
+        chosen = full(tokens.gather(1, index))
+        lengths = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True).clamp_(min=EPS)
+        units = chosen.div_(lengths)
+        logits = (units / temperature) @ patches
+        most = logits.amax(dim=-1, keepdim=True)
+        top = most.clamp(min=math.log(FLOOR))
         exps = (logits - top).exp_()
         sums = exps.sum(dim=-1, keepdim=True) + FLOOR * (-top).exp()
         # Where every exp underflows, the released code uses the constant -log(1 / (1 + 1e-4)).
-        dead = logits.amax(dim=-1, keepdim=True) < UNDERFLOW
+        dead = most < UNDERFLOW
         losses = torch.where(dead, math.log1p(FLOOR), sums.log() + top - logits)
         if gradient:
-            number = positive.sum(dim=-1, keepdim=True)
-            slope = (exps * (number / sums) - positive.to(exps.dtype)) * factors[..., None]
-            ctx.save_for_backward(slope.masked_fill_(dead, 0) @ patches.transpose(1, 2))
+            slope = exps.mul_(numbers[..., None] / sums) - positive.to(exps.dtype)
+            slope *= factors.masked_fill(dead[..., 0], 0)[..., None]
+            pull = slope @ patches.transpose(1, 2)
+            # Of u = t/|t|: du/dt = (1 - u·uᵀ)/|t|, and 1/eps alone where F.normalize takes eps.
+            along = (units * pull).sum(dim=-1, keepdim=True).masked_fill_(lengths <= EPS, 0)
+            pull = pull.sub_(along * units).div_(lengths * temperature)
+            ctx.save_for_backward(present, pull.to(tokens.dtype))
+            ctx.classes = tokens.shape[1]
         return (losses.masked_fill_(~positive, 0).sum(dim=-1) * factors).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream) -> tuple[Tensor, None, None, None, None]:
-        """Gradient for the queries only."""
-        return upstream * ctx.saved_tensors[0], None, None, None, None
+    def backward(ctx, upstream) -> tuple[Tensor | None, ...]:
+        """Gradient for the tokens only."""
+        present, pull = ctx.saved_tensors
+        tokens = pull.new_zeros(pull.shape[0], ctx.classes, pull.shape[2])
+        tokens.scatter_(1, present[..., None].expand_as(pull), pull * upstream)
+        return tokens, *[None] * 7

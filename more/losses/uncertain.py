@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from more.localization.regions import IGNORE
 from more.losses.precision import Reduce, counts, full
 
 BORDER = 3  # rows and columns cut from every side of the grid
 WINDOW = 2 * BORDER
+ONE = 0x3F800000  # the bits of 1.0 in float32
+EPS = 1e-8  # least length of a vector that is made a unit
 MEAN_REGION = 1.2  # least mean of the region map (0 background, 1 uncertain, 2 class)
 
 
@@ -23,9 +25,8 @@ def check_grid(height: int, width: int) -> None:
         )
 
 
-def _regions(mask: Tensor) -> Tensor:
-    """`[B, h, w]` float: 0 background, 1 uncertain, 2 a class."""
-    return torch.where(mask == IGNORE, 1.0, torch.where(mask > 0, 2.0, 0.0))
+def _with_class(mask: Tensor) -> Tensor:
+    return (mask > 0) & (mask != IGNORE)
 
 
 def _cut(x: Tensor) -> Tensor:
@@ -43,9 +44,11 @@ def uncertain_candidates(mask: Tensor) -> Tensor:
     Raises: ValueError for a grid of 6 or less on a side.
     """
     check_grid(*mask.shape[-2:])
-    regions = _regions(mask)
-    sums = F.avg_pool2d(regions[:, None], WINDOW, stride=1, divisor_override=1)[:, 0, :-1, :-1]
-    return (_cut(mask) == IGNORE) & (sums >= MEAN_REGION * WINDOW**2)
+    uncertain = mask == IGNORE
+    regions = (mask > 0).float() + _with_class(mask)  # 0 background, 1 uncertain, 2 a class
+    # A box filter by rows and by columns; the last window of each belongs to no pixel.
+    sums = regions.unfold(2, WINDOW, 1)[:, :, :-1].sum(-1).unfold(1, WINDOW, 1)[:, :-1].sum(-1)
+    return (sums >= MEAN_REGION * WINDOW**2).logical_and_(_cut(uncertain))
 
 
 def random_keys(
@@ -90,30 +93,27 @@ def select_uncertain(
         if keys is None:
             keys = random_keys(batch, tuple(mask.shape[-2:]), generator, mask.device)
         keys = keys.view(batch, 2, *mask.shape[-2:])[..., :rows, :columns].flatten(2)
-        classes = _cut(_regions(mask)).flatten(1) == 2
-        chosen, valid = _draw(flat, classes, keys, most)
+        chosen, valid = _draw(flat, _cut(_with_class(mask)).flatten(1), keys, most)
     positions = torch.stack([chosen // columns, chosen % columns], dim=-1)
     return (positions if shift else positions + BORDER), valid
 
 
 def _draw(candidates: Tensor, classes: Tensor, keys: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Indices `[B, M]` into the cut map and which of them count, M at most `most`."""
-    found = candidates.sum(dim=1, keepdim=True)
-    missing = (most - found).clamp(min=0) // 4
-    first, first_valid = _top(candidates, keys[:, 0], most)
-    enough = classes.sum(dim=1, keepdim=True) >= missing
-    second, second_valid = _top(classes | ~enough, keys[:, 1], most // 4)
-    wanted = torch.arange(second.shape[1], device=second.device) < missing
-    chosen = torch.cat([first, second], dim=1)
-    valid = torch.cat([first_valid, second_valid & wanted], dim=1)
-    order = valid.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return chosen.gather(1, order), valid.gather(1, order)
+    """Indices `[B, M]` into the cut map and which of them count, M at most `most`.
 
-
-def _top(pool: Tensor, keys: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The members of `pool` `[B, P]` with the largest keys, best first, and which are members."""
-    values, index = keys.masked_fill(~pool, -1.0).topk(min(number, pool.shape[1]), dim=1)
-    return index, values >= 0
+    Args: candidates, classes: bool `[B, P]`. keys: `[B, 2, P]` in 0..1.
+    """
+    found, classified = torch.stack([candidates, classes]).sum(dim=-1, keepdim=True)
+    missing = (most - found).clamp_(min=0).div_(4, rounding_mode="floor")
+    pools = torch.stack([candidates, classes | (classified < missing)], dim=1)
+    # One order for both draws: the bits of floats from 0 to 1 are whole numbers in the same order,
+    # at most ONE; the first draw's stand above all of the second's.
+    ranks = keys.float().view(torch.int32) + torch.tensor([[ONE + 1], [0]], dtype=torch.int32,
+                                                             device=keys.device)
+    places = pools.shape[-1]
+    values, chosen = torch.where(pools, ranks, -1).flatten(1).topk(min(most, 2 * places), dim=1)
+    drawn = torch.arange(chosen.shape[1], device=chosen.device) < found + missing
+    return chosen % places, drawn & (values >= 0)
 
 
 def uncertain_region_loss(
@@ -138,23 +138,60 @@ def uncertain_region_loss(
 
     Returns: a scalar, 0 with zero gradient where nothing was chosen.
     """
-    tokens = F.normalize(full(class_tokens.detach()), dim=-1, eps=1e-8)
-    index = positions[..., 0] * patch_tokens.shape[-1] + positions[..., 1]
-    # Patches as rows: so they leave the network, and so their gradient is one piece per patch.
-    rows = patch_tokens.flatten(2).transpose(1, 2)
-    rows = rows.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, rows.shape[-1]))
-    chosen = F.normalize(full(rows), dim=-1, eps=1e-8)
-    similarity = tokens @ chosen.transpose(1, 2)
-    present = (tags > 0).to(similarity.dtype)
-    numbers = torch.stack([present.sum(dim=1), (1 - present).sum(dim=1)])
+    present, dtype = tags > 0, torch.promote_types(patch_tokens.dtype, torch.float32)
+    number = present.sum(dim=1, keepdim=True, dtype=dtype)
+    absent = present.shape[1] - number
     if form == "released":
-        similarity, numbers = similarity.abs(), numbers + 1
+        number, absent = number + 1, absent + 1
     elif form == "paper":
-        numbers = numbers.clamp(min=1)
+        number, absent = number.clamp(min=1), absent.clamp(min=1)
     else:
         raise ValueError(f"URE form is 'released' or 'paper', not {form!r}")
-    pull = torch.einsum("bcm,bc->bm", similarity, present / numbers[0, :, None])
-    push = torch.einsum("bcm,bc->bm", similarity, (1 - present) / numbers[1, :, None])
-    losses = torch.where(valid, 0.5 * (1 - pull) + 0.5 * push, 0.0)
-    (number,) = counts([valid.sum().to(losses.dtype)], reduce)
-    return losses.sum() / torch.where(number > 0, number, 1.0)
+    weights = torch.where(present, -0.5 / number, 0.5 / absent)
+    (chosen,) = counts([valid.sum(dtype=dtype)], reduce)
+    shares = valid / chosen.clamp(min=torch.finfo(chosen.dtype).tiny)
+    # Patches as rows: so they leave the network, and so their gradient is one piece per patch.
+    rows = patch_tokens.flatten(2).transpose(1, 2)
+    index = (positions[..., 0] * patch_tokens.shape[-1]).add_(positions[..., 1]).clamp_(min=0)
+    gradient = torch.is_grad_enabled() and rows.requires_grad
+    return _ChosenPatches.apply(class_tokens.detach(), rows, index, weights, shares,
+                                form == "released", gradient)
+
+
+class _ChosenPatches(torch.autograd.Function):
+    """`Σ_m share·(½ + Σ_c weight·z)` over chosen patches; value and gradient in one go."""
+
+    @staticmethod
+    def forward(ctx, tokens, rows, index, weights, shares, magnitude, gradient) -> Tensor:
+        """tokens `[B, C, D]`, rows `[B, N, D]`, index and shares `[B, M]`, weights `[B, C]`."""
+        tokens = full(tokens)
+        chosen = full(rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1])))
+        lengths, sizes = _lengths(chosen)[..., None], _lengths(tokens)
+        products = chosen @ tokens.transpose(1, 2)  # [B, M, C]
+        factors = (weights / sizes)[:, None]
+        factors = products.sign().mul_(factors) if magnitude else factors.expand_as(products)
+        sums = (factors * products).sum(dim=-1, keepdim=True).div_(lengths)
+        if gradient:
+            # Of u = f/|f|: du/df = (1 - u·uᵀ)/|f|, and 1/eps alone where F.normalize takes eps.
+            along = torch.where(lengths > EPS, sums / lengths, 0)
+            slope = torch.baddbmm(along * chosen, factors, tokens, beta=-1)
+            slope *= shares[..., None] / lengths
+            ctx.save_for_backward(index, slope.to(rows.dtype))
+            ctx.size = rows.shape
+        return (shares[..., None] * (sums + 0.5)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream) -> tuple[None, Tensor, None, None, None, None, None]:
+        """Gradient for the rows only; a patch that was chosen twice gets both parts."""
+        index, slope = ctx.saved_tensors
+        batch, patches, dim = ctx.size
+        first = torch.arange(0, batch * patches, patches, device=index.device)[:, None]
+        rows = slope.new_zeros(batch * patches, dim)
+        rows.index_add_(0, (index + first).flatten(), (slope * upstream).flatten(0, 1))
+        return None, rows.view(ctx.size), None, None, None, None, None
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Of vectors along the last axis, at least what `F.normalize` divides by."""
+    return torch.linalg.vector_norm(x, dim=-1).clamp_(min=EPS)

@@ -25,5 +25,8 @@ class LargeFOV(nn.Module):
         self.conv8 = nn.Conv2d(width, out_channels, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Feature map [B,D,h,w] to segmentation logits [B,C+1,h,w]."""
+        """Feature map [B,D,h,w] to segmentation logits [B,C+1,h,w].
+
+        Maps made of tokens lie channels last in memory, and the convolutions keep that.
+        """
         return self.conv8(relu(self.conv7(relu(self.conv6(features)))))

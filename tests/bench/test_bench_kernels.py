@@ -42,6 +42,13 @@ def test_losses_give_consistent_json(capsys):
     assert 0 < found["uncertain patches"] < 1
 
 
+def test_losses_against_formulas_by_position(capsys):
+    run_losses("4", 7, 2, 16, 1, False, None, "cpu", True, by_position=True)
+    found = facts(capsys)
+    assert found["plain formulas"] == "by position" and consistent(found["lines"])
+    assert {line["what"] for line in found["lines"]} == {"URE", "CRE", "PTC", "GCR"}
+
+
 def test_labels_and_energy_give_consistent_json(capsys):
     run_labels("3", 4, 2, 1, "cpu", True)
     found = facts(capsys)
@@ -50,7 +57,8 @@ def test_labels_and_energy_give_consistent_json(capsys):
     run_filter("3", 4, 2, 1, "cpu", True)
     found = facts(capsys)
     assert found["pixels"] == 32 and consistent(found["lines"])
-    assert [line["classes"] for line in found["lines"]] == [3]
+    assert [(line["what"], line["classes"]) for line in found["lines"]] == [
+        ("energy", 3), ("energy, attention", 3)]
 
 
 def test_different_results_are_not_timed():

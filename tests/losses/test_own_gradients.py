@@ -7,8 +7,9 @@ from torch.utils.checkpoint import checkpoint
 from more.losses import affinity
 from more.losses.affinity import patch_contrast_loss
 from more.losses.confident import confident_region_loss
+from more.losses.uncertain import uncertain_region_loss
 from tests.oracles import step
-from tests.oracles.losses import confident
+from tests.oracles.losses import confident, uncertain
 
 B, C, D, H, W = 3, 4, 5, 4, 3
 
@@ -62,6 +63,68 @@ def test_confident_by_finite_differences(reduction, similarity):
     tokens, patches, mask, tags = case()
     assert torch.autograd.gradcheck(
         lambda t: confident_region_loss(t, patches, mask, tags, 0.5, similarity, reduction), tokens)
+
+
+def test_confident_gives_16_bit_tokens_a_gradient_of_their_kind():
+    tokens, patches, mask, tags = case(torch.float32)
+    low = tokens.detach().bfloat16().requires_grad_()
+    found = gradient(confident_region_loss(low, patches, mask, tags, 0.5), low)
+    same = low.detach().float().requires_grad_()
+    expected = gradient(confident_region_loss(same, patches, mask, tags, 0.5), same)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=0, atol=0)
+
+
+def test_confident_token_without_length_gets_the_gradient_of_normalize():
+    tokens, patches, mask, tags = case()
+    tokens = tokens.detach().clone()
+    tokens[0, 0] *= 1e-10
+    tokens.requires_grad_()
+    found = gradient(confident_region_loss(tokens, patches, mask, tags, 0.5), tokens)
+    expected = gradient(confident(tokens, patches, mask, tags, 0.5), tokens)
+    torch.testing.assert_close(found, expected)
+    assert found[0, 0].abs().max() > 1e5
+
+
+PLACES = torch.tensor([[[0, 0], [0, 1], [3, 2]], [[1, 1], [1, 1], [2, 2]], [[3, 0], [-1, -1],
+                                                                           [-1, -1]]])
+
+
+@pytest.mark.parametrize("form", ["released", "paper"])
+def test_uncertain_by_finite_differences(form):
+    """One patch is named twice, one image has one patch, another no class."""
+    tokens, patches, _, tags = case()
+    tags[1] = 0
+    assert torch.autograd.gradcheck(
+        lambda p: uncertain_region_loss(tokens, p, tags, PLACES, PLACES[..., 0] >= 0, form=form),
+        patches)
+
+
+def test_uncertain_patch_without_length_gets_the_gradient_of_normalize():
+    tokens, patches, _, tags = case()
+    patches = patches.detach().clone()
+    patches[0, :, 0, 1] = 1e-11
+    patches[1, :, 1, 1] = 0
+    patches.requires_grad_()
+    valid = PLACES[..., 0] >= 0
+    loss = uncertain_region_loss(tokens, patches, tags, PLACES, valid)
+    places = [[tuple(p) for p in i[v].tolist()] for i, v in zip(PLACES, valid, strict=True)]
+    expected = uncertain(tokens.detach(), patches, tags, places)
+    torch.testing.assert_close(loss, expected)
+    found, wanted = gradient(loss, patches), gradient(expected, patches)
+    torch.testing.assert_close(found, wanted)
+    assert found[0, :, 0, 1].abs().max() > 1e5 and torch.isfinite(found).all()
+
+
+def test_uncertain_gives_16_bit_patches_a_gradient_of_their_kind():
+    tokens, patches, _, tags = case(torch.float32)
+    low = patches.detach().bfloat16().requires_grad_()
+    valid = PLACES[..., 0] >= 0
+    found = gradient(uncertain_region_loss(tokens, low, tags, PLACES, valid), low)
+    same = low.detach().float().requires_grad_()
+    expected = gradient(uncertain_region_loss(tokens, same, tags, PLACES, valid), same)
+    assert found.dtype == torch.bfloat16 and expected.any()
+    torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=1e-6)
 
 
 def test_confident_gives_classes_out_of_the_tags_nothing():

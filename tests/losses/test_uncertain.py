@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from more.losses.uncertain import (
     random_keys,
@@ -10,6 +12,7 @@ from more.losses.uncertain import (
     uncertain_region_loss,
 )
 from tests.oracles import losses as oracle
+from tests.oracles import step
 
 GRID = (12, 14)
 
@@ -79,6 +82,20 @@ def test_supplements_come_from_anywhere_without_class_patches():
         (places,) = chosen(torch.full((1, *GRID), value), keys=keys(1))
         assert len(places) == len(set(places)) == 2
         assert all(0 <= r < GRID[0] - 6 and 0 <= c < GRID[1] - 6 for r, c in places)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 0.5))
+@settings(max_examples=30, deadline=None)
+def test_the_largest_keys_win_as_in_the_loop(seed, classes, uncertain):
+    """Candidates first and as many supplements as the loop takes; from many masks to few."""
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.rand(3, *GRID, generator=generator)
+    mask = torch.where(value < classes, 4, 0)
+    mask = torch.where(torch.rand(3, *GRID, generator=generator) < uncertain, 255, mask)
+    numbers = keys(3, seed)
+    numbers[:, :, 0] = 0  # the smallest key of all
+    for places, image, row in zip(chosen(mask, keys=numbers), mask, numbers, strict=True):
+        assert places == step.uncertain_positions(image, row)
 
 
 def test_choices_depend_on_the_place_in_the_batch_only_through_keys():

@@ -108,6 +108,14 @@ def test_cam_call_runs_neither_graph_nor_decoder():
 
 
 @torch.no_grad()
+def test_maps_stay_as_tokens_lie_in_memory():
+    """Channels last, from the patch tokens to the decoder's logits: no convolution turns them."""
+    network = micro_network()
+    output = network(images(2))
+    for maps in (output.patch_tokens, output.seg_logits, output.cam, output.aux_cam):
+        assert maps.stride(1) == 1 and maps.stride(3) == maps.shape[1]
+
+
 def test_without_graph_the_class_tokens_pass_through():
     network = micro_network(graph=False)
     out = network(images())

@@ -22,6 +22,22 @@ def confident(tokens, patches, mask, tags, temperature):
     return total / len(tags)
 
 
+def confident_by_position(tokens, patches, mask, tags, temperature):
+    """CRE, one patch at a time as well."""
+    total = 0.0
+    for b in range(len(tags)):
+        features, labels = patches[b].flatten(1).T.detach(), mask[b].flatten().tolist()
+        for k in torch.nonzero(tags[b]).flatten().tolist():
+            token, positive = unit(tokens[b, k]), 0.0
+            s = [torch.exp(feature @ token / temperature) for feature in features]
+            below = sum(s) + 1e-4
+            for value, label in zip(s, labels, strict=True):
+                if label == k + 1:
+                    positive = positive - torch.log(value / below)
+            total = total + positive / (labels.count(k + 1) + 1e-4)
+    return total / len(tags)
+
+
 def candidates(mask):
     """Accepted (i, j) of one mask [h, w], in row-major order."""
     height, width = mask.shape
@@ -63,6 +79,23 @@ def uncertain_by_class(tokens, patches, tags, positions):
                 else:
                     push, absent = push + z, absent + 1
             losses.append(0.5 * (1 - pull / (present + 1)) + 0.5 * push / (absent + 1))
+    return torch.stack(losses).mean()
+
+
+def uncertain_by_pair(tokens, patches, tags, positions):
+    """URE as sums over pairs of a patch and a class: |cos| written out for each."""
+    losses = []
+    for b, places in enumerate(positions):
+        number = int((tags[b] > 0).sum())
+        for y, x in places:
+            loss = 0.5
+            for k in range(len(tags[b])):
+                z = (unit(tokens[b, k].detach()) @ unit(patches[b, :, y, x])).abs()
+                if tags[b, k] > 0:
+                    loss = loss - 0.5 * z / (number + 1)
+                else:
+                    loss = loss + 0.5 * z / (len(tags[b]) - number + 1)
+            losses.append(loss)
     return torch.stack(losses).mean()
 
 
