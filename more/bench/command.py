@@ -195,7 +195,7 @@ def filter_command(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """The dense energy at 8 pixels a patch, value and gradient, against a plain lattice.
+    """The dense energy at 8 pixels a patch, value and gradient, by both filters.
 
     Example: `python -m more bench filter --classes 20`
     """

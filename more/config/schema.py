@@ -150,6 +150,9 @@ class LossConfig:
     energy_weight: float = setting(1e-7, "weight inside the dense energy")
     energy_sigma_rgb: float = setting(15.0, "colour deviation of its bilateral filter")
     energy_sigma_xy: float = setting(100.0, "spatial deviation at full size, pixels")
+    energy_filter: str = setting("lattice", "'lattice' (released), or 'attention': the exact "
+                                 "Gaussian from a quarter of the pixels; meant for a GPU, slow on "
+                                 "a CPU")
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,7 @@ CHOICES = {
     "loss.cre_reduction": ("released", "pairs"),
     "loss.ure_form": ("released", "paper"),
     "loss.pseudo_label": ("cam", "lam"),
+    "loss.energy_filter": ("lattice", "attention"),
     "deepspeed.zero_stage": (0, 1, 2, 3),
     "deepspeed.offload": ("none", "optimizer", "parameters"),
     "checkpoint.best": ("", "cam", "lam", "decoder"),

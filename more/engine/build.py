@@ -19,6 +19,7 @@ from more.engine.schedule import make_scheduler
 from more.engine.settings import BatchSplit, deepspeed_dict
 from more.engine.warmup import warm_heads
 from more.errors import UserError
+from more.losses.energy import energy_filter
 from more.losses.objective import Objective, Recipe
 from more.model.network import MoReNetwork, parameter_groups
 from more.model.pretrained import build_network
@@ -85,7 +86,7 @@ def make_objective(config: Config) -> Objective:
         pseudo_label=loss.pseudo_label, exclude_padding=loss.exclude_padding,
         par_dilations=tuple(cam.par_dilations), par_iterations=cam.par_iterations,
         energy_weight=loss.energy_weight, energy_sigma_rgb=loss.energy_sigma_rgb,
-        energy_sigma_xy=loss.energy_sigma_xy))
+        energy_sigma_xy=loss.energy_sigma_xy), filter=energy_filter(loss.energy_filter))
 
 
 def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:

@@ -11,6 +11,9 @@ points of the whole batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -197,7 +200,7 @@ def spatial_features(height: int, width: int, sigma_xy: float, like: Tensor) -> 
 
 
 def bilateral_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: float,
-                     engine: type = PermutohedralLattice) -> Tensor:
+                     engine: Callable[[Tensor], Any] = PermutohedralLattice) -> Tensor:
     """Filter maps with the colours and places of their images (method §4.9).
 
     Args:
@@ -205,7 +208,8 @@ def bilateral_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb:
         values: [B, K, H, W].
         sigma_xy: standard deviation in pixels.
         sigma_rgb: standard deviation in grey levels.
-        engine: `PermutohedralLattice`, or `ExactGaussian` as an oracle on small images.
+        engine: what makes a filter of features [B, N, 5]: `PermutohedralLattice`, another class of
+            its interface, or `ExactGaussian` as an oracle on small images.
 
     Returns:
         [B, K, H, W] in the dtype of `values`, without gradient.

@@ -63,13 +63,13 @@ def dense_energy(
         labels: `[B, H, W]`, 255 uncertain. box: `[B, 4]` (y0, y1, x0, x1), None: whole image.
         weight: factor of the energy, divided by the batch size.
         sigma_rgb, sigma_xy: deviations in grey levels and in pixels at full size.
-        filter: bilateral filter; default: the permutohedral lattice, which the released weight
-            belongs to (an exact Gaussian gives about twice the sum).
+        filter: bilateral filter (see `energy_filter`); default: the permutohedral lattice, which
+            the released weight belongs to (an exact Gaussian gives about twice the sum).
 
     Returns: a scalar, not positive.
     """
     if filter is None:
-        from more.filtering.permutohedral import bilateral_filter as filter
+        filter = energy_filter("lattice")
     batch, height, width = labels.shape
     size = (int(height * scale), int(width * scale))
     with torch.autocast(seg_logits.device.type, enabled=False):
@@ -82,6 +82,24 @@ def dense_energy(
             return filter(images, shares, sigma_xy * scale, sigma_rgb)
 
         return GatedEnergy.apply(probabilities, gate, inside, weight / batch, affinity)
+
+
+def energy_filter(name: str) -> Filter:
+    """The bilateral filter that the setting `loss.energy_filter` names.
+
+    Args:
+        name: "lattice", the released mathematics, or "attention": the exact Gaussian of every
+            second row and column, times the lattice's gain.
+    """
+    if name == "lattice":
+        from more.filtering.permutohedral import bilateral_filter
+
+        return bilateral_filter
+    if name == "attention":
+        from more.filtering.attention import attention_filter
+
+        return attention_filter
+    raise ValueError(f"the energy's filter is 'lattice' or 'attention', not {name!r}")
 
 
 def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:

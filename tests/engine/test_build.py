@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from more.config.load import load_config
-from more.engine.build import make_network, make_optimizer, make_plan
+from more.engine.build import make_network, make_objective, make_optimizer, make_plan
 from more.engine.settings import deepspeed_dict, split_batch
 from more.errors import UserError
+from more.filtering.attention import attention_filter
+from more.filtering.permutohedral import bilateral_filter
 
 
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))
@@ -65,6 +67,14 @@ def test_a_view_smaller_than_a_patch_is_refused_before_training(tiny, override):
 def test_regularising_tokens_may_start_at_zero(tiny):
     network = make_network(load_config(tiny["config"], ["model.regularising_std=0.0"]))
     assert not network.encoder.pos_embed[:, :4].any()
+
+
+def test_the_objective_takes_the_filter_that_is_named(tiny):
+    chosen = [make_objective(load_config(tiny["config"], overrides)).filter for overrides in (
+        [], ["loss.energy_filter=lattice"], ["loss.energy_filter=attention"])]
+    assert chosen == [bilateral_filter, bilateral_filter, attention_filter]
+    with pytest.raises(UserError, match="loss.energy_filter = 'exact'"):
+        load_config(tiny["config"], ["loss.energy_filter=exact"])
 
 
 @pytest.mark.parametrize(("order", "count", "local"), [

@@ -10,9 +10,12 @@ from more.bench.losses import draw_cams
 from more.config.load import load_config
 from more.engine.build import make_network
 from more.filtering import crf
+from more.filtering.attention import AttentionGaussian
 from more.filtering.crf import CRFParams, available_engine
+from more.filtering.permutohedral import bilateral_features
 from more.localization.par import PixelAdaptiveRefinement
 from more.localization.refined import refined_label
+from more.losses.energy import energy_filter
 from more.losses.objective import VOC, Objective
 from more.model.graph import GraphCategoryRepresentation
 from tests.filtering.test_crf import scene
@@ -96,3 +99,38 @@ def test_the_network_in_both_precisions(half):
     for ours, theirs in zip(found, expected, strict=True):
         gap = (ours.float().cpu() - theirs).norm() / theirs.norm()
         assert gap < (0.05 if half else 1e-3)  # cuDNN's convolutions use TF32
+
+
+@pytest.mark.parametrize(("kind", "most"), [(None, 1e-3), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("labels", "stride"), [(1, 1), (21, 2), (200, 1)])
+def test_attention_filters_in_16_bits_as_the_cpu_in_float32(kind, most, labels, stride):
+    image, probs = scene(labels, 63, 80)
+    features = bilateral_features(torch.from_numpy(image).permute(2, 0, 1)[None], 50, 15)
+    values = torch.from_numpy(probs).flatten(1)[None]
+    expected = AttentionGaussian(features, (63, 80), stride).filter(values)
+    there = AttentionGaussian(features.to(CUDA), (63, 80), stride, dtype=kind)
+    assert there.dtype == (kind or torch.float16)
+    found = there.filter(values.to(CUDA))
+    assert found.is_cuda and found.dtype == torch.float32
+    assert (found.cpu() - expected).abs().sum() / expected.sum() < most
+
+
+def test_attention_makes_no_matrix_of_all_pairs():
+    features = torch.rand(1, 224 * 224, 5, device=CUDA)
+    values = torch.rand(1, 21, 224 * 224, device=CUDA)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    AttentionGaussian(features).filter(values)
+    assert torch.cuda.max_memory_allocated() - before < 2 * features.shape[1] ** 2 / 10
+
+
+def test_the_energy_by_attention():
+    found = []
+    for move in (lambda holder: holder, moved):
+        out, data = move(output()), move(batch())
+        terms = Objective(VOC, filter=energy_filter("attention"))(out, data, 60000)
+        grad = torch.autograd.grad(terms["energy"], out.seg_logits)[0]
+        found.append((terms["energy"].cpu(), grad.cpu().flatten()))
+    (here, ours), (there, theirs) = found
+    torch.testing.assert_close(there, here, rtol=5e-3, atol=0)
+    assert torch.cosine_similarity(ours, theirs, 0) > 0.9999

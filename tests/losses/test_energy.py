@@ -7,7 +7,7 @@ import torch
 
 from more.filtering.exact import ExactGaussian
 from more.filtering.permutohedral import bilateral_filter
-from more.losses.energy import GatedEnergy, dense_energy
+from more.losses.energy import GatedEnergy, dense_energy, energy_filter
 
 exact = partial(bilateral_filter, engine=ExactGaussian)
 
@@ -138,3 +138,34 @@ def test_extreme_cases_are_finite_and_never_positive():
         assert loss <= 0 and torch.isfinite(loss) and torch.isfinite(x.grad).all()
     empty = torch.zeros(2, 4, dtype=torch.long)
     assert dense_energy(logits, images, labels * 0, empty, weight=1.0) == 0
+
+
+def test_the_filter_by_attention_is_near_the_lattice():
+    """Energy and gradient of smooth images: the weight of the released recipe stays right."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(factor, *shape):
+        coarse = torch.rand(*shape, generator=generator) * factor
+        return torch.nn.functional.interpolate(coarse, (96, 112), mode="bilinear")
+
+    images, logits = draw(60, 2, 3, 4, 5).round(), draw(9, 2, 5, 6, 7)
+    labels = torch.full((2, 96, 112), 255)
+    labels[:, :48] = 1
+    energies, gradients = [], []
+    for name in ("lattice", "attention"):
+        x = logits.clone().requires_grad_()
+        energies.append(dense_energy(x, images, labels, filter=energy_filter(name)))
+        gradients.append(torch.autograd.grad(energies[-1], x)[0].flatten())
+    assert energies[1].item() == pytest.approx(energies[0].item(), rel=0.07)
+    assert energies[1] != energies[0]
+    lattice, attention = gradients
+    assert torch.cosine_similarity(lattice, attention, 0) > 0.98
+    assert 0.9 < attention.norm() / lattice.norm() < 1.1
+
+
+def test_names_of_filters():
+    logits, images, labels = case()
+    assert dense_energy(logits, images, labels, filter=energy_filter("lattice")) == dense_energy(
+        logits, images, labels)
+    with pytest.raises(ValueError, match="'lattice' or 'attention', not 'exact'"):
+        energy_filter("exact")
