@@ -108,9 +108,8 @@ def _draw(candidates: Tensor, classes: Tensor, keys: Tensor, most: int) -> tuple
     pools = torch.stack([candidates, classes | (classified < missing)], dim=1)
     # One order for both draws: the bits of floats from 0 to 1 are whole numbers in the same order,
     # at most ONE; the first draw's stand above all of the second's.
-    ranks = keys.float().view(torch.int32) + torch.tensor([[ONE + 1], [0]], dtype=torch.int32,
-                                                             device=keys.device)
-    places = pools.shape[-1]
+    first, second = keys.float().view(torch.int32).unbind(1)
+    ranks, places = torch.stack([first + (ONE + 1), second], dim=1), pools.shape[-1]
     values, chosen = torch.where(pools, ranks, -1).flatten(1).topk(min(most, 2 * places), dim=1)
     drawn = torch.arange(chosen.shape[1], device=chosen.device) < found + missing
     return chosen % places, drawn & (values >= 0)
