@@ -92,8 +92,8 @@ class _PositiveLosses(torch.autograd.Function):
             # Of u = t/|t|: du/dt = (1 - u·uᵀ)/|t|, and 1/eps alone where F.normalize takes eps.
             along = (units * pull).sum(dim=-1, keepdim=True).masked_fill_(lengths <= EPS, 0)
             pull = pull.sub_(along * units).div_(lengths * temperature)
-            ctx.save_for_backward(present, pull.to(tokens.dtype))
-            ctx.classes = tokens.shape[1]
+            ctx.save_for_backward(present, pull)
+            ctx.size, ctx.dtype = tokens.shape, tokens.dtype
         return (losses.masked_fill_(~positive, 0).sum(dim=-1) * factors).sum()
 
     @staticmethod
@@ -101,6 +101,8 @@ class _PositiveLosses(torch.autograd.Function):
     def backward(ctx, upstream) -> tuple[Tensor | None, ...]:
         """Gradient for the tokens only."""
         present, pull = ctx.saved_tensors
-        tokens = pull.new_zeros(pull.shape[0], ctx.classes, pull.shape[2])
-        tokens.scatter_(1, present[..., None].expand_as(pull), pull * upstream)
+        tokens = pull.new_zeros(ctx.size, dtype=ctx.dtype)
+        # Upstream first: without a loss scale small numbers would be 0 in fp16.
+        parts = (pull * upstream).to(ctx.dtype)
+        tokens.scatter_(1, present[..., None].expand_as(parts), parts)
         return tokens, *[None] * 7

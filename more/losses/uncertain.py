@@ -175,8 +175,8 @@ class _ChosenPatches(torch.autograd.Function):
             along = torch.where(lengths > EPS, sums / lengths, 0)
             slope = torch.baddbmm(along * chosen, factors, tokens, beta=-1)
             slope *= shares[..., None] / lengths
-            ctx.save_for_backward(index, slope.to(rows.dtype))
-            ctx.size = rows.shape
+            ctx.save_for_backward(index, slope)
+            ctx.size, ctx.dtype = rows.shape, rows.dtype
         return (shares[..., None] * (sums + 0.5)).sum()
 
     @staticmethod
@@ -186,8 +186,10 @@ class _ChosenPatches(torch.autograd.Function):
         index, slope = ctx.saved_tensors
         batch, patches, dim = ctx.size
         first = torch.arange(0, batch * patches, patches, device=index.device)[:, None]
-        rows = slope.new_zeros(batch * patches, dim)
-        rows.index_add_(0, (index + first).flatten(), (slope * upstream).flatten(0, 1))
+        rows = slope.new_zeros(batch * patches, dim, dtype=ctx.dtype)
+        # Upstream first: without a loss scale small numbers would be 0 in fp16.
+        parts = (slope * upstream).to(ctx.dtype).flatten(0, 1)
+        rows.index_add_(0, (index + first).flatten(), parts)
         return None, rows.view(ctx.size), None, None, None, None, None
 
 

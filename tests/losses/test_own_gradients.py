@@ -127,6 +127,24 @@ def test_uncertain_gives_16_bit_patches_a_gradient_of_their_kind():
     torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=1e-6)
 
 
+def test_a_loss_scale_saves_small_gradients_in_fp16():
+    """They are made in the forward pass, where the scale of the loss is not known yet."""
+    tokens, patches, mask, tags = case(torch.float32)
+    valid = PLACES[..., 0] >= 0
+
+    def both(long):  # gradients of long vectors are short
+        return (confident_region_loss(long[0], patches.detach() / 256, mask, tags, 0.5)
+                + uncertain_region_loss(tokens, long[1], tags, PLACES, valid))
+
+    low = [(x.detach() * 2**13).half().requires_grad_() for x in (tokens, patches)]
+    full = [x.detach().float().requires_grad_() for x in low]
+    found = torch.autograd.grad(2**16 * both(low), low)
+    expected = torch.autograd.grad(both(full), full)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert 0 < theirs.abs().max() < 2e-5
+        torch.testing.assert_close(ours.float() / 2**16, theirs, rtol=2e-3, atol=1e-9)
+
+
 def test_confident_gives_classes_out_of_the_tags_nothing():
     tokens, patches, mask, tags = case()
     mask[1, 0, 0] = 3  # a class that image 1 does not have
