@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -56,11 +56,10 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str 
     device, images = device or torch.device("cpu"), images or config.train.global_batch
     steps, about = _make_steps(config, images, oracle, backend, device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    peak = gemm_peak(device, dtype)
-    parts = time_parts(steps, rounds, device)
-    peak = max(peak, gemm_peak(device, dtype))  # a busy host gives now more, now less
+    # A busy host gives now more, now less: products are measured in every round, as the steps are.
+    parts, peaks = time_parts(steps, rounds, device, lambda: gemm_peak(device, dtype))
     seconds = {name: sum(part.values()) for name, part in parts.items()}
-    about |= machine_use(config, images, seconds[OURS], peak)
+    about |= machine_use(config, images, seconds[OURS], median(peaks))
     for name, step in steps.items():
         if name != COMPILED:
             about[f"MB at most, {name}"] = peak_bytes(step, device) / 1e6
@@ -93,18 +92,24 @@ def _make_steps(config: Config, images: int, oracle: str, backend: str, device: 
     return steps, about
 
 
-def time_parts(steps: Mapping[str, OwnStep], rounds: int, device: torch.device
-               ) -> dict[str, dict[str, float]]:
-    """Median seconds by part of each step; every round runs all of them in turn."""
+def time_parts(steps: Mapping[str, OwnStep], rounds: int, device: torch.device,
+               peak: Callable[[], float]) -> tuple[dict[str, dict[str, float]], list[float]]:
+    """Median seconds by part of each step, and what `peak` returns in each round.
+
+    Every round runs all of them in turn; one more comes first and does not count.
+    """
     seen: dict[str, list[dict[str, float]]] = defaultdict(list)
+    peaks: list[float] = []
     for number in range(rounds + 1):
         for name, step in steps.items():
             watch = Stopwatch(device)
             step(watch.mark)
             if number:
                 seen[name].append(watch.seconds)
+        if number:
+            peaks.append(peak())
     return {name: {part: median(one.get(part, 0.0) for one in all_) for part in PARTS}
-            for name, all_ in seen.items()}
+            for name, all_ in seen.items()}, peaks
 
 
 def compare_terms(own: OwnStep, other: OwnStep) -> float:
