@@ -30,6 +30,7 @@ SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
           "inference.threshold", "inference.tag_threshold")
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
          ("cam.late_high", "cam.late_low"))
+FP16 = 65504  # its largest number
 SCALES = ("cam.scales", "inference.scales", "inference.segment_scales")
 
 
@@ -84,5 +85,10 @@ def check(flat: Mapping[str, Any], source: str) -> None:
          "does not work with deepspeed.zero_stage 3")
     need(0 <= flat["train.ema"] < 1, "train.ema", "must be at least 0 and below 1")
     need(not flat["cam.ema"] or flat["train.ema"] > 0, "cam.ema", "needs train.ema above 0")
+    # Half the largest squared distance between two pixels' features has to be a number of fp16.
+    apart = (1.5 * (255 / flat["loss.energy_sigma_rgb"]) ** 2
+             + (flat["data.crop"] / flat["loss.energy_sigma_xy"]) ** 2)
+    need(flat["loss.energy_filter"] == "lattice" or apart <= FP16, "loss.energy_filter",
+         "'attention' works in 16 bits, which needs a larger loss.energy_sigma_rgb or _xy")
     need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
          "a custom backbone needs patch_size, embed_dim, depth and num_heads")

@@ -80,6 +80,15 @@ def test_a_bad_value_is_refused_with_its_key(text):
     assert text.split("=")[0] in caught.value.message
 
 
+@pytest.mark.parametrize("sigma", ["rgb=1.2", "xy=1"])
+def test_the_attention_filter_wants_features_that_16_bits_hold(sigma):
+    narrow = f"loss.energy_sigma_{sigma}"
+    load_config(None, [narrow])
+    load_config(None, ["loss.energy_filter=attention", "loss.energy_sigma_rgb=1.3"])
+    with pytest.raises(UserError, match="loss.energy_filter = 'attention': .* 16 bits"):
+        load_config(None, ["loss.energy_filter=attention", narrow])
+
+
 @pytest.mark.parametrize("text", ["optim.lr", "=3", " = 3", ""])
 def test_an_override_without_key_or_value_is_refused(text):
     with pytest.raises(UserError, match="key=value"):
