@@ -22,12 +22,14 @@ from more.errors import UserError
 Results = dict[str, Tensor]
 Line = dict[str, Any]
 CPU = torch.device("cpu")
+BLOCK = 0.05  # seconds that calls of a candidate are repeated for in a round
 LABELS_MAY_DIFFER = 1e-5  # part of the pixels: where scores tie, the order of summation decides
 NOTES = [
     "ms: processor time of one thread (on a GPU the time until it has finished), forward and "
-    "backward, median of rounds in turn. ratio: how often as fast as the plain formula. MB: most "
-    "bytes allocated at once beyond the inputs, from the allocator itself. gap: largest difference "
-    "of values and gradients relative to the largest value; of labels, the part that differs.",
+    "backward, mean of repeated calls, median of rounds in turn. ratio: how often as fast as the "
+    "plain formula. MB: most bytes allocated at once beyond the inputs, from the allocator itself. "
+    "gap: largest difference of values and gradients relative to the largest value; of labels, the "
+    "part that differs.",
 ]
 
 
@@ -127,12 +129,24 @@ def _compare(kernel: Kernel, rounds: int, device: torch.device, about: Line) -> 
         raise RuntimeError(f"{kernel.name}: the results differ by {gap:.2g}, so their times "
                            "say nothing")
     del expected
-    seconds = alternate({"ours": lambda: spent(kernel.ours, device),
-                         "plain": lambda: spent(kernel.plain, device)}, rounds)
+    seconds = alternate({"ours": lambda: block(kernel.ours, device),
+                         "plain": lambda: block(kernel.plain, device)}, rounds)
     ours, plain = (peak_bytes(work, device) for work in (kernel.ours, kernel.plain))
     return {"what": kernel.name, **about, "ms": 1e3 * seconds["ours"],
             "plain ms": 1e3 * seconds["plain"], "ratio": seconds["plain"] / seconds["ours"],
             "MB": ours / 1e6, "plain MB": plain / 1e6, "MB ratio": ours / plain, "gap": gap}
+
+
+def block(work: Callable[[], Any], device: torch.device = CPU) -> float:
+    """Processor seconds of one of as many calls as `BLOCK` takes, at least two.
+
+    The first does not count: it finds the caches as the other candidate left them.
+    """
+    spent(work, device)
+    seconds = [spent(work, device)]
+    while sum(seconds) < BLOCK:
+        seconds.append(spent(work, device))
+    return sum(seconds) / len(seconds)
 
 
 def spent(work: Callable[[], Any], device: torch.device = CPU) -> float:

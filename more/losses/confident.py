@@ -47,8 +47,8 @@ def confident_region_loss(
     # Only present classes count; padding of the list is excluded by `valid`.
     present, valid = present_classes(tags)
     positive = (mask.flatten(1)[:, None] == (present + 1)[..., None]).logical_and_(valid[..., None])
-    dtype = torch.promote_types(graph_tokens.dtype, torch.float32)
-    numbers = positive.sum(dim=-1, dtype=dtype)
+    positive = positive.to(torch.promote_types(graph_tokens.dtype, torch.float32))
+    numbers = positive.sum(dim=-1)
     if reduction == "pairs":
         (pairs,) = counts([numbers.sum()], reduce)
         factors = (1 / (pairs + FLOOR * share)).expand_as(numbers)
@@ -72,7 +72,10 @@ class _PositiveLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens, present, patches, positive, numbers, factors, temperature, gradient
                 ) -> Tensor:
-        """tokens `[B, C, D]`, patches `[B, D, N]`, positive `[B, K, N]`, the others `[B, K]`."""
+        """tokens `[B, C, D]`, patches `[B, D, N]`, positive `[B, K, N]` of 0 and 1, else `[B, K]`.
+
+        With `S = Σ s + 1e-4`, Σ ℓ over n positive patches is `n·ln S - Σ_positive logit`.
+        """
         index = present[..., None].expand(-1, -1, tokens.shape[-1])
         chosen = full(tokens.gather(1, index))
         lengths = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True).clamp_(min=EPS)
@@ -80,13 +83,15 @@ class _PositiveLosses(torch.autograd.Function):
         logits = (units / temperature) @ patches
         most = logits.amax(dim=-1, keepdim=True)
         top = most.clamp(min=math.log(FLOOR))
-        exps = (logits - top).exp_()
+        logits = logits.sub_(top)
+        exps = logits.exp()
         sums = exps.sum(dim=-1, keepdim=True) + FLOOR * (-top).exp()
         # Where every exp underflows, the released code uses the constant -log(1 / (1 + 1e-4)).
         dead = most < UNDERFLOW
-        losses = torch.where(dead, math.log1p(FLOOR), sums.log() + top - logits)
+        losses = numbers * sums.log()[..., 0] - (positive * logits).sum(dim=-1)
+        losses = torch.where(dead[..., 0], numbers * math.log1p(FLOOR), losses)
         if gradient:
-            slope = exps.mul_(numbers[..., None] / sums) - positive.to(exps.dtype)
+            slope = exps.mul_(numbers[..., None] / sums).sub_(positive)
             slope *= factors.masked_fill(dead[..., 0], 0)[..., None]
             pull = slope @ patches.transpose(1, 2)
             # Of u = t/|t|: du/dt = (1 - u·uᵀ)/|t|, and 1/eps alone where F.normalize takes eps.
@@ -94,7 +99,7 @@ class _PositiveLosses(torch.autograd.Function):
             pull = pull.sub_(along * units).div_(lengths * temperature)
             ctx.save_for_backward(present, pull)
             ctx.size, ctx.dtype = tokens.shape, tokens.dtype
-        return (losses.masked_fill_(~positive, 0).sum(dim=-1) * factors).sum()
+        return (losses * factors).sum()
 
     @staticmethod
     @once_differentiable

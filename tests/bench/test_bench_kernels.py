@@ -76,6 +76,14 @@ def test_different_results_are_not_timed():
         difference({"a": torch.ones(2)}, {"a": torch.ones(3)})
 
 
+def test_short_work_is_repeated_and_long_work_is_not(monkeypatch):
+    for found, mean in (([9.0, 0.02, 0.01, 0.03, 7.0], 0.02), ([9.0, 0.4, 7.0], 0.4)):
+        times = iter(found)
+        monkeypatch.setattr(kernels, "spent", lambda work, device, times=times: next(times))
+        assert kernels.block(lambda: None) == pytest.approx(mean)
+        assert next(times) == 7.0
+
+
 def test_peak_counts_temporaries_and_forgets_what_is_freed():
     before = torch.ones(10**6)
 
