@@ -103,7 +103,8 @@ def contrast(patches, labels):
     """PTC over all ordered pairs."""
     sums, numbers = [0.0, 0.0], [0, 0]
     for b in range(len(labels)):
-        features, flat = unit(patches[b].flatten(1).T), labels[b].flatten().tolist()
+        # Taken apart once: a slice for each pair would make a gradient of all patches each time.
+        features, flat = unit(patches[b].flatten(1).T).unbind(0), labels[b].flatten().tolist()
         for i in range(len(flat)):
             for j in range(len(flat)):
                 if i != j and 255 not in (flat[i], flat[j]):
@@ -115,10 +116,11 @@ def contrast(patches, labels):
 
 def segmentation(logits, labels):
     """Mean of the cross entropies over background and over foreground pixels."""
-    log = logits.log_softmax(dim=1)
+    rows = logits.log_softmax(dim=1).permute(0, 2, 3, 1).flatten(0, 2).unbind(0)
+    flat = labels.flatten()
     parts = []
     for chosen in (labels == 0, (labels > 0) & (labels < 255)):
-        places = torch.nonzero(chosen).tolist()
-        terms = [-log[b, labels[b, y, x], y, x] for b, y, x in places]
+        places = torch.nonzero(chosen.flatten()).flatten().tolist()
+        terms = [-rows[place][flat[place]] for place in places]
         parts.append(sum(terms) / (len(terms) + 1e-6) if terms else torch.zeros(()))
     return (parts[0] + parts[1]) / 2
