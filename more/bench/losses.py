@@ -112,7 +112,8 @@ def kernels(classes: int, batch: int, patches: int, dim: int, device: torch.devi
 
     Args:
         by_position: URE and CRE with formulas that take patches one after another; otherwise
-            sums over an image's patches are made at once. (PTC's pairs would take hours.)
+            sums over an image's patches are made at once. (PTC keeps its matrices: pairs
+            one by one take minutes.)
     """
     step, plain = oracle("step"), oracle("losses")
     d = draw(classes, batch, patches, dim, device)

@@ -171,6 +171,7 @@ def _check_options(config: Config) -> None:
     others = {"model.pooling": config.model.pooling == "max", "model.graph": config.model.graph,
               "model.token_attention": config.model.token_attention == "full",
               "loss.mcl_form": config.loss.mcl_form == "plain",
+              "loss.energy_filter": config.loss.energy_filter == "lattice",
               "cam.late_after": config.cam.late_after >= 0,
               "precision": config.precision == "fp32",
               "cam.precision": config.cam.precision != "bf16",

@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.localization.regions import IGNORE
-from more.losses.precision import Reduce, counts, full
+from more.losses.precision import EPS, Reduce, counts, full
 
 # Patches whose similarities to all others are held at a time, and pairs of a batch up to which its
 # images go together, in one chunk on a GPU.
 CHUNK = {"cpu": 256, "cuda": 4096}
 FEW = {"cpu": 2**17, "cuda": 2**25}
-EPS = 1e-8  # least length of a feature
 
 
 def patch_affinity(labels: Tensor) -> Tensor:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.localization.present import present_classes
-from more.losses.precision import Reduce, counts, full
+from more.losses.precision import EPS, Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count
-EPS = 1e-8  # least length of a vector that is made a unit
 UNDERFLOW = -150 * math.log(2)  # exp of anything below is 0 in float32
 
 

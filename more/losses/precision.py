@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+EPS = 1e-8  # least length that a vector is divided by, as in F.normalize(eps=EPS)
+
 Reduce = Callable[[Tensor], Tensor]
 
 

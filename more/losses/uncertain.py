@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.localization.regions import IGNORE
-from more.losses.precision import Reduce, counts, full
+from more.losses.precision import EPS, Reduce, counts, full
 
 BORDER = 3  # rows and columns cut from every side of the grid
 WINDOW = 2 * BORDER
 ONE = 0x3F800000  # the bits of 1.0 in float32
-EPS = 1e-8  # least length of a vector that is made a unit
 MEAN_REGION = 1.2  # least mean of the region map (0 background, 1 uncertain, 2 class)
 
 

@@ -75,9 +75,10 @@ def test_parts_add_up_and_both_steps_train_alike(config):
 
 
 def test_paper_options_are_refused(config):
-    other = replace(config, loss=replace(config.loss, cre_reduction="pairs"))
-    with pytest.raises(UserError, match=r"loss\.cre_reduction"):
-        step.bench_step(other, oracle="research")
+    for key, value in (("cre_reduction", "pairs"), ("energy_filter", "attention")):
+        other = replace(config, loss=replace(config.loss, **{key: value}))
+        with pytest.raises(UserError, match=rf"loss\.{key}"):
+            step.bench_step(other, oracle="research")
 
 
 def test_operations_are_those_of_the_layers(config):
