@@ -31,6 +31,8 @@ from more.errors import UserError
 from more.progress import Tally, track
 
 RECORD = "shapes.json"
+DRAWING = 2
+"""Which drawing the pictures are: 1 had a star of grey speckle, whose form no patch could show."""
 SMALLEST = 48
 _CHUNK = 40
 
@@ -147,7 +149,7 @@ def make_shapes(out: Path, images: int, val: int, size: int, seed: int, workers:
     if images < 1 or val < 0 or size < SMALLEST:
         raise UserError(f"{images} images, {val} of val, {size} px",
                         fix=f"ask for at least 1 image of at least {SMALLEST} px")
-    wanted = {"images": images, "val": val, "size": size, "seed": seed, "drawing": 1}
+    wanted = {"images": images, "val": val, "size": size, "seed": seed, "drawing": DRAWING}
     tally = Tally("images")
     with folder_lock(out):
         if _finished(out / RECORD, wanted):
@@ -166,6 +168,12 @@ def _finished(record: Path, wanted: dict[str, Any]) -> bool:
         return False
     found = json.loads(record.read_text())
     complete = found.pop("complete", False)
+    old = found.get("drawing")
+    if old != DRAWING:
+        raise UserError(f"{record.parent}: drawn as number {old} of the shapes set; this version "
+                        f"draws number {DRAWING} (the star's texture has changed)",
+                        fix="delete this folder, and the shard sets and runs made from it, or "
+                            "write to a new one")
     if found != wanted:
         raise UserError(f"{record}: another set is in this folder ({found})",
                         fix="write to a new folder, or delete this one first")

@@ -97,9 +97,8 @@ def texture(name: str, pose: Pose, window: Window, rng: np.random.Generator) -> 
         return _soft(3 * np.sin(a) * np.sin(b))
     if name == "wedge":  # stripes
         return _soft(2 * np.sin(b))
-    if name == "star":  # speckle
-        grain = rng.random((len(u) // 2 + 1, u.shape[1] // 2 + 1), dtype=np.float32)
-        return cv2.resize(grain, u.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    if name == "star":  # rings around the middle
+        return _soft(2 * np.sin(np.hypot(u, v) * frequency + rng.uniform(0, 6)))
     if name == "ring":  # spokes
         return _soft(2 * np.sin(10 * np.arctan2(v, u)))
     if name == "cross":  # two diagonal line families

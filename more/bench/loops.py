@@ -16,7 +16,7 @@ from more.engine.cams import CamMaker
 from more.engine.distributed import World
 from more.engine.schedule import make_scheduler
 from more.engine.settings import split_batch
-from more.engine.trainer import in_float32
+from more.engine.stage_one import TagStage, in_float32
 from more.losses.objective import Batch
 
 AGREE = {"fp32": 1e-6, "bf16": 1e-3}  # largest relative difference of the two losses
@@ -99,8 +99,8 @@ def bare_loop(config: Config, batches: list[dict[str, Any]], world: World) -> Lo
 def engine_loop(config: Config, batches: list[dict[str, Any]], world: World,
                 images: ShardSet) -> Loop:
     """The engine that training uses."""
-    engine = make_engine(config, split_batch(config.train.global_batch, 1), world, images,
-                         lambda _: None, None)
+    engine = make_engine(config, split_batch(config.train.global_batch, 1), world,
+                         TagStage(config, images, world), lambda _: None, None)
 
     def update(loss: torch.Tensor) -> None:
         engine.backward(loss)

@@ -23,7 +23,7 @@ from more.engine.activations import step_activations
 from more.engine.build import make_network
 from more.engine.cams import CamMaker
 from more.engine.livebytes import LiveBytes
-from more.engine.trainer import in_float32
+from more.engine.stage_one import in_float32
 from more.errors import UserError
 from more.localization.maps import resize
 from more.localization.regions import cam_to_label

@@ -19,7 +19,7 @@ from torch import Tensor
 from more.config.schema import Config
 from more.engine.build import make_objective, make_optimizer
 from more.engine.cams import CamMaker
-from more.engine.trainer import in_float32
+from more.engine.stage_one import in_float32
 from more.errors import UserError
 from more.losses.objective import Batch
 from more.model.network import MoReNetwork

@@ -21,6 +21,9 @@ def localize(
                       "--out [default: lam]")] = None,
     tags: Annotated[str, typer.Option(
         "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
+    within_tags: Annotated[bool, typer.Option(
+        "--within-tags", help="decoder: choose among the background and the image's classes alone, "
+                              "for masks to train on again")] = False,
     checkpoint: Annotated[str, typer.Option(
         help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
     batch: Annotated[int, typer.Option(
@@ -40,7 +43,8 @@ def localize(
     for kind in kinds:
         one_of("--map", kind, KINDS)
     rank, world = launched_world()
-    tally = job(run, data, out, Request(kinds, tags, batch), checkpoint, rank, world)
+    request = Request(kinds, tags, batch, within_tags)
+    tally = job(run, data, out, request, checkpoint, rank, world)
     tally.print()
     raise typer.Exit(tally.exit_code)
 

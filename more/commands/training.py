@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from more.commands.common import RUN_NAMES, AsJson, Overrides, app
+from more.errors import UserError
 
 
 @app.command()
@@ -15,9 +16,16 @@ def train(
     config: Annotated[Path, typer.Argument(help="settings, e.g. configs/voc12_vit_b.py")],
     train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
     run: Annotated[Path | None, typer.Option(
-        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME]")] = None,
+        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME, with --masks "
+                         "checkpoints/CONFIG_NAME_two]")] = None,
     val_set: Annotated[Path | None, typer.Option(
         "--val", help="shard set with masks, scored while training")] = None,
+    masks: Annotated[Path | None, typer.Option(
+        "--masks", help="stage two: train the decoder on these masks, from `more refine`; or, for "
+                        "the fully supervised reference, on a set with true masks")] = None,
+    init: Annotated[Path | None, typer.Option(
+        "--init", help="with --masks: the run folder (or exported file) of stage one to start from"
+        )] = None,
     overrides: Overrides = None,
     resume: Annotated[str, typer.Option(
         "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
@@ -36,6 +44,10 @@ def train(
     Example: `python -m more train configs/shapes_micro.py --train data/shapes_train
     --val data/shapes_val --run checkpoints/shapes`
 
+    Stage two, the segmenter for new pictures, from the refined masks:
+    `python -m more train configs/shapes_micro.py --train data/shapes_train --masks
+    checkpoints/shapes/masks/lam --init checkpoints/shapes --run checkpoints/shapes_two`
+
     Several processes: `torchrun --standalone --nproc_per_node=2 -m more train … --run-dir DIR`
     (torchrun mistakes `--run` for an option of its own), or
     `deepspeed --num_gpus 2 --module more train …`
@@ -44,30 +56,36 @@ def train(
     from more.data.shards.format import make_folder
     from more.data.shards.reader import ShardSet
 
-    settings = load_config(config, overrides or [])
+    settings = load_config(config, overrides or [], stage=2 if masks else 1)
     from more.data.shards.quarantine import open_checked
     from more.engine.checks import check_classes
     from more.engine.distributed import launched_world, leave, setup, teardown
+    from more.engine.stage_two import inherit
     from more.engine.stop import exit_code
     from more.engine.trainer import Trainer
 
     share = launched_world()
     images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
                                     cache=settings.data.cache or None)
-    masks = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
-
-    check_classes(settings, images, masks)
+    val = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
+    if init is not None and masks is None:
+        raise UserError("--init without --masks", "it says where stage two starts; stage one "
+                        "starts from model.weights")
+    labels = ShardSet(masks, check="full", share=share) if masks else None
+    settings = inherit(settings, init) if init else settings
+    check_classes(settings, images, val)
     if dry_run:
         from more.engine.dryrun import describe, show
 
         if share[0] == 0:
-            show(describe(settings, images, masks, ranks or share[1], resume=resume,
+            show(describe(settings, images, val, ranks or share[1], resume=resume,
                           run=run or Path("checkpoints") / settings.name), as_json)
         return
-    run = make_folder(run or Path("checkpoints") / settings.name)
+    suffix = "_two" if masks else ""
+    run = make_folder(run or Path("checkpoints") / f"{settings.name}{suffix}")
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
-        state = Trainer(settings, images, masks, run, world, resume, left_out).fit()
+        state = Trainer(settings, images, val, run, world, resume, left_out, labels, init).fit()
     except BaseException:
         teardown()
         raise
@@ -79,6 +97,8 @@ def config(
     file: Annotated[Path, typer.Argument(help="settings file")],
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option(help="with the meaning of every setting")] = False,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="2: as `more train --masks` has them"
+                                       )] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Print the resolved settings of a file.
@@ -89,7 +109,7 @@ def config(
 
     from more.config.load import flatten, load_config, to_dict
 
-    settings = load_config(file, overrides or [])
+    settings = load_config(file, overrides or [], stage)
     if as_json:
         print(json.dumps(to_dict(settings), indent=1))
         return

@@ -13,7 +13,8 @@ AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
     "train.global_batch", "train.log_every", "inference.size", "inference.batch",
     "checkpoint.every", "checkpoint.keep", "head_warmup.batch", "head_warmup.images",
-    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb", "cam.every")
+    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb", "cam.every", "segment.views",
+    "segment.stride")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
     "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
@@ -21,13 +22,13 @@ NOT_NEGATIVE = (
     "train.skip_nonfinite", "optim.frozen_steps", "optim.clip", "optim.weight_decay",
     "optim.head_lr_scale", "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
     "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
-    "crf.bilateral_compat")
+    "crf.bilateral_compat", "segment.tags", "segment.cache_gb")
 POSITIVE = (
     "deepspeed.timeout_minutes", "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area",
     "loss.temperature", "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale",
     "crf.gaussian_xy", "crf.bilateral_xy", "crf.bilateral_rgb")
 SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
-          "inference.threshold", "inference.tag_threshold")
+          "inference.threshold", "inference.tag_threshold", "segment.ignore_below")
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
          ("cam.late_high", "cam.late_low"))
 FP16 = 65504  # its largest number
@@ -72,8 +73,17 @@ def check(flat: Mapping[str, Any], source: str) -> None:
     need(min(flat["data.std"]) > 0, "data.std", "must be greater than 0")
     need(len(flat["optim.betas"]) == 2 and all(0 <= beta < 1 for beta in flat["optim.betas"]),
          "optim.betas", "needs two numbers of at least 0 and below 1")
-    need(all(step >= 1 and step == int(step) for step in flat["cam.par_dilations"])
-         and len(flat["cam.par_dilations"]) > 0, "cam.par_dilations", "needs whole pixels")
+    steps = flat["cam.par_dilations"]
+    need(len(steps) > 0 and (all(step >= 1 and step == int(step) for step in steps)
+                             or all(0 < step < 1 for step in steps)), "cam.par_dilations",
+         "needs whole pixels, or shares of the crop between 0 and 1")
+    for key in ("loss.label_high", "loss.label_low"):
+        need(flat[key] == -1 or 0 <= flat[key] <= 1, key, "must lie between 0 and 1, or be -1")
+    high, low = (flat[f"cam.{name}"] if flat[f"loss.label_{name}"] == -1
+                 else flat[f"loss.label_{name}"] for name in ("high", "low"))
+    need(low <= high, "loss.label_low",
+         "must not exceed loss.label_high (-1 stands for cam.low and cam.high)")
+    need(flat["segment.blocks"] >= -1, "segment.blocks", "must be at least -1")
     stage, offload = flat["deepspeed.zero_stage"], flat["deepspeed.offload"]
     need(flat["precision"] != "fp16" or stage > 0, "precision",
          "fp16 needs deepspeed.zero_stage 1, 2 or 3")

@@ -17,12 +17,14 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: 
           tuple: "numbers in parentheses, such as (1.0, 0.5)", dict: "a dict(...)"}
 
 
-def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
+                stage: int = 1) -> Config:
     """The checked configuration of a file with `key=value` overrides on top.
 
     Args:
         path: a Python file in mmengine's config syntax; None: the defaults alone.
         overrides: `"train.lr=1e-4"` strings; values are Python literals, else plain text.
+        stage: 2 puts the file's `stage_two` over its other settings, below the overrides.
 
     Raises:
         UserError: no such file, unknown key (names the nearest), wrong type or value.
@@ -36,10 +38,19 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     if path is not None:
         tree = _read(file)
         tree.setdefault("name", file.stem)
-    for text in overrides:
-        key, value = _parse_override(text)
-        _put(tree, key, value)
-    return config_from_dict(tree, source=str(file))
+    settings = [_parse_override(text) for text in overrides]
+    for key, value in settings:
+        if key.startswith("stage_two."):
+            _put(tree, key, value)
+    later = _merged(tree, tree.get("stage_two") or {}, f"{file}: stage_two")
+    for one in (tree, later):
+        for key, value in settings:
+            if not key.startswith("stage_two."):
+                _put(one, key, value)
+    # Both, whichever is wanted: a mistake in stage two must not wait until stage one is over.
+    first = config_from_dict(tree, source=str(file))
+    second = config_from_dict({**later, "stage": 2}, source=f"{file} in stage two")
+    return second if stage == 2 else first
 
 
 def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
@@ -86,6 +97,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _merged(tree: Mapping[str, Any], over: Any, where: str) -> dict[str, Any]:
+    """A copy of nested settings with others put over them, section by section."""
+    if not isinstance(over, Mapping):
+        raise UserError(f"{where} must be a section, not {over!r}", "write it as dict(...)")
+    result = {key: _merged(value, {}, where) if isinstance(value, Mapping) else value
+              for key, value in tree.items()}
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            result[key] = _merged(result.get(key) or {}, value, f"{where}.{key}")
+        else:
+            result[key] = value
+    return result
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -102,7 +102,16 @@ class CamConfig:
     whole_patches: bool = setting(False, "round the sizes of the scales to whole patches; "
                                   "False: int(scale·crop), as released")
     par_iterations: int = setting(10, "pixel-adaptive refinement rounds")
-    par_dilations: tuple = setting((1, 2, 4, 8, 12, 24), "offsets of its neighbours in pixels")
+    par_dilations: tuple = setting((1, 2, 4, 8, 12, 24), "offsets of its neighbours, all in "
+                                   "pixels at half of data.crop, or all as shares of that side "
+                                   "(below 1)")
+
+    def dilations(self, crop: int) -> tuple[int, ...]:
+        """`par_dilations` in whole pixels for a crop of so many pixels; equal ones once."""
+        if self.par_dilations[0] >= 1:
+            return tuple(int(step) for step in self.par_dilations)
+        steps = (max(1, round(share * (crop // 2))) for share in self.par_dilations)
+        return tuple(dict.fromkeys(steps))
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,10 @@ class LossConfig:
     ure_form: str = setting("released", "'released' (shifted token, at most 8) or 'paper'")
     pseudo_label: str = setting("cam", "decoder's labels come from 'cam' (released) or 'lam' "
                                 "(paper)")
+    label_high: float = setting(-1.0, "background level that a class must exceed in the decoder's "
+                                "labels; -1: cam.high, as released")
+    label_low: float = setting(-1.0, "level up to which they are background; -1: cam.low, as "
+                               "released")
     exclude_padding: bool = setting(False, "leave padded borders out of the loss masks (paper)")
     energy_weight: float = setting(1e-7, "weight inside the dense energy")
     energy_sigma_rgb: float = setting(15.0, "colour deviation of its bilateral filter")
@@ -200,6 +213,29 @@ class TrainConfig:
                          "0 = off, as released")
     compile: str = setting("", "backend of torch.compile for the transformer's blocks, such as "
                            "'inductor'; '' = off")
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Stage two (`more train --masks`): the decoder learns from masks, not from tags."""
+
+    blocks: int = setting(0, "transformer blocks trained beside the decoder, the last ones; 0: the "
+                          "decoder alone, -1: all and the embedding")
+    decoder: str = setting("fresh", "'fresh' starts the decoder anew, 'kept' goes on with that of "
+                           "--init")
+    loss: str = setting("balanced", "'balanced': background and objects half each (released), or "
+                        "'plain': every pixel alike")
+    confidence: str = setting("off", "'weight' lets pixels count as much as the masks' stored "
+                              "confidence says; 'off': all alike")
+    ignore_below: float = setting(0.0, "pixels of lower confidence are left out; 0 = none")
+    tags: float = setting(0.0, "weight of a term that the image's tags, and no other class, must "
+                          "show somewhere in the prediction; 0 = off")
+    stride: int = setting(1, "the loss looks at every so many pixels in each direction")
+    views: int = setting(4, "random views of each image; where blocks are frozen, what they make "
+                         "of a view is computed once and kept")
+    cache_gb: float = setting(8.0, "most disk for what is kept; fewer views where it does not "
+                              "suffice, and without room for one nothing is kept")
+    cache: str = setting("", "folder for what is kept, which runs may share; '' = RUN/tokens")
 
 
 @dataclass(frozen=True)
@@ -279,6 +315,10 @@ class Config:
     deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "the engine")
     inference: InferenceConfig = setting(InferenceConfig, "from checkpoint to maps")
     crf: CrfConfig = setting(CrfConfig, "dense CRF")
+    segment: SegmentConfig = setting(SegmentConfig, "training on masks")
+    stage: int = setting(1, "1: training on tags; 2: on masks; `more train --masks` sets it")
+    stage_two: dict = setting({}, "settings that --masks changes, such as "
+                              "dict(train=dict(iterations=300))")
 
 
 PAPER = {
@@ -318,6 +358,10 @@ CHOICES = {
     "loss.ure_form": ("released", "paper"),
     "loss.pseudo_label": ("cam", "lam"),
     "loss.energy_filter": ("lattice", "attention"),
+    "segment.decoder": ("fresh", "kept"),
+    "segment.loss": ("balanced", "plain"),
+    "segment.confidence": ("off", "weight"),
+    "stage": (1, 2),
     "deepspeed.zero_stage": (0, 1, 2, 3),
     "deepspeed.offload": ("none", "optimizer", "parameters"),
     "checkpoint.best": ("", "cam", "lam", "decoder"),

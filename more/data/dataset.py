@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from more.data.labels import OUTSIDE, Labels
 from more.data.ring import BatchRing
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
-from more.data.transforms import MEAN, STD, TrainTransform, inference_image, sample_generator
+from more.data.transforms import (
+    MEAN,
+    STD,
+    TrainTransform,
+    View,
+    inference_image,
+    labels_of_view,
+    sample_generator,
+    thinned,
+)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Labels for views of images.
+
+    Attributes:
+        labels: of the images. stride: one label for so many pixels in each direction.
+        views: epoch e shows view e % views of an image; 0: each epoch shows another.
+    """
+
+    labels: Labels
+    stride: int = 1
+    views: int = 0
+
+    def of_view(self, index: int, view: View, size: int) -> np.ndarray:
+        """uint8 `[s, s, 2]` for a view of `size` pixels."""
+        labels = labels_of_view(self.labels[index], view.window, view.box, size, OUTSIDE)
+        return thinned(labels, self.stride)
 
 
 class TrainDataset(Dataset):
@@ -23,23 +53,29 @@ class TrainDataset(Dataset):
         transform: how to make a view.
         seed: seed of the run; a view depends on (seed, epoch, index) alone.
         ring: shared memory for the pixels; None returns them with the sample.
+        masks: labels that come along with every view; None: tags only.
     """
 
     def __init__(self, shards: ShardSet, transform: TrainTransform, seed: int,
-                 ring: BatchRing | None = None):
+                 ring: BatchRing | None = None, masks: Masks | None = None):
         self.shards, self.transform, self.seed, self.ring = shards, transform, seed, ring
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """One sample: images uint8 `[S,S,3]` (unless left in the ring), jitter
-        float32 `[13]`, box int64 `[4]` (see `View`), tags float32 `[C]`, indices, slots as int."""
-        rng = sample_generator(self.seed, key.epoch, key.index)
+        """One sample: images uint8 `[S,S,3]` (unless left in the ring), jitter float32 `[13]`,
+        box int64 `[4]`, window float64 `[5]` (see `View`), tags float32 `[C]`, indices, slots as
+        int; with masks labels uint8 `[s,s,2]` as well, see `Labels`."""
+        epoch = key.epoch % self.masks.views if self.masks and self.masks.views else key.epoch
+        rng = sample_generator(self.seed, epoch, key.index)
         out = None if self.ring is None else self.ring.place(key.parcel, key.place)
         view = self.transform(self.shards.image(key.index), rng, out)
         sample = {"tags": self.shards.tags[key.index].astype(np.float32), "jitter": view.jitter,
-                  "box": view.box, "indices": key.index, "slots": key.slot}
+                  "box": view.box, "window": view.window, "indices": key.index, "slots": key.slot}
+        if self.masks is not None:
+            sample["labels"] = self.masks.of_view(key.index, view, self.transform.size)
         if self.ring is None:
             return {**sample, "images": torch.from_numpy(np.ascontiguousarray(view.pixels))}
         return {**sample, "parcel": key.parcel}

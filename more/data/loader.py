@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from more.data.dataset import EvalDataset, TrainDataset, collate
+from more.data.dataset import EvalDataset, Masks, TrainDataset, collate
 from more.data.plan import GlobalBatchSampler
 from more.data.ring import BatchRing
-from more.data.sampler import MicroBatches, Parcels
+from more.data.sampler import MicroBatches, Parcels, SampleKey
 from more.data.shards.reader import ShardSet
+from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform
 from more.errors import UserError
 
@@ -108,7 +109,8 @@ class Reading:
 def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalBatchSampler, *,
                       rank: int = 0, world: int = 1, micro_batch: int | None = None,
                       start_step: int = 0, stop_step: int | None = None,
-                      reading: Reading | None = None) -> Batches:
+                      reading: Reading | None = None, masks: Masks | None = None,
+                      tokens: TokenDataset | None = None) -> Batches:
     """The micro-batches of one rank, from global step `start_step` on.
 
     A batch is a dict: images uint8 `[b,S,S,3]`, jitter float32 `[b,13]` and box int64 `[b,4]`
@@ -126,21 +128,35 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
         start_step: global step to start or resume at.
         stop_step: end (exclusive); None never ends.
         reading: processes and memory.
+        masks: labels uint8 `[b,s,s,2]` come along as well.
+        tokens: batches of these in place of images; `shards` and `transform` are then not used.
 
     Raises:
         UserError: batch sizes that do not divide, or a damaged image.
     """
     reading = reading or Reading()
     batches = MicroBatches(plan, rank, world, micro_batch, start_step, stop_step)
+    if tokens is not None:
+        return Batches(_loader(tokens, batches, reading.workers, reading.context), batches)
     if not reading.workers:
-        return Batches(_loader(TrainDataset(shards, transform, plan.seed), batches), batches)
+        dataset = TrainDataset(shards, transform, plan.seed, masks=masks)
+        return Batches(_loader(dataset, batches), batches)
     size, ahead = parcels(reading, batches.micro_batch, batches.accumulation,
                           transform.size ** 2 * 3)
     # One place more than are under way: the parcel that is being taken.
     ring = BatchRing(reading.workers * ahead + 1, size * batches.micro_batch, transform.size)
-    loader = _loader(TrainDataset(shards, transform, plan.seed, ring), Parcels(batches, size),
+    dataset = TrainDataset(shards, transform, plan.seed, ring, masks)
+    loader = _loader(dataset, Parcels(batches, size),
                      reading.workers, reading.context, ahead)
     return Batches(loader, batches, ring, reading.copy)
+
+
+def make_view_loader(dataset: TrainDataset, keys: Sequence[SampleKey], batch_size: int,
+                     workers: int = 0, context: str = "fork") -> Batches:
+    """Views of images by their keys, in order, each once: to compute what frozen blocks make of
+    them. A batch is that of `make_train_loader`, and window float64 `[b,5]`."""
+    sampler = [list(keys[first:first + batch_size]) for first in range(0, len(keys), batch_size)]
+    return Batches(_loader(dataset, sampler, workers, context), sampler)
 
 
 def parcels(reading: Reading, micro_batch: int, accumulation: int, image_bytes: int

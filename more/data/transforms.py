@@ -6,7 +6,7 @@ so a view is a pure function of (seed, epoch, index).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,11 +56,14 @@ def resize(image: np.ndarray, height: int, width: int,
 
 class View(NamedTuple):
     """A random view: pixels uint8 `[S, S, 3]` RGB; jitter float32 `[13]` still to be applied (see
-    `more.data.colours`); box int64 `[4]` = y0, y1, x0, x1 of real content, ends exclusive."""
+    `more.data.colours`); box int64 `[4]` = y0, y1, x0, x1 of real content, ends exclusive; window
+    float64 `[5]` = top, left, height, width of what the box shows of the image, in pixels, and 1
+    where it is mirrored."""
 
     pixels: np.ndarray
     jitter: np.ndarray
     box: np.ndarray
+    window: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,18 @@ class TrainTransform:
         scale = resize_pil if self.pipeline == "pil" else resize
         jitter, box = UNCHANGED, (0, self.size, 0, self.size)
         if self.augment == "none":
-            return View(scale(image, self.size, self.size), jitter, np.array(box, np.int64))
+            return View(scale(image, self.size, self.size), jitter, np.array(box, np.int64),
+                        np.array([0, 0, *image.shape[:2], 0], np.float64))
         if self.augment == "voc":
-            top, left, height, width = crop_window(*image.shape[:2], self.area, self.aspect, rng)
+            window = top, left, height, width = crop_window(*image.shape[:2], self.area,
+                                                            self.aspect, rng)
             image = image[top:top + height, left:left + width]
             image = (scale(image, self.size, self.size) if self.pipeline == "pil"
                      else resize(image, self.size, self.size, out))
         else:
-            image = scaled_cut(image, self.size, self.area, rng, scale)
-        if rng.random() < self.flip:
+            image, window = scaled_cut(image, self.size, self.area, rng, scale)
+        mirrored = rng.random() < self.flip
+        if mirrored:
             image = cv2.flip(image, 1, dst=image if image is out else None)
         if rng.random() < self.jitter_probability:
             if self.pipeline == "pil":
@@ -130,7 +136,8 @@ class TrainTransform:
                 jitter = draw_jitter(image, self.jitter, rng)
         if self.augment == "coco":
             image, box = pad(image, self.size, rng)
-        return View(image, jitter, np.array(box, np.int64))
+        return View(image, jitter, np.array(box, np.int64),
+                    np.array([*window, mirrored], np.float64))
 
 
 def crop_window(height: int, width: int, area: tuple[float, float],
@@ -155,14 +162,54 @@ def crop_window(height: int, width: int, area: tuple[float, float],
 
 def scaled_cut(image: np.ndarray, size: int, scale: tuple[float, float],
                rng: np.random.Generator,
-               rescale: Callable[[np.ndarray, int, int], np.ndarray] = resize) -> np.ndarray:
-    """The image scaled by a random factor, and a random window where it exceeds `size`."""
+               rescale: Callable[[np.ndarray, int, int], np.ndarray] = resize
+               ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The image scaled by a random factor, and a random window where it exceeds `size`; and that
+    window (top, left, height, width) in pixels of the image as it came."""
     factor = rng.uniform(*scale)
     height, width = (max(round(side * factor), 1) for side in image.shape[:2])
+    y, x = image.shape[0] / height, image.shape[1] / width
     image = rescale(image, height, width)
     top = int(rng.integers(0, max(height - size, 0) + 1))
     left = int(rng.integers(0, max(width - size, 0) + 1))
-    return image[top:top + size, left:left + size]
+    image = image[top:top + size, left:left + size]
+    return image, (top * y, left * x, image.shape[0] * y, image.shape[1] * x)
+
+
+def labels_of_view(labels: np.ndarray, window: np.ndarray, box: np.ndarray, size: int,
+                   outside: Sequence[int]) -> np.ndarray:
+    """What a view shows of maps that belong to the whole image, by nearest neighbour.
+
+    Args:
+        labels: `[H, W, K]`.
+        window, box: of the view, see `View`.
+        size: side S of the view.
+        outside: K values for the padding.
+
+    Returns:
+        `[S, S, K]` of the type of `labels`.
+    """
+    top, left, height, width, mirrored = window
+    y0, y1, x0, x1 = (int(edge) for edge in box)
+    rows = _nearest(top, height, y1 - y0, labels.shape[0])
+    columns = _nearest(left, width, x1 - x0, labels.shape[1])
+    if mirrored:
+        columns = columns[::-1]
+    view = np.empty((size, size, labels.shape[2]), labels.dtype)
+    view[:] = outside
+    view[y0:y1, x0:x1] = labels[rows[:, None], columns]
+    return view
+
+
+def thinned(labels: np.ndarray, stride: int) -> np.ndarray:
+    """Every `stride`-th pixel of `[S, S, K]`, from the middle of the first one's place on."""
+    return np.ascontiguousarray(labels[stride // 2::stride, stride // 2::stride])
+
+
+def _nearest(start: float, length: float, count: int, limit: int) -> np.ndarray:
+    """The pixels that lie under the middles of `count` equal parts of a stretch."""
+    middles = start + (np.arange(count) + 0.5) * (length / count)
+    return np.clip(middles.astype(np.int64), 0, limit - 1)
 
 
 def pad(image: np.ndarray, size: int, rng: np.random.Generator

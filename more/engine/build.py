@@ -17,7 +17,6 @@ from more.engine.guard import GuardedAdamW
 from more.engine.randomness import seed
 from more.engine.schedule import make_scheduler
 from more.engine.settings import BatchSplit, deepspeed_dict
-from more.engine.warmup import warm_heads
 from more.errors import UserError
 from more.losses.energy import energy_filter
 from more.losses.objective import Objective, Recipe
@@ -83,8 +82,11 @@ def make_objective(config: Config) -> Objective:
         late_low=cam.late_low, late_after=cam.late_after, temperature=loss.temperature,
         mcl_form=loss.mcl_form, cre_similarity=loss.cre_similarity,
         cre_reduction=loss.cre_reduction, ure_form=loss.ure_form,
-        pseudo_label=loss.pseudo_label, exclude_padding=loss.exclude_padding,
-        par_dilations=tuple(cam.par_dilations), par_iterations=cam.par_iterations,
+        pseudo_label=loss.pseudo_label,
+        label_high=None if loss.label_high == -1 else loss.label_high,
+        label_low=None if loss.label_low == -1 else loss.label_low,
+        exclude_padding=loss.exclude_padding,
+        par_dilations=cam.dilations(config.data.crop), par_iterations=cam.par_iterations,
         energy_weight=loss.energy_weight, energy_sigma_rgb=loss.energy_sigma_rgb,
         energy_sigma_xy=loss.energy_sigma_xy), filter=energy_filter(loss.energy_filter))
 
@@ -116,7 +118,7 @@ def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
     return kind(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=fused or None)
 
 
-def make_engine(config: Config, split: BatchSplit, world: World, train_set: ShardSet,
+def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
                 say: Callable[[str], None], weights: Mapping[str, torch.Tensor] | None) -> Any:
     """DeepSpeed's engine around the network, in training mode.
 
@@ -124,21 +126,20 @@ def make_engine(config: Config, split: BatchSplit, world: World, train_set: Shar
         config: settings.
         split: how the global batch is spread.
         world: ranks.
-        train_set: images for the head warm-up.
-        say: told how the warm-up ends.
-        weights: those of a checkpoint; None starts from `model.weights`.
+        stage: of the training, `TagStage` or `MaskStage`: how a run begins, what is frozen.
+        say: told what the stage does before the first update.
+        weights: those of a checkpoint; None starts from `model.weights`, or as the stage does.
     """
     deepspeed = import_deepspeed()
     if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
         raise UserError(f"precision=fp16 does not work on {world.device.type} here",
                         "set precision=bf16, or fp32")
-    network = make_network(config, load_weights=weights is None).to(world.device)
+    network = make_network(config, weights is None and stage.pretrained).to(world.device)
     if weights is not None:
         network.load_state_dict(weights)
-    elif config.head_warmup.updates:
-        terms = warm_heads(network, train_set, config, quiet=not world.main)
-        say("head warm-up ends at " + ", ".join(
-            f"{name} {value:.4g}" for name, value in terms.items()))
+    else:
+        stage.begin(network, say)
+    stage.prepare(network, say)
     if config.train.compile:
         network.encoder.compile_blocks(config.train.compile)
     optimizer, schedule = make_optimizer(config, network), config.optim

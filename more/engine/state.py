@@ -23,6 +23,12 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def trained(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and parameters that the optimiser has; the others are frozen."""
+    return ((name, value) for name, value in engine.module.named_parameters()
+            if value.requires_grad)
+
+
 def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Names and whole fp32 values of parameters and buffers; all ranks must take part.
 
@@ -31,7 +37,7 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     gathered = import_deepspeed().zero.GatheredParameters
     half = engine.fp16_enabled() and engine.zero_optimization_stage()
     for name, value in engine.module.state_dict(keep_vars=True).items():
-        if half and isinstance(value, torch.nn.Parameter):
+        if half and isinstance(value, torch.nn.Parameter) and value.requires_grad:
             yield name, _deepspeed().safe_get_full_fp32_param(value).reshape(_shape(value))
             continue
         with gathered([value], enabled=is_partitioned(value)):
@@ -39,14 +45,14 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def full_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """`exp_avg/NAME`, `exp_avg_sq/NAME` of every parameter, whole; all ranks must take part.
+    """`exp_avg/NAME`, `exp_avg_sq/NAME` of every trained parameter, whole; all ranks take part.
 
     Nothing before the first update.
     """
     if not applied_updates(engine):
         return
     _link(engine)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in trained(engine):
         for moment in MOMENTS:
             if engine.zero_optimization_stage():
                 value = _deepspeed().safe_get_full_optimizer_state(parameter, moment)
@@ -84,7 +90,7 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
         optimizer.state[flat] = {"step": count, **{moment: torch.zeros_like(flat.data)
                                                    for moment in MOMENTS}}
     _link(engine)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in trained(engine):
         for moment in MOMENTS:
             value = moments[f"{moment}/{name}"].to(torch.float32)
             if stage == 0:
@@ -98,7 +104,7 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
 
 def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
     """Under fp16: the fp32 weights behind the halves, which a new engine made from the halves."""
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in trained(engine):
         value = weights[name].to(torch.float32)
         if engine.zero_optimization_stage() == 3:
             _deepspeed().safe_set_local_fp32_param(parameter, own_part(parameter, value))

@@ -186,16 +186,20 @@ def describe_run(trainer: Trainer, left_out: Sequence[Damaged]) -> None:
     about = {"version": more.__version__, "classes": trainer.train_set.class_names,
              "train": str(Path(trainer.train_set.path).resolve()),
              "val": str(Path(trainer.val_set.path).resolve()) if trainer.val_set else None,
-             "ranks": world.size, "torch": torch.__version__}
+             "ranks": world.size, "torch": torch.__version__, "stage": config.stage,
+             **trainer.stage.sources}
     write_atomic(run / "run.json", to_json(about))
     if left_out:
         write_atomic(run / "quarantine.json", to_json([asdict(item) for item in left_out]))
         trainer.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
                             f"{run / 'quarantine.json'} names them")
-    parameters = sum(getattr(parameter, "ds_numel", parameter.numel())
-                     for parameter in trainer.engine.module.parameters()) / 1e6
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()) / 1e6, parameter.requires_grad)
+             for parameter in trainer.engine.module.parameters()]
+    everything, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
+    parameters = f"{everything:.1f} M parameters" + (
+        f" ({trained:.2f} M trained)" if trained < everything else "")
     trainer.records.say(
-        f"{config.name}: {parameters:.1f} M parameters, {len(trainer.train_set)} images, "
+        f"{config.name}: {parameters}, {len(trainer.train_set)} images, "
         f"{world.size} rank(s) on {world.device.type}, global batch {split.global_batch} = "
         f"{world.size} × {split.micro} × {split.accumulation}, {config.precision}, ZeRO "
         f"{config.deepspeed.zero_stage}, {config.train.iterations} iterations")

@@ -1,4 +1,4 @@
-"""The training loop: next batch → forward → CAMs → objective → backward → update → record."""
+"""The training loop: next batch → terms of the stage → backward → update → record."""
 
 from __future__ import annotations
 
@@ -11,28 +11,25 @@ import torch
 
 from more.config.load import to_dict
 from more.config.schema import Config
-from more.data.colours import prepare
-from more.data.loader import Reading, make_train_loader
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint, folders
 from more.engine.average import WeightAverage
-from more.engine.build import make_engine, make_objective, make_plan, make_transform
-from more.engine.cams import CamMaker
+from more.engine.build import make_engine
 from more.engine.checks import check_classes, check_same_model, out_of_memory
 from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
 from more.engine.settings import split_batch
+from more.engine.stage_one import TagStage
+from more.engine.stage_two import MaskStage, check_masks
 from more.engine.stop import StopRequest, write_status
 from more.engine.telemetry import Meter, Records, describe_run
 from more.engine.validate import validate
 from more.engine.watchdog import Watchdog
-from more.losses.objective import Batch
-from more.model.network import NetworkOutput
 
 
 class Trainer:
-    """One run: network, objective, DeepSpeed engine, data and records.
+    """One run: network, stage, DeepSpeed engine, data and records.
 
     Args:
         config: settings.
@@ -42,14 +39,20 @@ class Trainer:
         world: this rank among its peers.
         resume: `auto`, `never` or a checkpoint folder.
         left_out: images of the training set that are damaged and left out.
+        masks: shard set to train on masks (stage two), or None for training on tags.
+        init: run folder or exported file that stage two starts from.
 
     Raises:
         UserError: settings, data or checkpoint do not fit together.
     """
 
     def __init__(self, config: Config, train_set: ShardSet, val_set: ShardSet | None, run: Path,
-                 world: World, resume: str = "auto", left_out: Sequence[Damaged] = ()):
+                 world: World, resume: str = "auto", left_out: Sequence[Damaged] = (),
+                 masks: ShardSet | None = None, init: Path | None = None):
         check_classes(config, train_set, val_set)
+        self.stage = (TagStage(config, train_set, world) if masks is None
+                      else MaskStage(config, train_set, masks, run, world, init))
+        train_set = self.stage.images
         self.config, self.run, self.world = config, run, world
         self.train_set, self.val_set = train_set, val_set
         self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
@@ -57,15 +60,15 @@ class Trainer:
         if source is not None:
             check_same_model(config, source)
             checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
+            if masks is not None:
+                check_masks(source, masks.manifest.digest, folders.info(source).get("masks"))
         self.records = Records(run, world.main, config.train.iterations)
         for reason in rejected:
             self.records.say(f"not resumed: {reason}")
-        self.objective = make_objective(config)
-        self.engine = make_engine(config, self.split, world, train_set, self.records.say,
+        self.engine = make_engine(config, self.split, world, self.stage, self.records.say,
                                   checkpoint.training_weights(source) if source else None)
         self.average = (WeightAverage(self.engine, config.train.ema) if config.train.ema else None)
-        self.cams = CamMaker(config, self.engine, self.objective,
-                             self.engine.module.encoder.patch_size, self.average)
+        self.stage.connect(self.engine, self.average)
         self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
                                         config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
@@ -96,7 +99,8 @@ class Trainer:
         return state
 
     def _loop(self, stop: StopRequest, watchdog: Watchdog) -> str:
-        train, meter, batches = self.config.train, Meter(), self._batches()
+        train, meter = self.config.train, Meter()
+        batches = iter(self.stage.batches(self.split, self.start))
         for step in range(self.start, train.iterations):
             watchdog.rearm()
             stopping = self._step(step, batches, meter, stop)
@@ -148,51 +152,23 @@ class Trainer:
 
     def _pass(self, data: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
         """Forward, loss and backward of one micro-batch; DeepSpeed updates when it is due."""
-        images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
-        output = in_float32(self.engine(self._as_weights(images)))
-        tags = data["tags"].to(self.world.device)
-        cams, aux_cams = self.cams(self._as_weights(images), tags, output, step)
-        batch = Batch(images=images, tags=tags, cams=cams,
-                      aux_cams=aux_cams, box=data.get("box"),
-                      keys=self._keys(data["slots"], output.patch_tokens.shape, step),
-                      count_reduce=self.world.mean if self.world.size > 1 else None,
-                      share=1 / self.world.size,
-                      mean=self.config.data.mean, std=self.config.data.std)
-        terms = self.objective(output, batch, step)
-        self.engine.backward(poisoned(terms["total"], output.logits))
+        terms, anchor = self.stage.terms(data, step)
+        self.engine.backward(poisoned(terms["total"], anchor))
         self.engine.step()
         return {name: value.detach().float().reshape(()) for name, value in terms.items()}
 
-    def _as_weights(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in the weights' precision (half under fp16)."""
-        return images.half() if self.engine.fp16_enabled() else images
-
-    def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor:
-        """Uniform numbers for URE's choice: a function of seed, step and place in the batch."""
-        generator = torch.Generator().manual_seed(self.config.train.seed * 1_000_003 + step)
-        keys = torch.rand(self.split.global_batch, 2, shape[-2] * shape[-1], generator=generator)
-        return keys[slots].to(self.world.device)
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        data = self.config.data
-        return iter(make_train_loader(
-            self.train_set, make_transform(data), make_plan(self.config, self.train_set),
-            rank=self.world.rank, world=self.world.size, micro_batch=self.split.micro,
-            start_step=self.start, stop_step=self.config.train.iterations,
-            reading=Reading(data.workers, data.prefetch_mb, copy=False)))
-
     def _evaluate(self, done: int) -> None:
         if self.average is None:
-            scores = validate(self.engine.module, self.val_set, self.config, self.world)
+            scores = self._scores()
         else:
             with self.average.in_place():
-                scores = validate(self.engine.module, self.val_set, self.config, self.world)
+                scores = self._scores()
         self.engine.train()
         self.records.write(done, {"eval": scores})
         self.records.say(f"[{done}] validation mIoU: " + ", ".join(
             f"{name} {value:.1f}" for name, value in scores.items()))
         metric = self.config.checkpoint.best
-        if metric:
+        if metric in scores:
             best = self.world.agree(folders.read_best(self.writer.folder))
             if best is None or scores[metric] > best["score"]:
                 self._save(done)
@@ -201,11 +177,15 @@ class Trainer:
                     folders.write_best(self.writer.folder, metric, scores[metric], done)
                     folders.prune(self.writer.folder, self.config.checkpoint.keep)
 
+    def _scores(self) -> dict[str, float]:
+        return validate(self.engine.module, self.val_set, self.config, self.world,
+                        self.stage.routes)
+
     def _save(self, done: int) -> None:
         if self.saved == done:
             return
         self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
-                                         {"config": to_dict(self.config)}))
+                                         {"config": to_dict(self.config), **self.stage.record}))
         self.saved = done
         if not self.config.checkpoint.background:  # else it is not on the disk yet
             self._status("running", done)
@@ -229,7 +209,3 @@ class Trainer:
         self.records.write(done, record)
         self.records.line(done, record)
 
-
-def in_float32(output: NetworkOutput) -> NetworkOutput:
-    """The same outputs in fp32: losses and similarities are computed outside autocast."""
-    return NetworkOutput(*(value.float() for value in output))

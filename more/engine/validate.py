@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,30 +19,31 @@ from more.localization.regions import cam_to_label
 
 
 @torch.no_grad()
-def validate(network: torch.nn.Module, data: ShardSet, config: Config,
-             world: World) -> dict[str, float]:
-    """mIoU in percent of the three routes, one scale, no flip; a quick look, not the final score.
+def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: World,
+             routes: Sequence[str] = ("cam", "lam", "decoder")) -> dict[str, float]:
+    """mIoU in percent of some routes, one scale, no flip; a quick look, not the final score.
 
     Args:
         network: `MoReNetwork`.
         data: shard set with masks; rank r takes images r, r + world, …
         config: settings (`inference.size`, thresholds, `eval.images`).
         world: ranks; the confusion matrices are summed over them.
+        routes: among "cam", "lam" and "decoder".
 
     Returns:
-        {"cam": …, "lam": …, "decoder": …}.
+        {"cam": …, "lam": …, "decoder": …}, as far as asked for.
     """
     network.eval()
     classes = data.num_classes + 1
     totals = {name: torch.zeros(classes, classes, dtype=torch.float64)
-              for name in ("cam", "lam", "decoder")}
+              for name in routes}
     limit = min(config.eval.images or len(data), len(data))
     batches = make_eval_loader(data, config.inference.size, batch_size=config.inference.batch,
                                rank=world.rank, world=world.size, indices=range(limit),
                                mean=config.data.mean, std=config.data.std)
     for batch in batches:
         labels = _labels(network, batch["images"].to(world.device),
-                         batch["tags"].to(world.device), config)
+                         batch["tags"].to(world.device), config, routes)
         for row, truth in enumerate(batch["masks"]):
             for name, label in labels.items():
                 predicted = _at_size(label[row], truth.shape)
@@ -51,24 +53,27 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config,
     for _ in range(most - len(batches)):
         side = config.inference.size
         _labels(network, torch.zeros(1, 3, side, side, device=world.device),
-                torch.zeros(1, data.num_classes, device=world.device), config)
+                torch.zeros(1, data.num_classes, device=world.device), config, routes)
     return {name: 100 * scores(world.sum(total.to(world.device)).cpu().numpy()).miou
             for name, total in totals.items()}
 
 
 def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
-            config: Config) -> dict[str, torch.Tensor]:
-    """Label maps `[B,S,S]` of the three routes at the inference size."""
+            config: Config, routes: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Label maps `[B,S,S]` of some routes at the inference size."""
     size = images.shape[-2:]
     images = images.to(next(network.parameters()).dtype)  # half under fp16
-    maps = network(images, mode="maps")
-    result = {}
-    for name, threshold in (("cam", config.cam.background), ("lam", config.inference.threshold)):
+    thresholds = {"cam": config.cam.background, "lam": config.inference.threshold}
+    wanted = [name for name in routes if name in thresholds]
+    maps, result = network(images, mode="maps") if wanted else {}, {}
+    for name in wanted:
         raw = maps[name].float()
         full = F.interpolate(raw.relu() if name == "cam" else raw, size, mode="bilinear")
-        result[name] = cam_to_label(minmax(full), tags, background=threshold, ignore_middle=False)
-    logits = network(images, mode="segment").float()
-    result["decoder"] = F.interpolate(logits, size, mode="bilinear").argmax(1)
+        result[name] = cam_to_label(minmax(full), tags, background=thresholds[name],
+                                    ignore_middle=False)
+    if "decoder" in routes:
+        logits = network(images, mode="segment").float()
+        result["decoder"] = F.interpolate(logits, size, mode="bilinear").argmax(1)
     return result
 
 

@@ -118,8 +118,9 @@ class Objective:
         images = denormalise(full(batch.images), batch.mean, batch.std)
         maps = resize(_present(maps, batch.tags), tuple(images.shape[-2:]))
         box = batch.box if self.recipe.exclude_padding else None
-        return refined_label(images, maps, batch.tags, self.recipe.high, self.recipe.low, self.par,
-                             box)
+        high, low = (own if level is None else level for level, own in (
+            (self.recipe.label_high, self.recipe.high), (self.recipe.label_low, self.recipe.low)))
+        return refined_label(images, maps, batch.tags, high, low, self.par, box)
 
     def _computed(self, term: str) -> bool:
         return self.compute_inactive or self.recipe.weights[term] != 0

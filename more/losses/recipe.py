@@ -57,6 +57,10 @@ class Recipe:
     """"released" (shifted token, at most 8, |cos|) or "paper"."""
     pseudo_label: str = "cam"
     """The decoder's labels come from the CAM or from the LAM (paper)."""
+    label_high: float | None = None
+    """Background level that a class must exceed in these labels; None: `high`."""
+    label_low: float | None = None
+    """Level up to which they are background; None: `low`."""
     exclude_padding: bool = False
     """Leave pixels outside the batch's boxes out of all masks (paper's reading for COCO)."""
     par_dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)

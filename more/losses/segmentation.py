@@ -7,8 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.localization.regions import IGNORE
+from more.losses.classification import multilabel_soft_margin
+from more.losses.early import with_early_gradients
 from more.losses.enlarge import enlarge
 from more.losses.precision import Reduce, counts, full
+
+PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's in the image
+SMALLEST = 1e-6
 
 
 def balanced_cross_entropy(
@@ -26,21 +31,70 @@ def balanced_cross_entropy(
 
 
 def pixel_counts(
-    labels: Tensor, dtype: torch.dtype, reduce: Reduce | None = None, share: float = 1.0
+    labels: Tensor, dtype: torch.dtype, reduce: Reduce | None = None, share: float = 1.0,
+    weights: Tensor | None = None, balanced: bool = True,
 ) -> Tensor:
-    """Numbers `[2]` of background and foreground pixels, averaged over ranks, plus 1e-6."""
-    return counts([mask.sum() for mask in _kinds(labels, dtype)], reduce) + 1e-6 * share
+    """Numbers `[2]` of background and foreground pixels, averaged over ranks, plus 1e-6.
+
+    Args: weights: `[B, H, W]`, how much each pixel counts; balanced: False counts both kinds
+    together, `[1]`. Others as in `balanced_cross_entropy`.
+    """
+    kinds = _kinds(labels, dtype, weights, balanced)
+    return counts([kind.sum() for kind in kinds], reduce) + 1e-6 * share
 
 
-def balanced_sum(seg_logits: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
-    """What some images add to `balanced_cross_entropy`; numbers: of the batch they belong to."""
+def balanced_sum(
+    seg_logits: Tensor, labels: Tensor, numbers: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """What some images add to `balanced_cross_entropy`; numbers: of the batch they belong to, from
+    `pixel_counts` with the same weights."""
     logits = enlarge(full(seg_logits), tuple(labels.shape[-2:]))
     losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
-    part = [(losses * mask).sum() for mask in _kinds(labels, losses.dtype)]
-    return 0.5 * (part[0] / numbers[0] + part[1] / numbers[1])
+    kinds = _kinds(labels, losses.dtype, weights, len(numbers) == 2)
+    part = [(losses * kind).sum() / number for kind, number in zip(kinds, numbers, strict=True)]
+    return sum(part) / len(part)
 
 
-def _kinds(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Ones at background pixels; ones at foreground pixels."""
+def mask_loss(
+    seg_logits: Tensor, labels: Tensor, weights: Tensor | None = None, balanced: bool = True,
+    reduce: Reduce | None = None, share: float = 1.0,
+) -> Tensor:
+    """Cross entropy against masks, with little memory; it can be differentiated once.
+
+    Args:
+        seg_logits: `[B, C+1, h, w]`, resized to the size of the labels.
+        labels: `[B, H, W]`; 255 is left out.
+        weights: `[B, H, W]`, how much each pixel counts; None: all alike.
+        balanced: background and foreground in equal parts, as in training on tags; else every
+            pixel as much as its weight.
+        reduce, share: as in `balanced_cross_entropy`.
+    """
+    logits = full(seg_logits)
+    numbers = pixel_counts(labels, logits.dtype, reduce, share, weights, balanced)
+
+    def summand(part: Tensor, rows: slice) -> Tensor:
+        own = None if weights is None else weights[rows]
+        return balanced_sum(part, labels[rows], numbers, own)
+    return with_early_gradients(logits, {"seg": summand}, tuple(labels.shape[-2:]))["seg"]
+
+
+def image_tags_loss(seg_logits: Tensor, tags: Tensor) -> Tensor:
+    """Whether the prediction shows the image's classes somewhere, and no others.
+
+    A class is as likely in an image as the mean over its likeliest patches, one in 32; the loss is
+    the multi-label soft margin of these log-odds. Tags are known exactly where masks are guesses.
+
+    Args: seg_logits `[B, C+1, h, w]`, tags `[B, C]`. Returns: a scalar.
+    """
+    flat = full(seg_logits).softmax(1)[:, 1:].flatten(2)
+    most = flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
+    return multilabel_soft_margin(most.clamp(SMALLEST, 1 - SMALLEST).logit(), tags)
+
+
+def _kinds(
+    labels: Tensor, dtype: torch.dtype, weights: Tensor | None = None, balanced: bool = True
+) -> tuple[Tensor, ...]:
+    """How much each pixel counts: as background, and as foreground; or as either."""
     background, foreground = labels == 0, (labels != 0) & (labels != IGNORE)
-    return background.to(dtype), foreground.to(dtype)
+    kinds = (background, foreground) if balanced else (background | foreground,)
+    return tuple(kind.to(dtype) if weights is None else kind * weights for kind in kinds)

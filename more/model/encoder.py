@@ -33,7 +33,7 @@ class EncoderOutput(NamedTuple):
 
     class_tokens: Tensor | None  # [B,C,D]
     patch_tokens: Tensor | None  # [B,N,D]
-    aux_patch_tokens: Tensor  # [B,N,D]
+    aux_patch_tokens: Tensor | None  # [B,N,D]; None where the input was tokens from above it
     grid: tuple[int, int]
     attention: Tensor | None = None
 
@@ -109,19 +109,54 @@ class ClassTokenEncoder(nn.Module):
         """The parameters that are ours, not the backbone's: leading tokens and positions."""
         return [self.cls_token, self.pos_embed]
 
-    def forward(self, images: Tensor, with_attention: bool = False, only_aux: bool = False
-                ) -> EncoderOutput:
+    def forward(self, images: Tensor, with_attention: bool = False, only_aux: bool = False,
+                frozen: int = 0) -> EncoderOutput:
         """Encode normalised images [B,3,H,W]; pixels beyond the last whole patch are lost.
 
         Args:
-            images: at least one patch high and wide.
+            images: at least one patch high and wide; or what `lower` made of square ones, with
+                the same `frozen`. All blocks frozen then gives patch tokens alone.
             with_attention: also return the last block's raw q·k.
             only_aux: stop at the block of the auxiliary tokens.
+            frozen: the first blocks (and the embedding) that no gradient reaches.
         """
+        if images.dim() == 3 and frozen == len(self.blocks):
+            return EncoderOutput(None, images, None, (isqrt(images.shape[1]),) * 2)
+        if images.dim() == 3:
+            side = isqrt(images.shape[1] - self.cls_token.shape[1])
+            return self._upper(images, (side, side), frozen)
+        if not frozen:
+            return self._upper(*self._embed(images), 0, with_attention, only_aux)
+        with torch.no_grad():
+            tokens, grid = self._lower(images, frozen)
+        if frozen == len(self.blocks):
+            return EncoderOutput(None, tokens, None, grid)
+        return self._upper(tokens, grid, frozen)
+
+    @torch.no_grad()
+    def lower(self, images: Tensor, frozen: int) -> Tensor:
+        """What the first `frozen` blocks make of images: tokens [B,R+C+N,D] for `forward`.
+
+        All blocks also make the final norm, and give the patches alone [B,N,D].
+        """
+        return self._lower(images, frozen)[0]
+
+    def _lower(self, images: Tensor, frozen: int) -> tuple[Tensor, tuple[int, int]]:
         tokens, grid = self._embed(images)
-        aux, attention = tokens, None
+        if frozen == len(self.blocks):
+            return self._upper(tokens, grid, 0).patch_tokens, grid
+        bias = self._attention_bias(tokens)
+        for block in self.blocks[:frozen]:
+            tokens = self._run(block, tokens, bias)
+        return tokens, grid
+
+    def _upper(self, tokens: Tensor, grid: tuple[int, int], first: int,
+               with_attention: bool = False, only_aux: bool = False) -> EncoderOutput:
+        """Blocks from number `first` on and the final norm."""
+        aux = attention = None
         bias, last = self._attention_bias(tokens), len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
+        for index in range(first, len(self.blocks)):
+            block = self.blocks[index]
             if with_attention and index == last:
                 attention = self._raw_attention(block, tokens)
             tokens = self._run(block, tokens, bias)
@@ -135,7 +170,7 @@ class ClassTokenEncoder(nn.Module):
         if only_aux:
             return EncoderOutput(None, None, aux[:, leading:], grid)
         return EncoderOutput(tokens[:, self.regularising_tokens:leading], tokens[:, leading:],
-                             aux[:, leading:], grid, attention)
+                             None if aux is None else aux[:, leading:], grid, attention)
 
     def attention(self, images: Tensor) -> Tensor:
         """The last block's raw q·k [B,heads,C+N,C+N]: no scale, no softmax, no regularising

@@ -73,7 +73,7 @@ class MoReNetwork(nn.Module):
             nn.init.zeros_(self.aux_classifier.weight)
         self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
 
-    def forward(self, images: Tensor, mode: str = "train", half: bool = False
+    def forward(self, images: Tensor, mode: str = "train", half: bool = False, frozen: int = 0
                 ) -> NetworkOutput | tuple[Tensor, ...] | dict[str, Tensor] | Tensor:
         """Run the parts that `mode` needs on normalised images [B,3,H,W].
 
@@ -85,6 +85,8 @@ class MoReNetwork(nn.Module):
                 are signed, in float32 and detached. What a mode does not return is not computed.
             half: run the encoder under bf16 autocast, whatever is set around it. (Set here, since
                 DeepSpeed's engine undoes an autocast around itself.)
+            frozen: for "segment": the encoder's first blocks that no gradient reaches; instead of
+                images it then also takes what they made (`ClassTokenEncoder.lower`).
 
         Raises:
             ValueError: unknown mode.
@@ -96,7 +98,7 @@ class MoReNetwork(nn.Module):
             raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
         with torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext():
             return runs[mode](self.encoder(images, with_attention=mode == "attention",
-                                           only_aux=mode == "aux_cam"))
+                                           only_aux=mode == "aux_cam", frozen=frozen))
 
     def class_maps(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs [B,C,h,w] of feature maps [B,D,h,w], main and auxiliary, float32.
@@ -162,7 +164,7 @@ class MoReNetwork(nn.Module):
                 "logits": self.class_logits(*feature_maps(encoded))[0]}
 
     def _segment(self, encoded: EncoderOutput) -> Tensor:
-        return self.decoder(feature_maps(encoded)[0])
+        return self.decoder(as_map(encoded.patch_tokens, encoded.grid))
 
     def _score_maps(self, encoded: EncoderOutput) -> Tensor:
         classes = encoded.class_tokens.shape[1]
@@ -176,11 +178,11 @@ class MoReNetwork(nn.Module):
 
 
 def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[dict[str, Any]]:
-    """Every parameter once, as groups with `name`, `params` and `lr_scale`.
+    """Every parameter that is trained once, as groups with `name`, `params` and `lr_scale`.
 
     In order: encoder without and with "norm" in the parameter's name (×1 of the base rate),
-    classifiers, graph and decoder (× `head_lr_scale`). A network without GCR has no group
-    "graph".
+    classifiers, graph and decoder (× `head_lr_scale`). Groups without parameters, such as the
+    graph's without GCR, are left out, and so are frozen parameters.
     """
     encoder = list(network.encoder.named_parameters())
     groups = [
@@ -190,8 +192,39 @@ def parameter_groups(network: MoReNetwork, head_lr_scale: float = 10.0) -> list[
         ("graph", list(network.graph.parameters()) if network.graph else [], head_lr_scale),
         ("decoder", list(network.decoder.parameters()), head_lr_scale),
     ]
+    kept = [(name, [p for p in params if p.requires_grad], scale)
+            for name, params, scale in groups]
     return [{"name": name, "params": params, "lr_scale": scale}
-            for name, params, scale in groups if params]
+            for name, params, scale in kept if params]
+
+
+def train_only(network: MoReNetwork, blocks: int) -> int:
+    """Freeze all but the decoder and the encoder's last blocks (stage two).
+
+    Args:
+        network: changed in place.
+        blocks: how many; 0: the decoder alone, -1: all of them and the embedding.
+
+    Returns:
+        Blocks that are frozen, from the first.
+
+    Raises:
+        UserError: the encoder has fewer blocks.
+    """
+    depth = len(network.encoder.blocks)
+    if blocks > depth:
+        raise UserError(f"segment.blocks = {blocks}, but the backbone has {depth} blocks",
+                        f"choose 0 to {depth}, or -1 for all of it")
+    frozen = 0 if blocks < 0 else depth - blocks
+    network.requires_grad_(False)
+    network.decoder.requires_grad_(True)
+    for block in network.encoder.blocks[frozen:]:
+        block.requires_grad_(True)
+    if frozen < depth:
+        network.encoder.norm.requires_grad_(True)
+    if blocks < 0:
+        network.encoder.requires_grad_(True)
+    return frozen
 
 
 def feature_maps(encoded: EncoderOutput) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
     """Everything that decides the content of the seeds."""
     return {
         "tool": "more localize", "version": more.__version__, "stage": "localize",
-        "tags": "none" if kind == "decoder" else request.tags, "data": source.manifest.digest,
+        "tags": "none" if kind == "decoder" and not request.within_tags else request.tags, "data": source.manifest.digest,
         **maps_record(kind, config, path),
     }
 

@@ -19,11 +19,18 @@ SMALLEST_PROBABILITY = 0.01
 
 @dataclass(frozen=True)
 class Request:
-    """What to compute: map kinds, where the tags come from, how many images a forward."""
+    """What to compute.
+
+    Attributes:
+        maps: map kinds. tags: where the tags come from, "true" or "predicted".
+        batch: images a forward.
+        within_tags: the decoder chooses among the background and the tagged classes alone.
+    """
 
     maps: tuple[str, ...] = ("lam",)
     tags: str = "true"
     batch: int = 4
+    within_tags: bool = False
 
 
 class Localizer:
@@ -59,7 +66,8 @@ class Localizer:
             if set(self.request.maps) & {"cam", "lam", "fused"}:
                 maps.update(self._localization(images, tags.to(self.device)))
             if "decoder" in self.request.maps:
-                maps["decoder"] = self._decoder(images)
+                within = tags.to(self.device) > 0 if self.request.within_tags else None
+                maps["decoder"] = self._decoder(images, within)
         chosen = (tags > 0).cpu().numpy()
         arrays = {kind: maps[kind].float().cpu().numpy() for kind in self.request.maps}
         return [{kind: seed_item(array[row], None if kind == "decoder" else chosen[row])
@@ -81,8 +89,11 @@ class Localizer:
         maps = {"cam": cam, "lam": lam, "fused": minmax((cam + lam) / 2)}
         return {kind: self._shrink(value) for kind, value in maps.items()}
 
-    def _decoder(self, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities `[B,C+1,s,s]`: logits of image and mirror added, maximum over scales."""
+    def _decoder(self, images: torch.Tensor, within: torch.Tensor | None) -> torch.Tensor:
+        """Probabilities `[B,C+1,s,s]`: logits of image and mirror added, maximum over scales.
+
+        Those of classes that are false in `within` `[B,C]` are 0.
+        """
         best = None
         for scale in self.config.inference.segment_scales:
             side = int(images.shape[-1] * scale)
@@ -91,6 +102,8 @@ class Localizer:
             plain, mirrored = self._shrink(logits).chunk(2)
             total = plain + mirrored.flip(-1)
             best = total if best is None else torch.maximum(best, total)
+        if within is not None:
+            best[:, 1:].masked_fill_(~within[:, :, None, None], float("-inf"))
         return best.softmax(1)
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from more.engine.activations import autocast, step_activations
 from more.engine.build import make_network, make_objective
 from more.engine.cams import CamMaker
 from more.engine.livebytes import LiveBytes
-from more.engine.trainer import in_float32
+from more.engine.stage_one import in_float32
 from more.losses.objective import Batch
 
 IMAGES = 3

@@ -30,10 +30,10 @@ def killed_while_saving(step: str) -> None:
 
 def not_finite(place: str) -> None:
     """The network of one rank gives NaN everywhere at one iteration, "RANK,ITERATION" (fault 7)."""
-    from more.engine import trainer
+    from more.engine import stage_one
 
     rank, iteration = map(int, place.split(","))
-    original, seen = trainer.in_float32, [0]
+    original, seen = stage_one.in_float32, [0]
 
     def in_float32(output):
         output = original(output)
@@ -42,15 +42,15 @@ def not_finite(place: str) -> None:
         seen[0] += 1
         return output
 
-    trainer.in_float32 = in_float32
+    stage_one.in_float32 = in_float32
 
 
 def sleeping(place: str) -> None:
     """One rank sleeps for two minutes, "RANK,ITERATION" (fault 14)."""
-    from more.engine import trainer
+    from more.engine import stage_one
 
     rank, iteration = map(int, place.split(","))
-    original, seen = trainer.prepare, [0]
+    original, seen = stage_one.prepare, [0]
 
     def prepare(*arguments):
         if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
@@ -58,30 +58,30 @@ def sleeping(place: str) -> None:
         seen[0] += 1
         return original(*arguments)
 
-    trainer.prepare = prepare
+    stage_one.prepare = prepare
 
 
 def out_of_memory(_: str) -> None:
     """The first forward of the trainer finds no memory (fault 13; a GPU is not needed for it)."""
-    from more.engine import trainer
+    from more.engine import stage_one
 
     def prepare(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    trainer.prepare = prepare
+    stage_one.prepare = prepare
 
 
 def slow(seconds: str) -> None:
     """Every update takes some time more, so that signals meet it."""
-    from more.engine import trainer
+    from more.engine.trainer import Trainer
 
-    original = trainer.prepare
+    original = Trainer._pass
 
-    def prepare(*arguments):
+    def _pass(self, *arguments):
         time.sleep(float(seconds))
-        return original(*arguments)
+        return original(self, *arguments)
 
-    trainer.prepare = prepare
+    Trainer._pass = _pass
 
 
 def half_on_the_cpu(_: str) -> None:

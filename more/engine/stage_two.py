@@ -1,0 +1,203 @@
+"""Stage two: the decoder, with the last blocks or without, learns from masks.
+
+The masks come from stage one by way of `more refine` (tags stay the only supervision), or are the
+true ones (the fully supervised reference). Blocks that stay frozen are run once over some random
+views of every image, and what they make is kept (`more.data.tokens`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from more.config.schema import Config
+from more.data.colours import prepare
+from more.data.dataset import Masks, TrainDataset
+from more.data.labels import joined
+from more.data.loader import Batches, Reading, make_train_loader
+from more.data.shards.format import sha256_bytes
+from more.data.shards.reader import ShardSet
+from more.data.tokens import TokenDataset, TokenStore
+from more.engine.average import WeightAverage
+from more.engine.build import make_plan, make_transform
+from more.engine.distributed import World
+from more.engine.encode import fill, views_that_fit
+from more.engine.settings import BatchSplit
+from more.engine.weights import load_run, run_config
+from more.errors import UserError
+from more.localization.regions import IGNORE
+from more.losses.segmentation import image_tags_loss, mask_loss
+from more.model.network import MoReNetwork, train_only
+
+
+class MaskStage:
+    """What an update on masks is made of (see `TagStage`).
+
+    Args:
+        config: settings of stage two (`load_config(..., stage=2)`).
+        images: the training set.
+        masks: a set of masks, or of images with true masks.
+        run: run folder, where tokens are kept unless `segment.cache` names another.
+        world: this rank among its peers.
+        init: run folder or exported file of stage one; None starts from `model.weights`.
+
+    Attributes:
+        images: those that have a mask. lacking: ids of those that have none.
+
+    Raises:
+        UserError: masks that do not belong to the images.
+    """
+
+    routes = ("decoder",)
+
+    def __init__(self, config: Config, images: ShardSet, masks: ShardSet, run: Path, world: World,
+                 init: Path | None = None):
+        self.config, self.run, self.world, self.init = config, run, world, init
+        self.labels, self.images, self.lacking = joined(masks, images)
+        self.pretrained = init is None
+        self.record = {"masks": masks.manifest.digest}
+        self.sources = {"masks": str(Path(masks.path).resolve()),
+                        "supervision": "true masks" if masks.kind == "images" else "tags",
+                        "init": None if init is None else str(Path(init).resolve())}
+        self.tokens: TokenDataset | None = None
+
+    def begin(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
+        """Take over the weights of `--init`; the decoder's unless it shall be fresh."""
+        if self.init is None:
+            return
+        _, trained, path = load_run(self.init)
+        weights = trained.state_dict()
+        if self.config.segment.decoder == "fresh":
+            weights = {name: value for name, value in weights.items()
+                       if not name.startswith("decoder.")}
+        network.load_state_dict(weights, strict=False)
+        say(f"starts from {path}, with a {self.config.segment.decoder} decoder")
+
+    def prepare(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
+        """Freeze what is not trained, and run it over the views."""
+        segment = self.config.segment
+        self.frozen = train_only(network, segment.blocks)
+        if self.lacking:
+            say(f"{len(self.lacking)} images have no mask and are left out: "
+                + ", ".join(self.lacking[:5]) + (", …" if len(self.lacking) > 5 else ""))
+        self.views = segment.views if self.frozen else 0
+        if not self.frozen:
+            return
+        shape = token_shape(network, self.config.data.crop, self.frozen)
+        self.views = views_that_fit(segment, len(self.images), shape)
+        if not self.views:
+            self.views = segment.views
+            say(f"segment.cache_gb = {segment.cache_gb} holds no view of {len(self.images)} "
+                "images: the frozen blocks are run in every update")
+            return
+        if self.views < segment.views:
+            say(f"segment.cache_gb = {segment.cache_gb} holds {self.views} of segment.views = "
+                f"{segment.views} views")
+        rows = self.views * len(self.images)
+        store = TokenStore(Path(segment.cache or self.run / "tokens"), self._facts(network), rows,
+                           shape)
+        fill(store, network, self._views(), self.config, self.frozen, self.world, say)
+        self.tokens = TokenDataset(store, self.views, self.labels, self.images.tags,
+                                   self.config.data.crop, segment.stride)
+
+    def connect(self, engine: Any, average: WeightAverage | None) -> None:
+        """Take the engine that updates run through."""
+        self.engine = engine
+
+    def batches(self, split: BatchSplit, start: int) -> Batches:
+        """This rank's micro-batches from update number `start` on."""
+        data = self.config.data
+        return make_train_loader(
+            self.images, make_transform(data), make_plan(self.config, self.images),
+            rank=self.world.rank, world=self.world.size, micro_batch=split.micro,
+            start_step=start, stop_step=self.config.train.iterations,
+            reading=Reading(data.workers, data.prefetch_mb, copy=False),
+            masks=Masks(self.labels, self.config.segment.stride, self.views), tokens=self.tokens)
+
+    def terms(self, data: dict[str, Any], step: int
+              ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The loss terms of a micro-batch with their "total", and an output to anchor it to."""
+        del step  # every term counts from the first update on
+        segment, device = self.config.segment, self.world.device
+        if self.tokens is None:
+            inputs = prepare(data, device, self.config.data.mean, self.config.data.std)
+        else:
+            inputs = data["tokens"].to(device, non_blocking=True)
+        inputs = inputs.half() if self.engine.fp16_enabled() else inputs.float()
+        logits = self.engine(inputs, mode="segment", frozen=self.frozen).float()
+        stored = data["labels"].to(device, non_blocking=True)
+        labels, confidence = stored[..., 0], stored[..., 1].float() / 255
+        labels = labels.masked_fill(confidence < segment.ignore_below, IGNORE)
+        terms = {"seg": mask_loss(
+            logits, labels, confidence if segment.confidence == "weight" else None,
+            segment.loss == "balanced", self.world.mean if self.world.size > 1 else None,
+            1 / self.world.size)}
+        total = terms["seg"]
+        if segment.tags:
+            terms["tags"] = image_tags_loss(logits, data["tags"].to(device))
+            total = total + segment.tags * terms["tags"]
+        return {**terms, "total": total}, logits
+
+    def _views(self) -> TrainDataset:
+        return TrainDataset(self.images, make_transform(self.config.data), self.config.train.seed)
+
+    def _facts(self, network: MoReNetwork) -> dict[str, Any]:
+        """All that decides what the frozen blocks make of the views."""
+        data = self.config.data
+        return {"weights": frozen_digest(network, self.frozen), "frozen": self.frozen,
+                "images": self.images.manifest.digest,
+                "ids": sha256_bytes("\n".join(self.images.ids).encode()),
+                "seed": self.config.train.seed, "precision": self.config.precision,
+                "views": {key: getattr(data, key) for key in (
+                    "crop", "augment", "min_area", "jitter", "pipeline", "mean", "std")}}
+
+
+def token_shape(network: MoReNetwork, crop: int, frozen: int) -> tuple[int, int]:
+    """(T, D) of what the first `frozen` blocks make of a view."""
+    encoder = network.encoder
+    leading = 0 if frozen == len(encoder.blocks) else encoder.cls_token.shape[1]
+    return leading + (crop // encoder.patch_size) ** 2, encoder.embed_dim
+
+
+def frozen_digest(network: MoReNetwork, frozen: int) -> str:
+    """sha256 of the weights below and in the frozen blocks."""
+    digest = hashlib.sha256()
+    for name, value in network.encoder.state_dict().items():
+        number = name.split(".")[1] if name.startswith("blocks.") else "-1"
+        if int(number) < frozen:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inherit(config: Config, init: Path) -> Config:
+    """The settings of stage two with the network of the run that it starts from.
+
+    All of `model` comes from there, so that a run with other settings than the file's needs them
+    once only; but for `decoder_width` where the decoder is fresh, and what only saves memory.
+    """
+    from more.engine.weights import exported_config
+
+    old = exported_config(init) if init.is_file() else run_config(init)
+    own = ["recompute_cheap", "gradient_checkpointing"]
+    own += ["decoder_width"] if config.segment.decoder == "fresh" else []
+    model = replace(old.model, image_size=old.model.image_size or old.data.crop,
+                    **{key: getattr(config.model, key) for key in own})
+    return replace(config, model=model, variant=old.variant,
+                   data=replace(config.data, mean=old.data.mean, std=old.data.std))
+
+
+def check_masks(source: Path, digest: str, recorded: str | None) -> None:
+    """A run on masks goes on with the masks that it began with.
+
+    Raises:
+        UserError: others.
+    """
+    if recorded != digest:
+        raise UserError(f"{source}: was trained on other masks",
+                        "give the masks that it began with, or train into another --run folder")
