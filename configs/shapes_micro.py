@@ -19,4 +19,7 @@ optim = dict(lr=2e-3, head_lr_scale=1.0, warmup=40, warmup_ratio=0.01)
 train = dict(iterations=1400, global_batch=8, log_every=25)
 eval = dict(every=350, images=100)
 checkpoint = dict(every=350)
+# Training on masks: the whole network, for its features are what limits a decoder alone.
+stage_two = dict(segment=dict(blocks=-1), train=dict(iterations=600, global_batch=16),
+                 optim=dict(lr=1e-3, warmup=20), eval=dict(every=300), checkpoint=dict(every=300))
 inference = dict(size=112, scales=(1.0, 0.75, 1.25), segment_scales=(1.0, 1.25), batch=16)

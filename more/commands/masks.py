@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from more.commands.common import RUN_NAMES, Data, Overrides, Run, app, one_of
+from more.errors import UserError
 
 
 @app.command()
@@ -73,9 +74,10 @@ def refine(
                     "time; 0 = 1 on the CPU, 8 on a GPU")] = 0,
     ignore_below: Annotated[float, typer.Option(
         min=0, max=1, help="pixels of lower confidence become 255; 0 = off")] = 0.0,
-    threshold: Annotated[float, typer.Option(
+    threshold: Annotated[str, typer.Option(
         help="value of a class map, above 0 and below 1, at which class and background are "
-             "equally likely; not for decoder seeds")] = 0.5,
+             "equally likely; auto: the value that best separates the seeds' own values, by Otsu's "
+             "method, no mask is looked at; not for decoder seeds")] = "0.5",
     ignore_disagreement: Annotated[bool, typer.Option(
         "--ignore-disagreement", help="pixels whose label the CRF changed become 255")] = False,
 ) -> None:
@@ -94,11 +96,21 @@ def refine(
 
     one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
-    how = Refinement(params, engine, ignore_below or None, threshold, ignore_disagreement)
+    how = Refinement(params, engine, ignore_below or None, _threshold(threshold),
+                     ignore_disagreement)
     tally = job(seeds, data, out, how, workers=workers or None, executor=executor,
                 device=device, batch=batch,
                 report=Tally.print)
     raise typer.Exit(tally.exit_code)
+
+
+def _threshold(text: str) -> float | str:
+    """`auto` or a number."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise UserError(f"--threshold {text}: not a number", "give auto, or a value between 0 and "
+                        "1") from None
 
 
 @app.command()
@@ -110,7 +122,9 @@ def predict(
         *RUN_NAMES, help="run folder, or a file of `more export-weights`")],
     out: Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
                                                     "NAME.json; sub-folders are kept")],
-    kind: Annotated[str, typer.Option("--map", help="lam, cam, fused or decoder")] = "lam",
+    kind: Annotated[str, typer.Option(
+        "--map", help="decoder, lam, cam or fused; auto: the decoder of stage two (RUN itself or "
+                      "RUN/two) if there is one, else lam")] = "auto",
     tags: Annotated[str, typer.Option(
         help="predicted: the classifier's; or a csv file with the header id,tags")] = "predicted",
     tag_threshold: Annotated[float | None, typer.Option(
@@ -134,7 +148,7 @@ def predict(
     from more.pseudo.predict import predict as job
     from more.pseudo.predict_job import Options
 
-    one_of("--map", kind, KINDS)
+    one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
                       overlay)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)

@@ -153,13 +153,13 @@ def scores(
     run: Run,
     as_json: AsJson = False,
 ) -> None:
-    """The table of everything scored so far under RUN/scores.
+    """The table of everything scored so far under RUN/scores, and in folders of stage two in RUN.
 
     Example: `python -m more scores --run checkpoints/shapes`
     """
     import json
 
-    from more.evaluation.report import read_scores
+    from more.evaluation.saved import read_scores
     from more.evaluation.table import score_table
 
     if not run.is_dir():

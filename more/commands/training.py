@@ -16,8 +16,8 @@ def train(
     config: Annotated[Path, typer.Argument(help="settings, e.g. configs/voc12_vit_b.py")],
     train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
     run: Annotated[Path | None, typer.Option(
-        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME, with --masks "
-                         "checkpoints/CONFIG_NAME_two]")] = None,
+        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME; with --init a folder "
+                         "two inside that run's]")] = None,
     val_set: Annotated[Path | None, typer.Option(
         "--val", help="shard set with masks, scored while training")] = None,
     masks: Annotated[Path | None, typer.Option(
@@ -60,7 +60,8 @@ def train(
     from more.data.shards.quarantine import open_checked
     from more.engine.checks import check_classes
     from more.engine.distributed import launched_world, leave, setup, teardown
-    from more.engine.stage_two import inherit
+    from more.engine.folders import STAGE_TWO
+    from more.engine.stage_two import settled
     from more.engine.stop import exit_code
     from more.engine.trainer import Trainer
 
@@ -72,7 +73,7 @@ def train(
         raise UserError("--init without --masks", "it says where stage two starts; stage one "
                         "starts from model.weights")
     labels = ShardSet(masks, check="full", share=share) if masks else None
-    settings = inherit(settings, init) if init else settings
+    settings = settled(settings, labels, init) if labels else settings
     check_classes(settings, images, val)
     if dry_run:
         from more.engine.dryrun import describe, show
@@ -81,8 +82,8 @@ def train(
             show(describe(settings, images, val, ranks or share[1], resume=resume,
                           run=run or Path("checkpoints") / settings.name), as_json)
         return
-    suffix = "_two" if masks else ""
-    run = make_folder(run or Path("checkpoints") / f"{settings.name}{suffix}")
+    inside = init / STAGE_TWO if masks and init and init.is_dir() else None
+    run = make_folder(run or inside or Path("checkpoints") / settings.name)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
         state = Trainer(settings, images, val, run, world, resume, left_out, labels, init).fit()

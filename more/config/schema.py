@@ -231,6 +231,8 @@ class SegmentConfig:
     tags: float = setting(0.0, "weight of a term that the image's tags, and no other class, must "
                           "show somewhere in the prediction; 0 = off")
     stride: int = setting(1, "the loss looks at every so many pixels in each direction")
+    supervision: str = setting("tags", "what the masks come from: 'tags', or 'true masks' for the "
+                               "fully supervised reference; `more train --masks` sets it")
     views: int = setting(4, "random views of each image; where blocks are frozen, what they make "
                          "of a view is computed once and kept")
     cache_gb: float = setting(8.0, "most disk for what is kept; fewer views where it does not "
@@ -361,6 +363,7 @@ CHOICES = {
     "segment.decoder": ("fresh", "kept"),
     "segment.loss": ("balanced", "plain"),
     "segment.confidence": ("off", "weight"),
+    "segment.supervision": ("tags", "true masks"),
     "stage": (1, 2),
     "deepspeed.zero_stage": (0, 1, 2, 3),
     "deepspeed.offload": ("none", "optimizer", "parameters"),

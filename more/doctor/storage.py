@@ -90,8 +90,7 @@ def disk(folder: Path, config: Config | None) -> Iterator[Check]:
     if config is not None:
         from more.engine.memory import checkpoint_bytes, parameter_sizes
 
-        sizes, buffers = parameter_sizes(config)
-        size = checkpoint_bytes(sizes, buffers, config.train.ema > 0)
+        size = checkpoint_bytes(*parameter_sizes(config), config.train.ema > 0)
         kept, whose = config.checkpoint.keep, "this run"
     place = probes.existing(folder)
     if not os.access(place, os.W_OK):

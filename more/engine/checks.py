@@ -11,7 +11,7 @@ from more.engine.folders import info
 from more.engine.settings import BatchSplit
 from more.errors import UserError
 
-STAGES = {1: "tags", 2: "masks"}
+LEARNS_FROM = {1: "tags", 2: "masks"}
 
 
 def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
@@ -50,7 +50,7 @@ def check_same_model(config: Config, source: Path) -> None:
     old_stage = old.get("stage", 1)
     if old_stage != config.stage:
         raise UserError(f"{source}: belongs to stage {old_stage} (training on "
-                        f"{STAGES[old_stage]}), this is stage {config.stage}",
+                        f"{LEARNS_FROM[old_stage]}), this is stage {config.stage}",
                         "give stage two a --run folder of its own, and stage one's as --init")
     pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key not in free)]
     changed = [f"{section}.{key}: {old[section].get(key)!r} → {new[section][key]!r}"

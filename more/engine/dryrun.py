@@ -19,7 +19,7 @@ from more.data.shards.reader import ShardSet
 from more.engine import folders
 from more.engine.activations import step_activations
 from more.engine.build import make_plan
-from more.engine.checks import check_classes
+from more.engine.checks import LEARNS_FROM, check_classes
 from more.engine.distributed import local_device
 from more.engine.memory import (
     STAGES,
@@ -51,11 +51,12 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
     split = split_batch(config.train.global_batch, world, config.train.micro_batch)
     deepspeed_dict(config, split)  # refuses a bad deepspeed.json
     _check_weights(config)
-    sizes, buffers = parameter_sizes(config)
+    sizes, frozen, buffers = parameter_sizes(config)
     plan, train = make_plan(config, train_set), config.train
     return {
         "name": config.name, "variant": config.variant, "precision": config.precision,
-        "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes),
+        "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes) + frozen,
+        "trained": sum(sizes), "stage": config.stage,
         "weights": config.model.weights, "start": _start(run, resume),
         "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
                   "accumulation": split.accumulation},
@@ -68,14 +69,16 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
                   "last_batch": config.data.last_batch,
                   "seed": train.seed},
         "loader": _loader(config, split),
-        "checkpoints": _checkpoints(config, checkpoint_bytes(sizes, buffers, train.ema > 0)),
+        "checkpoints": _checkpoints(config, checkpoint_bytes(
+            sizes, frozen, buffers, train.ema > 0)),
         "evaluation": {"steps": _due(train.iterations, config.eval.every) if val_set else [],
                        "images": min(config.eval.images or len(val_set), len(val_set))
                        if val_set else 0},
         "checkpointing": config.model.gradient_checkpointing,
         "zero_stage": config.deepspeed.zero_stage, "offload": config.deepspeed.offload,
-        "memory": _memory(config, split, world, sizes),
-        "activations": _activations(config, split.micro),
+        "memory": _memory(config, split, world, sizes, frozen),
+        # What is predicted is an update on tags; one on masks takes less.
+        "activations": _activations(config, split.micro) if config.stage == 1 else {},
     }
 
 
@@ -89,9 +92,9 @@ def _activations(config: Config, images: int) -> dict[str, dict[str, int]]:
     return found
 
 
-def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int]
+def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int], frozen: int
             ) -> list[dict[str, int]]:
-    rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation))
+    rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation, frozen))
             for stage in STAGES]
     return [{**asdict(row), "states": row.states, "device": row.device} for row in rows]
 
@@ -160,10 +163,14 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
     out, batch, loader = Console(), facts["batch"], facts["loader"]
     order, saved, scored = facts["order"], facts["checkpoints"], facts["evaluation"]
     lines = {
-        "run": f"{facts['name']} ({facts['variant']}), starts from {facts['start']}",
+        "run": f"{facts['name']} ({facts['variant']}, stage {facts['stage']}: training on "
+               f"{LEARNS_FROM[facts['stage']]}), starts from {facts['start']}",
         "device": f"{facts['device']}; {facts['precision']}, ZeRO {facts['zero_stage']}, "
                   f"offload {facts['offload']}",
-        "network": f"{facts['parameters'] / 1e6:.2f} M parameters, {facts['classes']} classes, "
+        "network": f"{facts['parameters'] / 1e6:.2f} M parameters"
+                   + (f" ({facts['trained'] / 1e6:.2f} M trained)"
+                      if facts["trained"] < facts["parameters"] else "")
+                   + f", {facts['classes']} classes, "
                    f"weights {facts['weights']} (not read)",
         "batch": f"{batch['global']} images an update = {batch['ranks']} ranks × {batch['micro']} "
                  f"× {batch['accumulation']} passes",
@@ -187,7 +194,8 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         table.add_row(key, text)
     out.print(table)
     out.print(_memory_table(facts))
-    out.print(_activation_table(facts))
+    if facts["activations"]:
+        out.print(_activation_table(facts))
     out.print("A rank's device needs the sum of both tables' last columns; ZeRO 3 also gathers "
               "layers while it needs them.", highlight=False)
 

@@ -20,6 +20,8 @@ MARKER = "COMPLETE"
 WEIGHTS = "model.safetensors"
 TRAINING = "training.safetensors"
 BEST = "best.json"
+STAGE_TWO = "two"
+"""Folder of stage two inside the run folder of stage one, unless another is given."""
 _TEMPORARY = ".tmp-"
 
 

@@ -37,6 +37,7 @@ import torch
 
 from more.config.schema import Config
 from more.engine.build import make_network
+from more.model.network import train_only
 
 STAGES = (0, 1, 2, 3)
 WHOLE_BELOW = 100_000  # param_persistence_threshold
@@ -54,6 +55,7 @@ class Layout:
         bucket: bytes of a gradient bucket.
         average: the run keeps an average of its weights.
         offload: "none", "optimizer" or "parameters": what lies on the CPU.
+        frozen: numbers in parameters that are not trained: they have weights and nothing else.
     """
 
     world: int = 1
@@ -62,6 +64,7 @@ class Layout:
     bucket: int = 0
     average: bool = False
     offload: str = "none"
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
 
     Args:
         stage: ZeRO 0 to 3.
-        sizes: numbers in each parameter.
+        sizes: numbers in each trained parameter.
         layout: ranks, precision and the rest.
     """
     count, unit = sum(sizes), 2 if layout.precision == "fp16" else 4
@@ -101,10 +104,11 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     cut = stage > 0
     small = sum(size for size in sizes if size <= WHOLE_BELOW) if stage == 3 else 0
     whole_gradients = stage == 0 or (stage == 1 and layout.accumulation > 1)
-    weights = unit * (part + small if stage == 3 else count)
+    frozen = -(-layout.frozen // layout.world) if stage == 3 else layout.frozen
+    weights = unit * ((part + small if stage == 3 else count) + frozen)
     gradients = unit * (count if whole_gradients else part)
     master, moments = 4 * part * cut, 8 * (part if cut else count)
-    average = 4 * (part if stage == 3 else count) * layout.average
+    average = 4 * ((part if stage == 3 else count) + frozen) * layout.average
     if stage == 0:
         buffers = unit * min(count, FLAT_COPY) if layout.world > 1 else 0
     else:
@@ -115,26 +119,32 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     return StageMemory(stage, weights, master, gradients, moments, average, buffers, host)
 
 
-def layout_of(config: Config, world: int, accumulation: int) -> Layout:
-    """The layout of a run of `world` ranks."""
+def layout_of(config: Config, world: int, accumulation: int, frozen: int = 0) -> Layout:
+    """The layout of a run of `world` ranks, with so many numbers that are not trained."""
     engine = config.deepspeed
     return Layout(world, config.precision, accumulation, engine.bucket_mb * 2**20,
-                  config.train.ema > 0, engine.offload)
+                  config.train.ema > 0, engine.offload, frozen)
 
 
-def parameter_sizes(config: Config) -> tuple[list[int], int]:
-    """Numbers in each parameter of the network, and in all buffers, without making its weights.
+def parameter_sizes(config: Config) -> tuple[list[int], int, int]:
+    """Numbers in each trained parameter of the network, in all frozen ones, and in all buffers,
+    without making its weights.
 
     Raises:
         UserError: as `make_network`.
     """
     with torch.device("meta"):
         network = make_network(config, load_weights=False)
-    return ([parameter.numel() for parameter in network.parameters()],
+    if config.stage == 2:
+        train_only(network, config.segment.blocks)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return ([size for size, trained in sizes if trained],
+            sum(size for size, trained in sizes if not trained),
             sum(buffer.numel() for buffer in network.buffers()))
 
 
-def checkpoint_bytes(sizes: Sequence[int], buffers: int, average: bool) -> int:
-    """A checkpoint on disk: fp32 weights and two moments, and the average where there is one."""
-    return (16 if average else 12) * sum(sizes) + (8 if average else 4) * buffers
+def checkpoint_bytes(sizes: Sequence[int], frozen: int, buffers: int, average: bool) -> int:
+    """A checkpoint on disk: fp32 weights and two moments, and the average where there is one;
+    of frozen parameters and buffers no moments."""
+    return (16 if average else 12) * sum(sizes) + (8 if average else 4) * (frozen + buffers)
 

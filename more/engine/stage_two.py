@@ -28,7 +28,7 @@ from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World
 from more.engine.encode import fill, views_that_fit
 from more.engine.settings import BatchSplit
-from more.engine.weights import load_run, run_config
+from more.engine.weights import exported_config, load_run, run_config
 from more.errors import UserError
 from more.localization.regions import IGNORE
 from more.losses.segmentation import image_tags_loss, mask_loss
@@ -62,7 +62,7 @@ class MaskStage:
         self.pretrained = init is None
         self.record = {"masks": masks.manifest.digest}
         self.sources = {"masks": str(Path(masks.path).resolve()),
-                        "supervision": "true masks" if masks.kind == "images" else "tags",
+                        "supervision": config.segment.supervision,
                         "init": None if init is None else str(Path(init).resolve())}
         self.tokens: TokenDataset | None = None
 
@@ -175,14 +175,25 @@ def frozen_digest(network: MoReNetwork, frozen: int) -> str:
     return digest.hexdigest()
 
 
-def inherit(config: Config, init: Path) -> Config:
-    """The settings of stage two with the network of the run that it starts from.
+def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:
+    """The settings of stage two, with what follows from its masks and from where it starts.
 
-    All of `model` comes from there, so that a run with other settings than the file's needs them
-    once only; but for `decoder_width` where the decoder is fresh, and what only saves memory.
+    Of the run that it starts from comes all of `model`, so that a run with other settings than the
+    file's needs them once only; but for `decoder_width` where the decoder is fresh, and what only
+    saves memory.
+
+    Args:
+        config: `load_config(..., stage=2)`.
+        masks: what it is trained on; a set of kind "images" holds true masks.
+        init: run folder or exported file of stage one, or None.
+
+    Raises:
+        UserError: `init` is no run.
     """
-    from more.engine.weights import exported_config
-
+    supervision = "true masks" if masks.kind == "images" else "tags"
+    config = replace(config, segment=replace(config.segment, supervision=supervision))
+    if init is None:
+        return config
     old = exported_config(init) if init.is_file() else run_config(init)
     own = ["recompute_cheap", "gradient_checkpointing"]
     own += ["decoder_width"] if config.segment.decoder == "fresh" else []

@@ -6,6 +6,7 @@ next step boundary with a checkpoint; the same command continues it.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -57,6 +58,14 @@ def exit_code() -> int:
     `status.json` and ends with `STOPPED` itself.
     """
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
+
+
+def finished(run: Path) -> bool:
+    """Whether `status.json` of a run folder says that training came to its end."""
+    try:
+        return json.loads((run / "status.json").read_text("utf-8")).get("state") == "finished"
+    except (OSError, ValueError):
+        return False
 
 
 def write_status(run: Path, state: str, step: int, iterations: int) -> None:

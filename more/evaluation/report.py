@@ -18,12 +18,12 @@ from more.evaluation.gallery import make_gallery
 from more.evaluation.pictures import curve_svg, kept_svg, reliability_svg
 from more.evaluation.result import percent, ratio
 from more.evaluation.routes import describe_route, seed_facts
+from more.evaluation.saved import read_json, read_scores, stage_notes
 
 TEMPLATES = Path(__file__).parent / "templates"
 TERMS = ("total", "cls", "cls_aux", "mcl", "cre", "ure", "ptc", "seg", "energy")
-ORDER = ("seeds/cam", "seeds/lam", "seeds/fused", "masks/cam", "masks/lam", "masks/fused",
-         "seeds/decoder", "masks/decoder")
-SERIES = ("#3b7dd8", "#e07b39", "#2f9e6e", "#b04fb5", "#c9a227", "#6b7a8f", "#d1495b", "#3aa6b9")
+SERIES = ("#3b7dd8", "#e07b39", "#2f9e6e", "#b04fb5", "#c9a227", "#6b7a8f", "#d1495b", "#3aa6b9",
+          "#8c6d46", "#7d9b2c", "#5a4fcf", "#e08bb5")
 FACTS = (("backbone", "model.backbone"), ("weights", "model.weights"), ("variant", "variant"),
          ("iterations", "train.iterations"), ("global batch", "train.global_batch"),
          ("crop", "data.crop"), ("learning rate", "optim.lr"), ("precision", "precision"),
@@ -36,7 +36,8 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
 
     Args:
         run: run folder with any of `config.json`, `log.jsonl`, `scores/*.json`, `seeds/*`,
-            `masks/*`; whatever is missing is named on the page.
+            `masks/*`; whatever is missing is named on the page. Folders of stage two inside it
+            add their scores.
         data: image set for the pictures; None: looked for in the run's records.
         images: images to show, the worst first.
 
@@ -50,7 +51,7 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder", fix="give the folder that training wrote")
     notes: list[str] = []
-    config = _read_json(run / "config.json", notes)
+    config = read_json(run / "config.json", notes)
     log, scores = read_log(run, notes), read_scores(run, notes)
     sets = _provenance(run, notes)
     if not (config or log or scores or sets):
@@ -63,6 +64,7 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
         facts=_facts(config or {}, log), config=json.dumps(config, indent=1) if config else "",
         scores=scores, subset=_subset(scores), bars=_bars(scores), series=SERIES,
         outlined=any(row.get("boundary_iou") is not None for row in scores),
+        shared=any(row["share"] is not None for row in scores), stages=stage_notes(scores),
         trust=_trust(scores),
         curves=_curves(log), gallery=gallery, sets=sets, notes=notes + gallery.notes)
     out = run / "report.html"
@@ -90,33 +92,6 @@ def read_log(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     if bad:
         notes.append(f"log.jsonl: {bad} unreadable line{'s' if bad > 1 else ''} left out.")
     return [merged[step] for step in sorted(merged)]
-
-
-def read_scores(run: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The results under `scores/`, in the order in which the stages make them."""
-    found = []
-    for path in sorted((run / "scores").glob("*.json")):
-        record = _read_json(path, notes)
-        if not isinstance(record, dict) or not isinstance(record.get("classes"), dict):
-            notes.append(f"scores/{path.name} is not a result of `more evaluate`: left out.")
-            continue
-        found.append({**record, "name": record.get("name") or path.stem})
-    if not found:
-        notes.append("No scores in this run: `more evaluate` writes them.")
-    rank = {name: place for place, name in enumerate(ORDER)}
-    return sorted(found, key=lambda record: (rank.get(record["name"], len(ORDER)),
-                                             record["name"]))
-
-
-def _read_json(path: Path, notes: list[str]) -> Any:
-    """Content of a JSON file; None, and a note, when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append(f"{path.name} is not in this run.")
-    except ValueError as error:
-        notes.append(f"{path.name} cannot be read: {error}.")
-    return None
 
 
 def _provenance(run: Path, notes: list[str]) -> list[dict[str, str]]:

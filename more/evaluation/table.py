@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from more.evaluation.compare import Comparison, Image
 from more.evaluation.result import percent, ratio
+from more.evaluation.saved import stage_notes
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> Group:
@@ -19,34 +20,36 @@ def score_table(rows: Sequence[dict[str, Any]]) -> Group:
     The routes are sentences: they stand below, where a narrow terminal leaves them whole.
 
     Args:
-        rows: scores as saved by `more evaluate --save`.
+        rows: scores as saved by `more evaluate --save`; from `read_scores` with their `share`.
     """
-    subset = any(row.get("miou_subset") is not None for row in rows)
-    swept = any(row.get("best_miou") is not None for row in rows)
-    outlined = any(row.get("boundary_iou") is not None for row in rows)
+    columns: list[tuple[str, str | None, Callable[[dict[str, Any]], str]]] = [
+        # title, the figure that some row must have for the column to be shown, cell of a row
+        ("mIoU", None, lambda row: percent(row.get("miou"))),
+        ("of full supervision", "share", lambda row: percent(row.get("share"))),
+        ("subset", "miou_subset", lambda row: percent(row.get("miou_subset"))),
+        ("best mIoU (at)", "best_miou", _best),
+        ("boundary IoU", "boundary_iou", lambda row: percent(row.get("boundary_iou"))),
+        ("precision", None, lambda row: percent(row.get("precision"))),
+        ("recall", None, lambda row: percent(row.get("recall"))),
+        ("FP/TP", None, lambda row: ratio(row.get("confusion"))),
+        ("images", None, lambda row: str(row.get("images", "–")))]
+    shown = [(title, cell) for title, key, cell in columns
+             if key is None or any(row.get(key) is not None for row in rows)]
     table = Table(show_lines=False)
     table.add_column("set", overflow="fold")
-    names = ["mIoU", *(["subset"] if subset else []), *(["best mIoU (at)"] if swept else []),
-             *(["boundary IoU"] if outlined else []), "precision", "recall", "FP/TP", "images"]
-    for name in names:
-        table.add_column(name, justify="right")
+    for title, _ in shown:
+        table.add_column(title, justify="right")
     for row in rows:
-        cells = [percent(row.get("miou"))]
-        if subset:
-            cells.append(percent(row.get("miou_subset")))
-        if swept:
-            best = row.get("best_miou")
-            cells.append("–" if best is None
-                         else f"{percent(best)} ({row['best_threshold']:.2f})")
-        if outlined:
-            cells.append(percent(row.get("boundary_iou")))
-        cells += [percent(row.get("precision")), percent(row.get("recall")),
-                  ratio(row.get("confusion")),
-                  str(row.get("images", "–"))]
-        table.add_row(row["name"], *cells)
+        table.add_row(row["name"], *(cell(row) for _, cell in shown))
     routes = [Text(f"{row['name']} on {row.get('data', '?')}: {row.get('route', '?')}")
               for row in rows]
-    return Group(table, *routes)
+    return Group(table, *routes, *map(Text, stage_notes(rows)))
+
+
+def _best(row: dict[str, Any]) -> str:
+    """Best step of a row's sweep of thresholds, and where."""
+    best = row.get("best_miou")
+    return "–" if best is None else f"{percent(best)} ({row['best_threshold']:.2f})"
 
 
 def comparison_table(found: Comparison, listed: int = 5) -> Group:

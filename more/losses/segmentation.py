@@ -81,14 +81,20 @@ def mask_loss(
 def image_tags_loss(seg_logits: Tensor, tags: Tensor) -> Tensor:
     """Whether the prediction shows the image's classes somewhere, and no others.
 
-    A class is as likely in an image as the mean over its likeliest patches, one in 32; the loss is
-    the multi-label soft margin of these log-odds. Tags are known exactly where masks are guesses.
+    The multi-label soft margin of the log-odds of `shown_probabilities`. Tags are known exactly
+    where masks are guesses.
 
     Args: seg_logits `[B, C+1, h, w]`, tags `[B, C]`. Returns: a scalar.
     """
+    shown = shown_probabilities(seg_logits)
+    return multilabel_soft_margin(shown.clamp(SMALLEST, 1 - SMALLEST).logit(), tags)
+
+
+def shown_probabilities(seg_logits: Tensor) -> Tensor:
+    """How likely images show each class `[B, C]`, by the decoder's logits `[B, C+1, h, w]`: its
+    mean probability over the patches where it is likeliest, one in 32."""
     flat = full(seg_logits).softmax(1)[:, 1:].flatten(2)
-    most = flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
-    return multilabel_soft_margin(most.clamp(SMALLEST, 1 - SMALLEST).logit(), tags)
+    return flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
 
 
 def _kinds(

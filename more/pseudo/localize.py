@@ -107,9 +107,10 @@ def finish(folders: dict[str, Path], provenance: dict[str, dict[str, Any]],
 def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
                 request: Request) -> dict[str, Any]:
     """Everything that decides the content of the seeds."""
+    tags = "none" if kind == "decoder" and not request.within_tags else request.tags
     return {
         "tool": "more localize", "version": more.__version__, "stage": "localize",
-        "tags": "none" if kind == "decoder" and not request.within_tags else request.tags, "data": source.manifest.digest,
+        "tags": tags, "data": source.manifest.digest,
         **maps_record(kind, config, path),
     }
 
@@ -118,7 +119,9 @@ def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
     """How the maps of a kind come out of a checkpoint folder or an exported file."""
     inference = config.inference
     scales = inference.segment_scales if kind == "decoder" else inference.scales
+    masks = {"tags": "masks from tags"}.get(config.segment.supervision, config.segment.supervision)
     return {
+        **({"trained_on": masks} if config.stage == 2 else {}),
         "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
         "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
         "checkpoint": path.name, "weights": sha256_file(weights_file(path)),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from more.config.schema import Config
 from more.data.transforms import inference_image
 from more.localization.maps import minmax, multi_scale
+from more.losses.segmentation import shown_probabilities
 from more.pseudo.seeds import SeedItem
 
 KINDS = ("cam", "lam", "fused", "decoder")
@@ -108,16 +109,21 @@ class Localizer:
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Classifier's probabilities `[B,C]` of normalised images `[B,3,S,S]`."""
+        """How likely normalised images `[B,3,S,S]` show each class, `[B,C]`.
+
+        The classifier says it; in stage two, which does not train it on, the decoder.
+        """
         images = images.to(self.device)
         with self._autocast():
+            if self.config.stage == 2:
+                return shown_probabilities(self.network(images, mode="segment").float())
             return self.network(images, mode="maps")["logits"].float().sigmoid()
 
     def _predict_tags(self, images: torch.Tensor) -> torch.Tensor:
         """Classes above `inference.tag_threshold`; the best one where none is above."""
-        logits = self.network(images, mode="maps")["logits"].float()
-        found = logits.sigmoid() > self.config.inference.tag_threshold
-        return found | (logits == logits.amax(1, keepdim=True)) & ~found.any(1, keepdim=True)
+        likely = self.probabilities(images)
+        found = likely > self.config.inference.tag_threshold
+        return found | (likely == likely.amax(1, keepdim=True)) & ~found.any(1, keepdim=True)
 
     def _shrink(self, maps: torch.Tensor) -> torch.Tensor:
         return F.interpolate(maps, (self.side, self.side), mode="bilinear",

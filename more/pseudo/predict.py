@@ -19,10 +19,12 @@ from more.config.schema import Config
 from more.data.shards.lock import folder_lock
 from more.data.tags import class_indices, read_csv
 from more.engine.distributed import local_device
-from more.engine.weights import class_names, load_run
+from more.engine.folders import STAGE_TWO
+from more.engine.stop import finished
+from more.engine.weights import class_names, exported_config, load_run, run_config
 from more.errors import UserError
 from more.filtering.crf import CRFParams
-from more.progress import Tally, track
+from more.progress import Tally, console, track
 from more.pseudo.inputs import find_pictures, plain
 from more.pseudo.localize import maps_record
 from more.pseudo.localizer import Localizer, Request
@@ -55,7 +57,9 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
     """
     options = options or Options()
     pictures = find_pictures(inputs, out, stdin)
+    run, options = choose_network(run, options)
     config, network, path = load_run(run, which)
+    console.print(f"{options.map} of {path}{_stage(config)}", highlight=False, markup=False)
     if options.tag_threshold is not None:
         config = replace(config, inference=replace(
             config.inference, tag_threshold=options.tag_threshold))
@@ -71,6 +75,31 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
                          bar)
         job.run(pictures)
     return job.tally
+
+
+def choose_network(run: Path, options: Options) -> tuple[Path, Options]:
+    """Where no map is asked for: the decoder of stage two if there is one, else the LAM.
+
+    A run folder has stage two in its folder `two` (the default of `more train --masks --init`),
+    once that is finished.
+    """
+    if options.map != "auto":
+        return run, options
+    for folder in (run / STAGE_TWO, run):
+        try:
+            config = exported_config(folder) if folder.is_file() else run_config(folder)
+        except UserError:
+            continue
+        if config.stage == 2 and (folder == run or finished(folder)):
+            return folder, replace(options, map="decoder")
+    return run, replace(options, map="lam")
+
+
+def _stage(config: Config) -> str:
+    if config.stage == 1:
+        return " (stage one, trained on tags)"
+    kind = "true masks" if config.segment.supervision == "true masks" else "masks from tags"
+    return f" (stage two, trained on {kind})"
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,7 +33,7 @@ class Options:
     """How to predict.
 
     Attributes:
-        map: cam, lam, fused or decoder.
+        map: cam, lam, fused, decoder, or auto (see `choose_network`).
         tags: csv file with `id,tags`; None: classes that the classifier finds (the decoder then
             chooses among all classes).
         tag_threshold: probability from which a class is found; None: `inference.tag_threshold`.
@@ -42,7 +42,7 @@ class Options:
         overlay: also paint the mask over the picture.
     """
 
-    map: str = "lam"
+    map: str = "auto"
     tags: Path | None = None
     tag_threshold: float | None = None
     crf: bool = True

@@ -32,6 +32,7 @@ from more.pseudo.mask_set import finish, reopen, sweep, unfinished
 from more.pseudo.ranks import Departure, Rank
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
 from more.pseudo.refinement import Refinement
+from more.pseudo.threshold import with_threshold
 from more.pseudo.workers import Outcome, local_executor, one_thread_each, run_tasks
 
 ROWS_PER_SHARD = 64
@@ -79,6 +80,10 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
     how, choice, out = how or Refinement(), choose(executor), Path(out)
     rank = choice.rank
     source, images = open_pair(Path(seeds), Path(data), rank)
+    how = with_threshold(how, source, progress and rank.number == 0)
+    if how.chosen:
+        console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
+                      highlight=False)
     how = replace(how, engine=announced_engine(how.engine))
     devices = crf_devices(how.engine, device)
     batch = batch or (1 if device == "cpu" else GPU_BATCH)
@@ -137,7 +142,8 @@ def plan(source: ShardSet, images: ShardSet, out: Path, how: Refinement,
         "rows_per_shard": rows_per_shard,
         "seeds": recorded, "seeds_digest": digests[0], "data": digests[1],
     }
-    free = made.get("map") == "decoder" or made.get("tags") == "predicted"
+    decoder = made.get("map") == "decoder"
+    free = made.get("tags") == "predicted" or (decoder and made.get("tags") != "true")
     folders = [str(Path(folder).absolute()) for folder in (source.path, images.path, out)]
     return [ShardSpec(*folders, digests, number, start,
                       min(start + rows_per_shard, len(source)), how, not free, provenance)

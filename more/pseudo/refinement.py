@@ -24,7 +24,8 @@ class Refinement:
         ignore_below: pixels whose confidence is lower become 255; None keeps all.
         threshold: value of a class map at which class and background are equally likely before
             the CRF, see `more.pseudo.seeds.seed_probabilities`; seeds with a background of their
-            own take the default only.
+            own take the default only. "auto" is chosen by `more.pseudo.threshold`.
+        chosen: how the threshold was chosen, where it was not given.
         ignore_disagreement: pixels whose label the CRF changed become 255.
 
     Raises:
@@ -34,14 +35,15 @@ class Refinement:
     params: CRFParams = field(default_factory=CRFParams)
     engine: str = "auto"
     ignore_below: float | None = None
-    threshold: float = RELEASED_THRESHOLD
+    threshold: float | str = RELEASED_THRESHOLD
     ignore_disagreement: bool = False
+    chosen: str = ""
 
     def __post_init__(self) -> None:
         if self.ignore_below is not None and not 0 <= self.ignore_below <= 1:
             raise UserError(f"ignore_below is {self.ignore_below}",
                             fix="give a confidence from 0 to 1")
-        if not 0 < self.threshold < 1:  # also true for NaN
+        if self.threshold != "auto" and not 0 < self.threshold < 1:  # also true for NaN
             raise UserError(f"threshold is {self.threshold}",
                             fix="give a value between 0 and 1, without the two")
 
@@ -49,7 +51,8 @@ class Refinement:
         """What the provenance of a set of masks says about it."""
         return {"crf": asdict(self.params), "engine": self.engine,
                 "ignore_below": self.ignore_below, "threshold": float(self.threshold),
-                "ignore_disagreement": bool(self.ignore_disagreement)}
+                "ignore_disagreement": bool(self.ignore_disagreement),
+                **({"threshold_chosen": self.chosen} if self.chosen else {})}
 
     def check_seeds(self, kind: str | None) -> None:
         """Refuse, before any work, seeds whose maps the threshold says nothing about.

@@ -75,13 +75,13 @@ def measured(tiny) -> dict[str, dict[str, int]]:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_formulas_are_what_engines_hold(tiny, measured, stage):
-    sizes, buffers = parameter_sizes(load_config(tiny["config"]))
+    sizes, frozen, buffers = parameter_sizes(load_config(tiny["config"]))
     expected = stage_memory(stage, sizes, Layout(bucket=2**20))
     buckets = expected.buffers if stage == 3 else 0  # the others are gone after backward
     assert measured[str(stage)]["held"] == pytest.approx(expected.states + buckets, rel=0.1)
     for name, average in (("checkpoint", False), ("averaged", True)):
         assert measured[str(stage)][name] == pytest.approx(
-            checkpoint_bytes(sizes, buffers, average), abs=20_000)  # random states, 15 kB a rank
+            checkpoint_bytes(sizes, frozen, buffers, average), abs=20_000)  # random states, 15 kB a rank
 
 
 def test_deepspeeds_own_estimates_differ_by_what_the_docstring_says():

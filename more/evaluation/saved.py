@@ -1,0 +1,140 @@
+"""The scores that a run's folders hold: stage one's own, and those of every stage two inside it.
+
+What a row was trained on is said here and nowhere else, so that no table shows the fully
+supervised reference as weak supervision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from more.evaluation.routes import route_letter
+
+ORDER = ("seeds/cam", "seeds/lam", "seeds/fused", "masks/cam", "masks/lam", "masks/fused",
+         "seeds/decoder", "masks/decoder")
+TAGS, TRUE = "tags", "true masks"
+SAME = ("set", "data", "data_digest", "images_digest")
+
+
+def read_scores(run: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Scores under `scores/` of a run and of the stage-two folders directly inside it.
+
+    Args:
+        run: a run folder, of either stage.
+        notes: gets a line for everything that could not be read.
+
+    Returns:
+        Results in their JSON form, in the order in which the stages make them, those trained on
+        true masks last. Added are `folder` (of stage two inside the run, else ""), `set` (the
+        name without it), `file`, `stage`, `supervision` ("tags" or "true masks") and `share`: of
+        a row of stage two, its mIoU over that of its reference; None where there is none.
+    """
+    rows = _read_folder(run, "", _about(run, notes, ""), notes)
+    for path in sorted(run.glob("*/run.json")):
+        folder = path.parent.name
+        about = _about(path.parent, notes, folder)
+        if about["stage"] != 2:
+            continue
+        found = _read_folder(path.parent, folder, about, notes)
+        if not found:
+            notes.append(f"{folder} is a run of stage two without scores: `more evaluate … --save "
+                         f"{path.parent}/scores/NAME.json` makes them.")
+        rows += found
+    if not rows:
+        notes.append("No scores in this run: `more evaluate` writes them.")
+    for row in rows:
+        row["share"] = share(row, rows)
+    return sorted(rows, key=order)
+
+
+def order(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Sorting key of rows: the run's own, stage two, what was trained on true masks."""
+    place = ORDER.index(row["set"]) if row["set"] in ORDER else len(ORDER)
+    return (row["supervision"] == TRUE, row["folder"], place,
+            not row["set"].startswith("seeds/"), row["set"], str(row.get("data")))
+
+
+def reference(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of full supervision that a row of stage two is measured against.
+
+    It is the same set of the same images of the same data (by their digests, too), made by the
+    same inference route, in a folder trained on true masks; the best where there are several, so
+    that no share is flattered. None for other rows, and where none fits.
+    """
+    if row["stage"] != 2 or row["supervision"] == TRUE:
+        return None
+    fitting = [other for other in rows if other["supervision"] == TRUE and other.get("miou")
+               and all(other.get(key) == row.get(key) for key in SAME)
+               and route_letter(str(other.get("route"))) == route_letter(str(row.get("route")))]
+    return max(fitting, key=lambda other: other["miou"], default=None)
+
+
+def share(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
+    """mIoU of a row over that of its reference among `rows`; None without one."""
+    full = reference(row, rows)
+    return None if full is None or row.get("miou") is None else row["miou"] / full["miou"]
+
+
+def stage_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines that belong beside the rows of stage two: what they were trained on, what a share is."""
+    second = [row for row in rows if row.get("stage") == 2]
+    folders = {kind: ", ".join(dict.fromkeys(row["folder"] or "this run" for row in second
+                                             if row["supervision"] == kind))
+               for kind in (TAGS, TRUE)}
+    lines = []
+    if folders[TAGS]:
+        lines.append(f"Stage two, trained on masks that come from image tags: {folders[TAGS]}.")
+    if folders[TRUE]:
+        lines.append(f"Stage two, trained on true masks: {folders[TRUE]}. These rows are a "
+                     "reference, not weak supervision.")
+    if any(row.get("share") is not None for row in rows):
+        lines.append("Of full supervision: mIoU in per cent of that of the same set, images and "
+                     "route in a folder trained on true masks (the best, where there are several).")
+    return lines
+
+
+def read_json(path: Path, notes: list[str], name: str = "") -> Any:
+    """Content of a JSON file; None, and a note, when it is missing or damaged."""
+    name = name or path.name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{name} is not in this run.")
+    except ValueError as error:
+        notes.append(f"{name} cannot be read: {error}.")
+    return None
+
+
+def _about(folder: Path, notes: list[str], name: str) -> dict[str, Any]:
+    """Stage and supervision of a run folder; older runs know neither and are stage one."""
+    path = folder / "run.json"
+    found = read_json(path, notes, f"{name}/run.json".lstrip("/")) if path.is_file() else None
+    found = found if isinstance(found, dict) else {}
+    return {"stage": found.get("stage", 1), "supervision": found.get("supervision", TAGS)}
+
+
+def _read_folder(run: Path, folder: str, about: dict[str, Any], notes: list[str]
+                 ) -> list[dict[str, Any]]:
+    """The results of one run folder, each with what it was trained on in its route."""
+    found = []
+    for path in sorted((run / "scores").glob("*.json")):
+        file = f"{folder}/scores/{path.name}".lstrip("/")
+        record = read_json(path, notes, file)
+        if not isinstance(record, dict) or not isinstance(record.get("classes"), dict):
+            notes.append(f"{file} is not a result of `more evaluate`: left out.")
+            continue
+        name = record.get("name") or path.stem
+        found.append({**record, **about, "name": f"{folder}: {name}" if folder else name,
+                      "set": name, "folder": folder, "file": file,
+                      "route": _trained(about) + str(record.get("route", "?"))})
+    return found
+
+
+def _trained(about: dict[str, Any]) -> str:
+    """What goes before the route of a row of stage two."""
+    if about["stage"] != 2:
+        return ""
+    return "trained on true masks: " if about["supervision"] == TRUE else "stage two: "
