@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def engine_loop(config: Config, batches: list[dict[str, Any]], world: World,
                 images: ShardSet) -> Loop:
     """The engine that training uses."""
     engine = make_engine(config, split_batch(config.train.global_batch, 1), world,
-                         TagStage(config, images, world), lambda _: None, None)
+                         TagStage(config, images, Path("."), world), lambda _: None, None)
 
     def update(loss: torch.Tensor) -> None:
         engine.backward(loss)

@@ -45,9 +45,9 @@ def evaluate(
 
     from rich.console import Console
 
-    names = [name.strip() for name in classes.split(",")] if classes is not None else None
-    options = {"threshold": threshold, "sweep": sweep, "classes": names, "boundary": boundary,
-               "calibration": calibration, "workers": workers, "name": _short(path)}
+    options = {"threshold": threshold, "sweep": sweep, "classes": _names(classes),
+               "boundary": boundary, "calibration": calibration, "workers": workers,
+               "name": _short(path)}
     if save is not None:
         _check_save(save, against)
     if against is not None:
@@ -177,3 +177,51 @@ def scores(
         from rich.console import Console
 
         Console().print(score_table(rows))
+
+
+@app.command()
+def results(
+    experiments: Annotated[list[str], typer.Argument(
+        metavar="NAME=RUN[,RUN…]...", help="an experiment and its runs, which differ in the seed")],
+    columns: Annotated[str | None, typer.Option(
+        help="comma-separated: SET@DATA, or FOLDER:SET@DATA for a stage two in the run "
+             "[default: all that any run has]")] = None,
+    classes: Annotated[str | None, typer.Option(
+        help="comma-separated names: means over these instead of all")] = None,
+    markdown: Annotated[bool, typer.Option(
+        "--markdown", help="print the table as Markdown")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Several experiments in one table, from the scores that `evaluate --save` wrote into their
+    runs: mean and spread over the runs.
+
+    Example: `python -m more results full=runs/a1,runs/a2 plain=runs/b1,runs/b2
+    --columns "seeds/lam@train,two:masks/val@val"`
+    """
+    import json
+
+    from more.evaluation.collect import collect
+
+    if markdown and as_json:
+        raise UserError("--markdown and --json are two forms of the same", "give one of them")
+    notes: list[str] = []
+    found = collect(experiments, _names(columns), _names(classes), notes)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from more.evaluation.results_table import results_markdown, results_table
+
+    if markdown:
+        print(results_markdown(found))
+    else:
+        from rich.console import Console
+
+        screen = Console()
+        screen.print(results_table(found, screen.width))
+
+
+def _names(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated option."""
+    return None if text is None else [name.strip() for name in text.split(",")]

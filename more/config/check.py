@@ -13,7 +13,7 @@ AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
     "train.global_batch", "train.log_every", "inference.size", "inference.batch",
     "checkpoint.every", "checkpoint.keep", "head_warmup.batch", "head_warmup.images",
-    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb", "cam.every", "segment.views",
+    "deepspeed.bucket_mb", "data.window", "data.prefetch_mb", "cam.every", "tokens.views",
     "segment.stride")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
@@ -22,7 +22,8 @@ NOT_NEGATIVE = (
     "train.skip_nonfinite", "optim.frozen_steps", "optim.clip", "optim.weight_decay",
     "optim.head_lr_scale", "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
     "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
-    "crf.bilateral_compat", "segment.tags", "segment.cache_gb")
+    "crf.bilateral_compat", "segment.tags", "tokens.gb",
+    "model.frozen_blocks")
 POSITIVE = (
     "deepspeed.timeout_minutes", "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area",
     "loss.temperature", "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale",

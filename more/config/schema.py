@@ -39,6 +39,9 @@ class ModelConfig:
     token_noise: float = setting(0.1, "standard deviation of the perturbation")
     token_attention: str = setting("full", "'full' (released), or 'shared': all leading tokens "
                                    "together weigh as much as the pretrained class token did")
+    frozen_blocks: int = setting(0, "first blocks that stay as loaded; class and regularising "
+                                 "tokens enter above them, and what they make of views of the "
+                                 "images is computed once (tokens.*)")
     pooling: str = setting("max", "how patches become class logits: 'max' (released), 'average', "
                            "'lse' pool features; 'competitive' lets every patch choose between "
                            "the background and the classes")
@@ -216,6 +219,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TokensConfig:
+    """What frozen blocks make of random views of the images: computed once and kept."""
+
+    views: int = setting(4, "random views of each image that training sees, in turn")
+    gb: float = setting(8.0, "most disk for their tokens; fewer views where it does not suffice, "
+                        "and without room for one the blocks are run in every update")
+    folder: str = setting("", "where they are kept, which runs may share; '' = RUN/tokens")
+
+
+@dataclass(frozen=True)
 class SegmentConfig:
     """Stage two (`more train --masks`): the decoder learns from masks, not from tags."""
 
@@ -233,11 +246,6 @@ class SegmentConfig:
     stride: int = setting(1, "the loss looks at every so many pixels in each direction")
     supervision: str = setting("tags", "what the masks come from: 'tags', or 'true masks' for the "
                                "fully supervised reference; `more train --masks` sets it")
-    views: int = setting(4, "random views of each image; where blocks are frozen, what they make "
-                         "of a view is computed once and kept")
-    cache_gb: float = setting(8.0, "most disk for what is kept; fewer views where it does not "
-                              "suffice, and without room for one nothing is kept")
-    cache: str = setting("", "folder for what is kept, which runs may share; '' = RUN/tokens")
 
 
 @dataclass(frozen=True)
@@ -317,6 +325,7 @@ class Config:
     deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "the engine")
     inference: InferenceConfig = setting(InferenceConfig, "from checkpoint to maps")
     crf: CrfConfig = setting(CrfConfig, "dense CRF")
+    tokens: TokensConfig = setting(TokensConfig, "tokens of frozen blocks")
     segment: SegmentConfig = setting(SegmentConfig, "training on masks")
     stage: int = setting(1, "1: training on tags; 2: on masks; `more train --masks` sets it")
     stage_two: dict = setting({}, "settings that --masks changes, such as "

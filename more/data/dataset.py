@@ -14,6 +14,7 @@ from more.data.labels import OUTSIDE, Labels
 from more.data.ring import BatchRing
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
+from more.data.store import TokenStore
 from more.data.transforms import (
     MEAN,
     STD,
@@ -32,12 +33,10 @@ class Masks:
 
     Attributes:
         labels: of the images. stride: one label for so many pixels in each direction.
-        views: epoch e shows view e % views of an image; 0: each epoch shows another.
     """
 
     labels: Labels
     stride: int = 1
-    views: int = 0
 
     def of_view(self, index: int, view: View, size: int) -> np.ndarray:
         """uint8 `[s, s, 2]` for a view of `size` pixels."""
@@ -54,12 +53,15 @@ class TrainDataset(Dataset):
         seed: seed of the run; a view depends on (seed, epoch, index) alone.
         ring: shared memory for the pixels; None returns them with the sample.
         masks: labels that come along with every view; None: tags only.
+        views: epoch e shows view e % views of an image; 0: each epoch shows another.
+        store: tokens of these views, which come along as well.
     """
 
     def __init__(self, shards: ShardSet, transform: TrainTransform, seed: int,
-                 ring: BatchRing | None = None, masks: Masks | None = None):
+                 ring: BatchRing | None = None, masks: Masks | None = None, views: int = 0,
+                 store: TokenStore | None = None):
         self.shards, self.transform, self.seed, self.ring = shards, transform, seed, ring
-        self.masks = masks
+        self.masks, self.views, self.store = masks, views, store
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -67,8 +69,9 @@ class TrainDataset(Dataset):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """One sample: images uint8 `[S,S,3]` (unless left in the ring), jitter float32 `[13]`,
         box int64 `[4]`, window float64 `[5]` (see `View`), tags float32 `[C]`, indices, slots as
-        int; with masks labels uint8 `[s,s,2]` as well, see `Labels`."""
-        epoch = key.epoch % self.masks.views if self.masks and self.masks.views else key.epoch
+        int; with masks labels uint8 `[s,s,2]` as well, see `Labels`; with a store tokens
+        float16."""
+        epoch = key.epoch % self.views if self.views else key.epoch
         rng = sample_generator(self.seed, epoch, key.index)
         out = None if self.ring is None else self.ring.place(key.parcel, key.place)
         view = self.transform(self.shards.image(key.index), rng, out)
@@ -76,6 +79,8 @@ class TrainDataset(Dataset):
                   "box": view.box, "window": view.window, "indices": key.index, "slots": key.slot}
         if self.masks is not None:
             sample["labels"] = self.masks.of_view(key.index, view, self.transform.size)
+        if self.store is not None:
+            sample["tokens"], _ = self.store.read(epoch * len(self) + key.index)
         if self.ring is None:
             return {**sample, "images": torch.from_numpy(np.ascontiguousarray(view.pixels))}
         return {**sample, "parcel": key.parcel}

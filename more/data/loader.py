@@ -16,6 +16,7 @@ from more.data.plan import GlobalBatchSampler
 from more.data.ring import BatchRing
 from more.data.sampler import MicroBatches, Parcels, SampleKey
 from more.data.shards.reader import ShardSet
+from more.data.store import TokenStore
 from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform
 from more.errors import UserError
@@ -110,6 +111,7 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
                       rank: int = 0, world: int = 1, micro_batch: int | None = None,
                       start_step: int = 0, stop_step: int | None = None,
                       reading: Reading | None = None, masks: Masks | None = None,
+                      views: int = 0, store: TokenStore | None = None,
                       tokens: TokenDataset | None = None) -> Batches:
     """The micro-batches of one rank, from global step `start_step` on.
 
@@ -128,7 +130,7 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
         start_step: global step to start or resume at.
         stop_step: end (exclusive); None never ends.
         reading: processes and memory.
-        masks: labels uint8 `[b,s,s,2]` come along as well.
+        masks, views, store: see `TrainDataset`.
         tokens: batches of these in place of images; `shards` and `transform` are then not used.
 
     Raises:
@@ -139,13 +141,13 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
     if tokens is not None:
         return Batches(_loader(tokens, batches, reading.workers, reading.context), batches)
     if not reading.workers:
-        dataset = TrainDataset(shards, transform, plan.seed, masks=masks)
+        dataset = TrainDataset(shards, transform, plan.seed, None, masks, views, store)
         return Batches(_loader(dataset, batches), batches)
     size, ahead = parcels(reading, batches.micro_batch, batches.accumulation,
                           transform.size ** 2 * 3)
     # One place more than are under way: the parcel that is being taken.
     ring = BatchRing(reading.workers * ahead + 1, size * batches.micro_batch, transform.size)
-    dataset = TrainDataset(shards, transform, plan.seed, ring, masks)
+    dataset = TrainDataset(shards, transform, plan.seed, ring, masks, views, store)
     loader = _loader(dataset, Parcels(batches, size),
                      reading.workers, reading.context, ahead)
     return Batches(loader, batches, ring, reading.copy)

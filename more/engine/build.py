@@ -44,7 +44,7 @@ def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
         regularising_tokens=model.regularising_tokens, decoder_width=model.decoder_width,
         pooling=model.pooling, token_init=model.token_init, token_noise=model.token_noise,
         regularising_std=model.regularising_std, register_init=model.register_init,
-        token_attention=model.token_attention,
+        token_attention=model.token_attention, frozen_blocks=model.frozen_blocks,
         graph=model.graph, graph_neighbours=model.graph_neighbours, graph_gate=model.graph_gate,
         graph_output=model.graph_output, graph_similarity=model.graph_similarity,
         lam_similarity=model.lam_similarity, vit_kwargs=dict(model.vit))

@@ -46,10 +46,11 @@ class CamMaker:
             raise ValueError("cam.ema needs an average of the weights")
         self.average = average if config.cam.ema else None
         self.multiple = patch if config.cam.whole_patches else 1
+        self.frozen = config.model.frozen_blocks
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, tags: Tensor, output: NetworkOutput, step: int
-                 ) -> tuple[PresentMaps | None, PresentMaps | None]:
+    def __call__(self, images: Tensor, tags: Tensor, output: NetworkOutput, step: int,
+                 mirrored: Tensor | None = None) -> tuple[PresentMaps | None, PresentMaps | None]:
         """CAM and auxiliary CAM, 0..1 at full size, for an update; None where none is needed.
 
         Args:
@@ -57,6 +58,7 @@ class CamMaker:
             tags: `[B, C]`; only the maps of present classes are made.
             output: of the training forward on these images.
             step: number of the update.
+            mirrored: what the frozen blocks make of the mirrored images, where that is known.
         """
         if not self.objective.needs_cams(step):
             return None, None
@@ -64,13 +66,19 @@ class CamMaker:
         if step % self.cam.every:
             return single_scale(first, size, RELU, tags=tags)
         if needs_main(self.objective, step):
-            return self._views("cam", images, tags, first, RELU)
+            return self._views("cam", images, tags, first, RELU, mirrored)
         main = single_scale(first[:1], size, RELU[:1], tags=tags)
-        return main + self._views("aux_cam", images, tags, first[1:], RELU[1:])
+        return main + self._views("aux_cam", images, tags, first[1:], RELU[1:], mirrored)
 
     def _views(self, mode: str, images: Tensor, tags: Tensor, first: tuple[Tensor, ...],
-               relu: tuple[bool, ...]) -> tuple[PresentMaps, ...]:
-        run = partial(self.model, mode=mode, half=self.half and images.dtype != torch.float16)
+               relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
+        network = partial(self.model, mode=mode, half=self.half and images.dtype != torch.float16)
+
+        def run(views: Tensor) -> Any:
+            # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).
+            if mirrored is not None and views.shape == images.shape and self.average is None:
+                return network(mirrored, frozen=self.frozen)
+            return network(views)
         # Inside an autocast, even one that is off, casts of weights are kept until it is left: they
         # are made once for all views, not once for each.
         keep_casts = torch.autocast(images.device.type, enabled=False)

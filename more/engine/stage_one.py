@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.loader import Batches, Reading, make_train_loader
 from more.data.shards.reader import ShardSet
+from more.data.store import TokenStore
 from more.engine.average import WeightAverage
 from more.engine.build import make_objective, make_plan, make_transform
 from more.engine.cams import CamMaker
 from more.engine.distributed import World
+from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
 from more.engine.warmup import warm_heads
 from more.losses.objective import Batch
@@ -27,6 +30,7 @@ class TagStage:
     Args:
         config: settings.
         images: the training set.
+        run: run folder, where tokens of frozen blocks are kept.
         world: this rank among its peers.
 
     Attributes:
@@ -38,8 +42,10 @@ class TagStage:
     pretrained = True
     """Whether the network starts from `model.weights`."""
 
-    def __init__(self, config: Config, images: ShardSet, world: World):
-        self.config, self.images, self.world = config, images, world
+    def __init__(self, config: Config, images: ShardSet, run: Path, world: World):
+        self.config, self.images, self.run, self.world = config, images, run, world
+        self.store: TokenStore | None = None
+        self.views = 0
         self.objective = make_objective(config)
         self.record: dict[str, Any] = {}
         self.sources: dict[str, Any] = {}
@@ -52,7 +58,11 @@ class TagStage:
                 f"{name} {value:.4g}" for name, value in terms.items()))
 
     def prepare(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
-        """Before the engine is made around a network that has its weights: nothing."""
+        """Run the frozen blocks (`model.frozen_blocks`) over views of the images, once."""
+        frozen = self.config.model.frozen_blocks
+        if frozen:
+            self.store, self.views = kept_tokens(network, self.images, self.config, frozen,
+                                                 self.run, self.world, say, mirrored=True)
 
     def connect(self, engine: Any, average: WeightAverage | None) -> None:
         """Take the engine that updates run through, and the average of its weights."""
@@ -67,15 +77,21 @@ class TagStage:
             self.images, make_transform(data), make_plan(self.config, self.images),
             rank=self.world.rank, world=self.world.size, micro_batch=split.micro,
             start_step=start, stop_step=self.config.train.iterations,
-            reading=Reading(data.workers, data.prefetch_mb, copy=False))
+            reading=Reading(data.workers, data.prefetch_mb, copy=False),
+            views=self.views, store=self.store)
 
     def terms(self, data: dict[str, Any], step: int
               ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The loss terms of a micro-batch with their "total", and an output to anchor it to."""
         images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
-        output = in_float32(self.engine(self._as_weights(images)))
-        tags = data["tags"].to(self.world.device)
-        cams, aux_cams = self.cams(self._as_weights(images), tags, output, step)
+        tags, mirrored = data["tags"].to(self.world.device), None
+        if self.store is None:
+            output = in_float32(self.engine(self._as_weights(images)))
+        else:
+            plain, mirrored = (self._as_weights(part.float()) for part in data["tokens"].to(
+                self.world.device, non_blocking=True).unbind(1))
+            output = in_float32(self.engine(plain, frozen=self.config.model.frozen_blocks))
+        cams, aux_cams = self.cams(self._as_weights(images), tags, output, step, mirrored)
         batch = Batch(images=images, tags=tags, cams=cams,
                       aux_cams=aux_cams, box=data.get("box"),
                       keys=self._keys(data["slots"], output.patch_tokens.shape, step),

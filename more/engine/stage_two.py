@@ -7,7 +7,6 @@ views of every image, and what they make is kept (`more.data.tokens`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,15 @@ import torch
 
 from more.config.schema import Config
 from more.data.colours import prepare
-from more.data.dataset import Masks, TrainDataset
+from more.data.dataset import Masks
 from more.data.labels import joined
 from more.data.loader import Batches, Reading, make_train_loader
-from more.data.shards.format import sha256_bytes
 from more.data.shards.reader import ShardSet
-from more.data.tokens import TokenDataset, TokenStore
+from more.data.tokens import TokenDataset
 from more.engine.average import WeightAverage
 from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World
-from more.engine.encode import fill, views_that_fit
+from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
 from more.engine.weights import exported_config, load_run, run_config
 from more.errors import UserError
@@ -42,7 +40,7 @@ class MaskStage:
         config: settings of stage two (`load_config(..., stage=2)`).
         images: the training set.
         masks: a set of masks, or of images with true masks.
-        run: run folder, where tokens are kept unless `segment.cache` names another.
+        run: run folder, where tokens are kept unless `tokens.folder` names another.
         world: this rank among its peers.
         init: run folder or exported file of stage one; None starts from `model.weights`.
 
@@ -85,25 +83,14 @@ class MaskStage:
         if self.lacking:
             say(f"{len(self.lacking)} images have no mask and are left out: "
                 + ", ".join(self.lacking[:5]) + (", …" if len(self.lacking) > 5 else ""))
-        self.views = segment.views if self.frozen else 0
+        self.views = 0
         if not self.frozen:
             return
-        shape = token_shape(network, self.config.data.crop, self.frozen)
-        self.views = views_that_fit(segment, len(self.images), shape)
-        if not self.views:
-            self.views = segment.views
-            say(f"segment.cache_gb = {segment.cache_gb} holds no view of {len(self.images)} "
-                "images: the frozen blocks are run in every update")
-            return
-        if self.views < segment.views:
-            say(f"segment.cache_gb = {segment.cache_gb} holds {self.views} of segment.views = "
-                f"{segment.views} views")
-        rows = self.views * len(self.images)
-        store = TokenStore(Path(segment.cache or self.run / "tokens"), self._facts(network), rows,
-                           shape)
-        fill(store, network, self._views(), self.config, self.frozen, self.world, say)
-        self.tokens = TokenDataset(store, self.views, self.labels, self.images.tags,
-                                   self.config.data.crop, segment.stride)
+        store, self.views = kept_tokens(network, self.images, self.config, self.frozen, self.run,
+                                        self.world, say)
+        if store is not None:
+            self.tokens = TokenDataset(store, self.views, self.labels, self.images.tags,
+                                       self.config.data.crop, segment.stride)
 
     def connect(self, engine: Any, average: WeightAverage | None) -> None:
         """Take the engine that updates run through."""
@@ -117,7 +104,8 @@ class MaskStage:
             rank=self.world.rank, world=self.world.size, micro_batch=split.micro,
             start_step=start, stop_step=self.config.train.iterations,
             reading=Reading(data.workers, data.prefetch_mb, copy=False),
-            masks=Masks(self.labels, self.config.segment.stride, self.views), tokens=self.tokens)
+            masks=Masks(self.labels, self.config.segment.stride), views=self.views,
+            tokens=self.tokens)
 
     def terms(self, data: dict[str, Any], step: int
               ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -142,37 +130,6 @@ class MaskStage:
             terms["tags"] = image_tags_loss(logits, data["tags"].to(device))
             total = total + segment.tags * terms["tags"]
         return {**terms, "total": total}, logits
-
-    def _views(self) -> TrainDataset:
-        return TrainDataset(self.images, make_transform(self.config.data), self.config.train.seed)
-
-    def _facts(self, network: MoReNetwork) -> dict[str, Any]:
-        """All that decides what the frozen blocks make of the views."""
-        data = self.config.data
-        return {"weights": frozen_digest(network, self.frozen), "frozen": self.frozen,
-                "images": self.images.manifest.digest,
-                "ids": sha256_bytes("\n".join(self.images.ids).encode()),
-                "seed": self.config.train.seed, "precision": self.config.precision,
-                "views": {key: getattr(data, key) for key in (
-                    "crop", "augment", "min_area", "jitter", "pipeline", "mean", "std")}}
-
-
-def token_shape(network: MoReNetwork, crop: int, frozen: int) -> tuple[int, int]:
-    """(T, D) of what the first `frozen` blocks make of a view."""
-    encoder = network.encoder
-    leading = 0 if frozen == len(encoder.blocks) else encoder.cls_token.shape[1]
-    return leading + (crop // encoder.patch_size) ** 2, encoder.embed_dim
-
-
-def frozen_digest(network: MoReNetwork, frozen: int) -> str:
-    """sha256 of the weights below and in the frozen blocks."""
-    digest = hashlib.sha256()
-    for name, value in network.encoder.state_dict().items():
-        number = name.split(".")[1] if name.startswith("blocks.") else "-1"
-        if int(number) < frozen:
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:

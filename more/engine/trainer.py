@@ -50,7 +50,7 @@ class Trainer:
                  world: World, resume: str = "auto", left_out: Sequence[Damaged] = (),
                  masks: ShardSet | None = None, init: Path | None = None):
         check_classes(config, train_set, val_set)
-        self.stage = (TagStage(config, train_set, world) if masks is None
+        self.stage = (TagStage(config, train_set, run, world) if masks is None
                       else MaskStage(config, train_set, masks, run, world, init))
         train_set = self.stage.images
         self.config, self.run, self.world = config, run, world

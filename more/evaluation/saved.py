@@ -79,7 +79,7 @@ def share(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def stage_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines that belong beside the rows of stage two: what they were trained on, what a share is."""
+    """Lines to stand beside rows of stage two: what they were trained on, what a share is."""
     second = [row for row in rows if row.get("stage") == 2]
     folders = {kind: ", ".join(dict.fromkeys(row["folder"] or "this run" for row in second
                                              if row["supervision"] == kind))

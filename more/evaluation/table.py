@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +36,7 @@ def score_table(rows: Sequence[dict[str, Any]]) -> Group:
         ("images", None, lambda row: str(row.get("images", "–")))]
     shown = [(title, cell) for title, key, cell in columns
              if key is None or any(row.get(key) is not None for row in rows)]
-    table = Table(show_lines=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("set", overflow="fold")
     for title, _ in shown:
         table.add_column(title, justify="right")

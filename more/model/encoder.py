@@ -52,15 +52,18 @@ class ClassTokenEncoder(nn.Module):
         token_attention: "full" (released), or "shared": in every softmax the R+C leading tokens
             together weigh as much as the one class token that the backbone was trained with.
             Patch features then start close to the backbone's own (own option).
+        frozen_blocks: the first blocks that run as in the backbone, with its own leading tokens,
+            and stay as they are; above them the R+C tokens take the place of these: each is the
+            backbone's class token as it is there plus a learned vector (own option).
 
     Raises:
-        UserError: the backbone is no plain ViT, `aux_layer` is outside it, or the image is
-            smaller than a patch.
+        UserError: the backbone is no plain ViT, `aux_layer` is outside it or frozen, or the image
+            is smaller than a patch.
     """
 
     def __init__(self, vit: VisionTransformer, num_classes: int, image_size: int,
                  regularising_tokens: int = 4, aux_layer: int = -3,
-                 token_attention: str = "full"):
+                 token_attention: str = "full", frozen_blocks: int = 0):
         super().__init__()
         check_backbone(vit)
         self.patch_embed, self.norm_pre, self.blocks = vit.patch_embed, vit.norm_pre, vit.blocks
@@ -83,6 +86,14 @@ class ClassTokenEncoder(nn.Module):
             torch.empty(1, leading + self.native_side ** 2, self.embed_dim))
         nn.init.trunc_normal_(self.cls_token, std=NEIGHBOUR_STD)
         nn.init.trunc_normal_(self.pos_embed, std=NEIGHBOUR_STD)
+        self.frozen_blocks = frozen_blocks
+        if frozen_blocks:
+            _check_frozen(frozen_blocks, self.aux_index, vit)
+            # The backbone's leading tokens with their positions.
+            self.register_buffer("prefix", torch.zeros(1, vit.num_prefix_tokens, self.embed_dim))
+            for part in (self.patch_embed, self.norm_pre, *self.blocks[:frozen_blocks]):
+                part.requires_grad_(False)
+            self.pos_embed.requires_grad_(False)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass instead of keeping them."""
@@ -118,37 +129,65 @@ class ClassTokenEncoder(nn.Module):
                 the same `frozen`. All blocks frozen then gives patch tokens alone.
             with_attention: also return the last block's raw q·k.
             only_aux: stop at the block of the auxiliary tokens.
-            frozen: the first blocks (and the embedding) that no gradient reaches.
+            frozen: the first blocks (and the embedding) that no gradient reaches; where there are
+                `frozen_blocks`, not fewer.
         """
-        if images.dim() == 3 and frozen == len(self.blocks):
-            return EncoderOutput(None, images, None, (isqrt(images.shape[1]),) * 2)
         if images.dim() == 3:
-            side = isqrt(images.shape[1] - self.cls_token.shape[1])
-            return self._upper(images, (side, side), frozen)
-        if not frozen:
-            return self._upper(*self._embed(images), 0, with_attention, only_aux)
-        with torch.no_grad():
-            tokens, grid = self._lower(images, frozen)
+            tokens, side = images, isqrt(images.shape[1] - self._leading(frozen))
+            grid = (side, side)
+        elif frozen:
+            with torch.no_grad():
+                tokens, grid = self._lower(images, frozen)
+        else:
+            tokens, grid = self._embed(images)
+            for block in self.blocks[:self.frozen_blocks]:
+                tokens = self._run(block, tokens, None)
         if frozen == len(self.blocks):
             return EncoderOutput(None, tokens, None, grid)
-        return self._upper(tokens, grid, frozen)
+        first = max(frozen, self.frozen_blocks)
+        if self.frozen_blocks and first == self.frozen_blocks:
+            tokens = self._enter(tokens)
+        return self._upper(tokens, grid, first, with_attention, only_aux)
 
     @torch.no_grad()
     def lower(self, images: Tensor, frozen: int) -> Tensor:
-        """What the first `frozen` blocks make of images: tokens [B,R+C+N,D] for `forward`.
+        """What the first `frozen` blocks make of images: tokens [B,T,D] for `forward`.
 
-        All blocks also make the final norm, and give the patches alone [B,N,D].
+        T is R+C+N; with `frozen_blocks` of them the backbone's own leading tokens and N; all blocks
+        also make the final norm, and give the patches alone, N.
         """
         return self._lower(images, frozen)[0]
 
+    def token_count(self, patches: int, frozen: int) -> int:
+        """The T of `lower` for so many patches."""
+        return patches + self._leading(frozen)
+
+    def _leading(self, frozen: int) -> int:
+        """Leading tokens of what `lower` gives."""
+        if frozen == len(self.blocks):
+            return 0
+        own = self.frozen_blocks and frozen == self.frozen_blocks
+        return (self.prefix if own else self.cls_token).shape[1]
+
     def _lower(self, images: Tensor, frozen: int) -> tuple[Tensor, tuple[int, int]]:
         tokens, grid = self._embed(images)
+        for block in self.blocks[:self.frozen_blocks]:
+            tokens = self._run(block, tokens, None)
+        if frozen == self.frozen_blocks:
+            return tokens, grid
+        tokens = self._enter(tokens) if self.frozen_blocks else tokens
         if frozen == len(self.blocks):
-            return self._upper(tokens, grid, 0).patch_tokens, grid
+            return self._upper(tokens, grid, self.frozen_blocks).patch_tokens, grid
         bias = self._attention_bias(tokens)
-        for block in self.blocks[:frozen]:
+        for block in self.blocks[self.frozen_blocks:frozen]:
             tokens = self._run(block, tokens, bias)
         return tokens, grid
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        """Ours in place of the backbone's leading tokens: its class token as it is, plus a vector
+        of their own."""
+        own = tokens[:, :1] + self.cls_token.to(tokens.dtype)
+        return torch.cat([own, tokens[:, self.prefix.shape[1]:]], dim=1)
 
     def _upper(self, tokens: Tensor, grid: tuple[int, int], first: int,
                with_attention: bool = False, only_aux: bool = False) -> EncoderOutput:
@@ -205,6 +244,10 @@ class ClassTokenEncoder(nn.Module):
                             f"{self.patch_size}", "use larger images or fewer small scales")
         cut = images[..., :grid[0] * self.patch_size, :grid[1] * self.patch_size]
         patches = self.patch_embed(cut).flatten(1, 2)  # timm's dynamic size gives [B,h,w,D]
+        if self.frozen_blocks:
+            positions = self.positions(size)[:, self.cls_token.shape[1]:]
+            leading = self.prefix.expand(len(images), -1, -1).to(patches.dtype)
+            return self.norm_pre(torch.cat([leading, patches + positions], dim=1)), grid
         leading = self.cls_token.expand(len(images), -1, -1).to(patches.dtype)
         tokens = torch.cat([leading, patches], dim=1)
         return self.norm_pre(tokens + self.positions(size)), grid
@@ -253,6 +296,18 @@ def check_backbone(vit: nn.Module) -> None:
                         "only timm's VisionTransformer can", BACKBONE_ADVICE)
     if vit.pos_embed is None:
         raise UserError("the backbone has no learned position embedding", BACKBONE_ADVICE)
+
+
+def _check_frozen(frozen: int, aux_index: int, vit: nn.Module) -> None:
+    """Refuse frozen blocks that leave nothing to train, hold the auxiliary layer, or lack a class
+    token to begin from."""
+    if not 0 < frozen <= aux_index:
+        raise UserError(f"model.frozen_blocks = {frozen}, but the auxiliary classifier looks at "
+                        f"block {aux_index + 1} of {len(vit.blocks)}, which has to be trained",
+                        f"choose 0 to {aux_index}, or raise model.aux_layer")
+    if not vit.num_prefix_tokens:
+        raise UserError("model.frozen_blocks needs a backbone with a class token",
+                        f"{BACKBONE_ADVICE}; or set model.frozen_blocks=0")
 
 
 def _patch_size(vit: VisionTransformer) -> int:

@@ -215,7 +215,11 @@ def train_only(network: MoReNetwork, blocks: int) -> int:
     if blocks > depth:
         raise UserError(f"segment.blocks = {blocks}, but the backbone has {depth} blocks",
                         f"choose 0 to {depth}, or -1 for all of it")
-    frozen = 0 if blocks < 0 else depth - blocks
+    frozen, below = 0 if blocks < 0 else depth - blocks, network.encoder.frozen_blocks
+    if blocks >= 0 and frozen < below:
+        raise UserError(f"segment.blocks = {blocks}, but below the class tokens lie {below} blocks "
+                        f"of {depth} (model.frozen_blocks)",
+                        f"choose 0 to {depth - below}, or -1 for all of it")
     network.requires_grad_(False)
     network.decoder.requires_grad_(True)
     for block in network.encoder.blocks[frozen:]:

@@ -27,7 +27,7 @@ def build_network(
         aux_layer: int = -3, regularising_tokens: int = 4, decoder_width: int = 512,
         pooling: str = "max", token_init: str = "copied", token_noise: float = 0.1,
         regularising_std: float = 1.0, register_init: str = "random",
-        token_attention: str = "full", graph: bool = True,
+        token_attention: str = "full", frozen_blocks: int = 0, graph: bool = True,
         graph_neighbours: str = "classes", graph_gate: str = "channel_sums",
         graph_output: str = "released", graph_similarity: str = "dot", lam_similarity: str = "dot",
         vit_kwargs: dict[str, Any] | None = None) -> MoReNetwork:
@@ -48,6 +48,7 @@ def build_network(
         regularising_std: spread of the regularising tokens' position vectors.
         register_init: "random" (released), "small" or "registers", see `TokenStart`.
         token_attention: "full" (released) or "shared", see `ClassTokenEncoder`.
+        frozen_blocks: see `ClassTokenEncoder`.
         graph: False leaves GCR out.
         graph_neighbours: this and the next three are the options of
             GraphCategoryRepresentation.
@@ -65,7 +66,7 @@ def build_network(
     state = read_weights(weights) if str(weights) not in ("timm", "none") else None
     vit = create_backbone(backbone, image_size, vit_kwargs)
     encoder = ClassTokenEncoder(vit, num_classes, image_size, regularising_tokens, aux_layer,
-                                token_attention)
+                                token_attention, frozen_blocks)
     # Built in any case: with and without GCR, one seed gives the other layers equal weights.
     layer = GraphCategoryRepresentation(
         encoder.embed_dim, graph_neighbours, graph_gate, graph_output, graph_similarity)

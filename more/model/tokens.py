@@ -117,6 +117,32 @@ def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, reg
         pos_embed[:, :regularising] = fresh
 
 
+@torch.no_grad()
+def start_above(cls_token: Tensor, pos_embed: Tensor, prefix: Tensor, source: SourceTokens,
+                start: TokenStart) -> None:
+    """Fill the tokens of an encoder with frozen blocks, in place.
+
+    Args:
+        cls_token: [1,R+C,D], vectors added to the backbone's class token: zero, or noise with
+            "perturbed" tokens.
+        pos_embed: [1,R+C+N,D]; the patches' part is the backbone's, resized; the rest is not used.
+        prefix: [1,P,D], the backbone's leading tokens with their positions.
+        source: of the backbone.
+        start: how tokens begin; `register_init` does not matter here.
+    """
+    nn.init.zeros_(cls_token)
+    if start.token_init == "perturbed":
+        cls_token += start.token_noise * torch.randn_like(cls_token)
+    leading = cls_token.shape[1]
+    nn.init.zeros_(pos_embed)
+    side = isqrt(pos_embed.shape[1] - leading)
+    pos_embed[:, leading:] = resize_positions(source.patch_positions, (side, side))
+    prefix[:, :1] = source.class_token + source.class_position
+    if prefix.shape[1] > 1:
+        places = source.register_positions
+        prefix[:, 1:] = source.registers + (0 if places is None else places)
+
+
 def resize_positions(positions: Tensor, grid: tuple[int, int],
                      factors: tuple[float, float] | None = None) -> Tensor:
     """Resize position vectors [1,s·s,D] bicubically to [1,h·w,D], corners not aligned.

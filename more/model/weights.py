@@ -15,10 +15,11 @@ from more.errors import UserError
 from more.model.encoder import ClassTokenEncoder
 from more.model.network import MoReNetwork
 from more.model.released_names import from_released, unwrap
-from more.model.tokens import TokenStart, source_tokens, start_tokens
+from more.model.tokens import TokenStart, source_tokens, start_above, start_tokens
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-OWN_TOKENS = ("cls_token", "pos_embed", "reg_token", "register_tokens", "dist_token", "mask_token")
+OWN_TOKENS = ("cls_token", "pos_embed", "prefix", "reg_token", "register_tokens", "dist_token",
+              "mask_token")
 BACKBONE_PARTS = ("patch_embed.", "norm_pre.", "blocks.", "norm.")
 
 
@@ -72,8 +73,11 @@ def load_backbone(encoder: ClassTokenEncoder, state: Mapping[str, Tensor], prefi
     source = source_tokens(dict(state), prefix, origin)
     _check_width(source.class_token, "cls_token", encoder, origin)
     _check_width(source.patch_positions, "pos_embed", encoder, origin)
-    start_tokens(encoder.cls_token, encoder.pos_embed, source,
-                 encoder.regularising_tokens, start)
+    if encoder.frozen_blocks:
+        start_above(encoder.cls_token, encoder.pos_embed, encoder.prefix, source, start)
+    else:
+        start_tokens(encoder.cls_token, encoder.pos_embed, source,
+                     encoder.regularising_tokens, start)
 
 
 def load_released_state(network: MoReNetwork, state_dict: Mapping[str, Tensor],

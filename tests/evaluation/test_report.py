@@ -83,6 +83,22 @@ def test_twelve_images_with_five_tiles_the_worst_first(page, run, data):
     assert f"{100 * ranked[worst[0]]:.2f}" in cards[0]
 
 
+def test_stage_two_is_told_from_the_reference(tmp_path, rows, data):
+    run = tmp_path / "run"
+    for name, supervision in (("two", "tags"), ("true", "true masks")):
+        masks = write_set(run / name / "masks" / "val", "masks", rows, mask_payload,
+                          {**REFINED, "seeds": {**LAM, "map": "decoder", "tags": "none"}})
+        (run / name / "run.json").write_text(json.dumps({"stage": 2, "supervision": supervision}))
+        evaluate(masks, data, progress=False).save(run / name / "scores" / "masks.json")
+    page = " ".join(build_report(run, data).read_text(encoding="utf-8").split())
+    assert page.index("two: masks/val") < page.index("true: masks/val")
+    assert "Stage two, trained on masks that come from image tags: two." in page
+    assert ("Stage two, trained on true masks: true. These rows are a reference, not weak "
+            "supervision.") in page
+    assert "stage two: decoder, 4 scales" in page and ">of full supervision</th>" in page
+    assert "trained on true masks: decoder, 4 scales + flip, dense CRF (route a)" in page
+
+
 def test_curves_of_every_term(page):
     for name in ("loss total", "loss cls", "eval miou", "learning rate", "images per second"):
         assert f'aria-label="{name}"' in page
