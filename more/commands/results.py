@@ -138,11 +138,23 @@ def report(
     data: Annotated[Path | None, typer.Option(
         "--data", help="images and truth [default: as recorded with the seeds]")] = None,
     images: Annotated[int, typer.Option(min=1, help="pictures in the grid")] = 12,
+    strip: Annotated[Path | None, typer.Option(
+        "--strip", help="instead of the page one picture with captions (.png, .jpg): --images "
+                        "training images with their maps, as many new ones with stage two's masks"
+        )] = None,
+    seed: Annotated[int, typer.Option(min=0, help="--strip: chooses other images")] = 0,
 ) -> None:
     """One HTML file with scores, curves and pictures that opens from disk.
 
     Example: `python -m more report --run checkpoints/shapes`
+
+    `python -m more report --run checkpoints/shapes --strip shapes.jpg --images 3`
     """
+    if strip is not None:
+        from more.evaluation.strip import draw_strip
+
+        print(draw_strip(run, strip, images, seed))
+        return
     from more.evaluation.report import build_report
 
     print(build_report(run, data, images=images))

@@ -331,6 +331,11 @@ class Config:
     stage_two: dict = setting({}, "settings that --masks changes, such as "
                               "dict(train=dict(iterations=300))")
 
+    @property
+    def decoder_trained(self) -> bool:
+        """Whether the decoder learns in this stage."""
+        return self.stage == 2 or self.loss.weights.seg > 0
+
 
 PAPER = {
     "model.graph_neighbours": "patches",

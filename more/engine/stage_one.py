@@ -38,7 +38,6 @@ class TagStage:
             sources: for the run's `run.json`.
     """
 
-    routes = ("cam", "lam", "decoder")
     pretrained = True
     """Whether the network starts from `model.weights`."""
 
@@ -47,6 +46,7 @@ class TagStage:
         self.store: TokenStore | None = None
         self.views = 0
         self.objective = make_objective(config)
+        self.routes = ("cam", "lam", *(["decoder"] if config.decoder_trained else []))
         self.record: dict[str, Any] = {}
         self.sources: dict[str, Any] = {}
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from more.config.schema import Config
 from more.data.transforms import inference_image
+from more.errors import UserError
 from more.localization.maps import minmax, multi_scale
 from more.losses.segmentation import shown_probabilities
 from more.pseudo.seeds import SeedItem
@@ -42,10 +43,16 @@ class Localizer:
         network: in eval mode, on `device`.
         request: map kinds and tags.
         device: where the network is.
+
+    Raises:
+        UserError: the decoder is asked for, but was not trained.
     """
 
     def __init__(self, config: Config, network: torch.nn.Module, request: Request,
                  device: torch.device):
+        if "decoder" in request.maps and not config.decoder_trained:
+            raise UserError("the decoder of this run was not trained: loss.weights.seg = 0",
+                            "take stage two's run (more train --masks …), or another --map")
         self.config, self.network, self.request, self.device = config, network, request, device
         grid = config.inference.size // network.encoder.patch_size
         self.side = max(1, round(grid * config.inference.seed_scale))

@@ -1,0 +1,130 @@
+"""A picture of a run with captions, for a README or a slide: what each stage made of some images.
+
+Upper rows: images of the training set with CAM, LAM, mask and truth. Lower rows: images that no
+network was trained on, with what stage two says of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from more.data.shards.format import make_folder
+from more.data.shards.reader import ShardSet
+from more.engine.folders import STAGE_TWO
+from more.errors import UserError
+from more.evaluation.count import read_seed
+from more.evaluation.gallery import find_data
+from more.evaluation.pictures import heat_overlay, mask_overlay
+from more.evaluation.sets import seed_threshold
+from more.pseudo.seeds import seed_label, seed_probabilities
+
+Tile = Callable[[str], np.ndarray | None]
+INCHES = 1.5  # side of a tile
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of images with equal columns."""
+
+    title: str
+    ids: list[str]
+    columns: dict[str, Tile]
+
+
+def draw_strip(run: Path, out: Path, images: int, seed: int = 0) -> Path:
+    """Write the picture.
+
+    Args:
+        run: run folder of stage one, with `seeds/*` and `masks/*`; its folder `two` may hold the
+            same of other images.
+        out: file to write; its ending says the format.
+        images: rows of each block, chosen at random.
+        seed: chooses others.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: the run has no seeds or masks, or their images are not found.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = [_block(run, "training images: the tags are known", ("cam", "lam"), images, rng)]
+    if (run / STAGE_TWO / "masks").is_dir():
+        blocks.append(_block(run / STAGE_TWO, "new images: nothing is known", (), images, rng))
+    _draw([block for block in blocks if block.ids], out)
+    return out
+
+
+def _block(run: Path, title: str, kinds: Sequence[str], count: int,
+           rng: np.random.Generator) -> Block:
+    masks = sorted(path for path in (run / "masks").glob("*") if path.is_dir())
+    if not masks:
+        raise UserError(f"{run}/masks: no masks to show", "refine the run's seeds first")
+    mask = ShardSet(masks[0], kind="masks")
+    folder = find_data(run, [mask])
+    if folder is None:
+        raise UserError(f"{masks[0]}: its images were not found", "keep the image set where it was")
+    data = ShardSet(folder, kind="images")
+    columns: dict[str, Tile] = {"image": lambda name: data.image(data.index_of(name))}
+    for kind in kinds:
+        if (run / "seeds" / kind).is_dir():
+            columns[kind.upper()] = _heat(data, ShardSet(run / "seeds" / kind, kind="seeds"))
+    own = "mask after CRF" if kinds else "stage two, after CRF"
+    columns[own] = _labels(data, mask)
+    if data.has("mask"):
+        columns["truth"] = _labels(data, data)
+    ids = [name for name in mask.ids if name in set(data.ids)]
+    chosen = rng.permutation(len(ids))[:count]
+    return Block(title, [ids[place] for place in chosen], columns)
+
+
+def _heat(data: ShardSet, seeds: ShardSet) -> Tile:
+    """The strongest map of a picture, outlined at the set's threshold."""
+    def tile(name: str) -> np.ndarray | None:
+        image = data.image(data.index_of(name))
+        if name not in seeds.ids:
+            return None
+        seed = read_seed(seeds, seeds.index_of(name))
+        maps = seed_probabilities(seed, image.shape[:2])[1][1:]
+        value = maps.max(0) if len(maps) else np.zeros(image.shape[:2], np.float32)
+        return heat_overlay(image, value, seed_label(seed, image.shape[:2], seed_threshold(seeds)))
+    return tile
+
+
+def _labels(data: ShardSet, masks: ShardSet) -> Tile:
+    def tile(name: str) -> np.ndarray | None:
+        label = masks.mask(masks.index_of(name))
+        return None if label is None else mask_overlay(data.image(data.index_of(name)), label)
+    return tile
+
+
+def _draw(blocks: Sequence[Block], out: Path) -> None:
+    """All blocks below one another, their captions above the columns."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(len(block.columns) for block in blocks)
+    rows = sum(len(block.ids) for block in blocks)
+    figure = Figure(figsize=(INCHES * columns, INCHES * rows + 0.5 * len(blocks)),
+                    layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(blocks), 1, squeeze=False,
+                              height_ratios=[len(block.ids) + 0.35 for block in blocks])[:, 0]
+    for part, block in zip(parts, blocks, strict=True):
+        part.suptitle(block.title, fontsize=9)
+        grid = part.subplots(len(block.ids), columns, squeeze=False)
+        for number, (line, name) in enumerate(zip(grid, block.ids, strict=True)):
+            for axes in line:
+                axes.axis("off")
+            for axes, (caption, tile) in zip(line, block.columns.items(), strict=False):
+                picture = tile(name)
+                if picture is not None:
+                    axes.imshow(picture, interpolation="lanczos")
+                if number == 0:
+                    axes.set_title(caption, fontsize=8)
+    make_folder(out.parent)
+    figure.savefig(out, dpi=110)
