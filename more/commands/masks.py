@@ -22,6 +22,9 @@ def localize(
                       "--out [default: lam]")] = None,
     tags: Annotated[str, typer.Option(
         "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
+    overrides: Annotated[list[str] | None, typer.Option(
+        "--set", help="inference.key=value in place of the run's, such as inference.spread=4; "
+                      "repeatable")] = None,
     within_tags: Annotated[bool, typer.Option(
         "--within-tags", help="decoder: choose among the background and the image's classes alone, "
                               "for masks to train on again")] = False,
@@ -45,7 +48,7 @@ def localize(
         one_of("--map", kind, KINDS)
     rank, world = launched_world()
     request = Request(kinds, tags, batch, within_tags)
-    tally = job(run, data, out, request, checkpoint, rank, world)
+    tally = job(run, data, out, request, checkpoint, rank, world, overrides=overrides or [])
     tally.print()
     raise typer.Exit(tally.exit_code)
 

@@ -23,10 +23,11 @@ NOT_NEGATIVE = (
     "optim.head_lr_scale", "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
     "loss.energy_weight", "cam.par_iterations", "crf.iterations", "crf.gaussian_compat",
     "crf.bilateral_compat", "segment.tags", "tokens.gb",
-    "model.frozen_blocks")
+    "model.frozen_blocks", "inference.spread")
 POSITIVE = (
     "deepspeed.timeout_minutes", "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area",
     "loss.temperature", "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale",
+    "inference.spread_temperature",
     "crf.gaussian_xy", "crf.bilateral_xy", "crf.bilateral_rgb")
 SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
           "inference.threshold", "inference.tag_threshold", "segment.ignore_below")

@@ -65,6 +65,24 @@ def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
     return config
 
 
+def changed(config: Config, overrides: typing.Sequence[str], section: str) -> Config:
+    """A run's settings with others of one section, for what is computed after training.
+
+    Args: overrides: `"section.key=value"` strings; section: its name.
+
+    Raises:
+        UserError: a key of another section, or what `load_config` refuses.
+    """
+    tree = to_dict(config)
+    for text in overrides:
+        key, value = _parse_override(text)
+        if not key.startswith(f"{section}."):
+            raise UserError(f"--set {text}: only {section}.* can change here",
+                            "the others are as the run was trained")
+        _put(tree, key, value)
+    return config_from_dict(tree, source="--set") if overrides else config
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dict of a configuration (tuples become lists)."""
     return _plain(dataclasses.asdict(config))

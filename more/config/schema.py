@@ -288,6 +288,10 @@ class InferenceConfig:
     scales: tuple = setting((1.0, 0.5, 0.75, 1.25, 1.5), "sizes of CAM and LAM; 1 comes first")
     segment_scales: tuple = setting((1.0, 1.25, 1.5), "sizes of the decoder's route")
     threshold: float = setting(0.5, "a seed's background threshold")
+    spread: int = setting(0, "steps in which a map spreads over patches of similar features; 0 = "
+                          "off, as released")
+    spread_temperature: float = setting(0.04, "of the similarity (cosine) in these steps: lower "
+                                        "keeps to more similar patches")
     seed_scale: float = setting(2.0, "stored maps have this many cells per token and side")
     batch: int = setting(4, "images per forward")
     tag_threshold: float = setting(0.5, "probability from which a class counts as predicted")

@@ -35,6 +35,22 @@ def minmax(maps: Tensor) -> Tensor:
     return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-5)
 
 
+def spread(maps: Tensor, features: Tensor, steps: int, temperature: float) -> Tensor:
+    """Spread maps over patches of similar features: a random walk on the patches of each image.
+
+    In every step a patch takes the mean of all patches, weighted by the softmax of their cosine
+    over the temperature. Maps of whole objects, which light up some of their patches, fill up.
+
+    Args: maps `[B, C, h, w]`, features `[B, D, h, w]`. Returns: maps `[B, C, h, w]`.
+    """
+    tokens = F.normalize(features.flatten(2).float(), dim=1)
+    walk = (tokens.transpose(1, 2) @ tokens / temperature).softmax(-1).transpose(1, 2)
+    flat = maps.flatten(2)
+    for _ in range(steps):
+        flat = flat @ walk
+    return flat.unflatten(2, maps.shape[-2:])
+
+
 @torch.no_grad()
 def multi_scale(
     forward: Callable[[Tensor], Maps],

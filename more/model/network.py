@@ -80,7 +80,8 @@ class MoReNetwork(nn.Module):
         Args:
             images: the batch.
             mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "aux_cam" → (aux_cam,), with
-                fewer blocks; "lam" → LAM [B,C,h,w]; "maps" → dict with cam, aux_cam, lam, logits;
+                fewer blocks; "lam" → LAM [B,C,h,w]; "maps" → dict with cam, aux_cam, lam, logits
+                and patches (the tokens [B,D,h,w]);
                 "segment" → seg_logits [B,C+1,h,w]; "attention" → score maps [B,C,h,w]. The maps
                 are signed, in float32 and detached. What a mode does not return is not computed.
             half: run the encoder under bf16 autocast, whatever is set around it. (Set here, since
@@ -161,7 +162,8 @@ class MoReNetwork(nn.Module):
     def _maps(self, encoded: EncoderOutput) -> dict[str, Tensor]:
         cam, aux_cam = self._cams(encoded)
         return {"cam": cam, "aux_cam": aux_cam, "lam": self._lam(encoded),
-                "logits": self.class_logits(*feature_maps(encoded))[0]}
+                "logits": self.class_logits(*feature_maps(encoded))[0],
+                "patches": as_map(encoded.patch_tokens, encoded.grid)}
 
     def _segment(self, encoded: EncoderOutput) -> Tensor:
         return self.decoder(as_map(encoded.patch_tokens, encoded.grid))

@@ -5,6 +5,7 @@ Each rank owns whole shards of the data set; every map kind becomes a shard set 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from rich.markup import escape
 
 import more
+from more.config.load import changed
 from more.config.schema import Config
 from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
@@ -31,7 +33,8 @@ THREADS = 4  # decode about 400 images a second, more than a GPU takes
 
 
 def localize(run: Path, data: Path, out: Path, request: Request, which: str = "latest",
-             rank: int = 0, world: int = 1, device: torch.device | None = None) -> Tally:
+             rank: int = 0, world: int = 1, device: torch.device | None = None,
+             overrides: Sequence[str] = ()) -> Tally:
     """Write seed shards of a data set; finished shards are skipped.
 
     Args:
@@ -42,6 +45,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
         which: "latest" or a checkpoint folder.
         rank, world: this process takes shards rank, rank + world, …
         device: where to compute; None: this process's CUDA device if there is one, else CPU.
+        overrides: `"inference.key=value"`, settings in place of the run's.
 
     Returns:
         Counts of images of this process's shards. One that cannot be decoded, or whose maps are
@@ -53,6 +57,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     """
     source = ShardSet(data, kind="images", check="full", share=(rank, world))
     config, network, path = load_run(run, which)
+    config = changed(config, overrides, "inference")
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "
                         f"{config.model.num_classes}", "use the run's own data set")
@@ -122,10 +127,19 @@ def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
     masks = {"tags": "masks from tags"}.get(config.segment.supervision, config.segment.supervision)
     return {
         **({"trained_on": masks} if config.stage == 2 else {}),
+        **_spread_record(kind, config),
         "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
         "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
         "checkpoint": path.name, "weights": sha256_file(weights_file(path)),
     }
+
+
+def _spread_record(kind: str, config: Config) -> dict[str, Any]:
+    """How class maps were spread; nothing where they were not."""
+    inference = config.inference
+    if kind == "decoder" or not inference.spread:
+        return {}
+    return {"spread": inference.spread, "spread_temperature": inference.spread_temperature}
 
 
 def seed_threshold(kind: str, config: Config) -> float | None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from more.config.schema import Config
 from more.data.transforms import inference_image
 from more.errors import UserError
-from more.localization.maps import minmax, multi_scale
+from more.localization.maps import minmax, multi_scale, spread
 from more.losses.segmentation import shown_probabilities
 from more.pseudo.seeds import SeedItem
 
@@ -87,15 +87,27 @@ class Localizer:
 
     def _localization(self, images: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maps of the present classes; those of the others are not kept, so not computed."""
+        inference, patches = self.config.inference, []
+
         def forward(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             found = self.network(views, mode="maps")
+            if inference.spread and not patches:  # scale 1 comes first, the images before mirrored
+                patches.append(found["patches"][:len(images)].float())
             return found["cam"].float(), found["lam"].float()
 
-        found = multi_scale(forward, images, self.config.inference.scales, relu=(True, False),
-                            tags=tags)
+        found = multi_scale(forward, images, inference.scales, relu=(True, False), tags=tags)
         cam, lam = (present.dense(tags.shape[1]) for present in found)
         maps = {"cam": cam, "lam": lam, "fused": minmax((cam + lam) / 2)}
+        if patches:
+            maps = {kind: self._spread(value, patches[0]) for kind, value in maps.items()}
         return {kind: self._shrink(value) for kind, value in maps.items()}
+
+    def _spread(self, maps: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Maps `[B,C,S,S]` at the grid of patches `[B,D,h,w]`, spread over similar ones, 0..1."""
+        inference = self.config.inference
+        coarse = F.interpolate(maps, patches.shape[-2:], mode="bilinear", antialias=True)
+        wide = spread(coarse, patches, inference.spread, inference.spread_temperature)
+        return minmax(wide)
 
     def _decoder(self, images: torch.Tensor, within: torch.Tensor | None) -> torch.Tensor:
         """Probabilities `[B,C+1,s,s]`: logits of image and mirror added, maximum over scales.
