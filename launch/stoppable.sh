@@ -4,14 +4,17 @@ readonly STOPPED=75
 
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 
-# find_run TRAIN-ARGUMENTS…: sets `run` from --run or --run-dir, else checkpoints/CONFIG_NAME.
+# find_run TRAIN-ARGUMENTS…: sets `run` from --run or --run-dir; else it is the folder two in that
+# of --init, as in `more train`, else checkpoints/CONFIG_NAME.
 find_run() {
-    local config="" settings=() name
+    local config="" init="" settings=() name
     run=""
     while [ $# -gt 0 ]; do
         case "$1" in
             --run=* | --run-dir=*) run="${1#*=}" ;;
             --run | --run-dir) run="${2:-}" ;;
+            --init=*) init="${1#*=}" ;;
+            --init) init="${2:-}" ;;
             --set) settings+=(--set "${2:-}") ;;
             --set=*) settings+=("$1") ;;
             -*) ;;
@@ -20,7 +23,9 @@ find_run() {
         if [[ "$1" == --* && "$1" != *=* && $# -gt 1 ]]; then shift; fi  # every option has a value
         shift
     done
-    if [ -z "$run" ]; then
+    if [ -z "$run" ] && [ -d "$init" ]; then
+        run="${init%/}/two"
+    elif [ -z "$run" ]; then
         name="$(python -m more config "$config" "${settings[@]}")" || return
         run="checkpoints/$(sed -n "s/^name = ['\"]\(.*\)['\"]\$/\1/p" <<< "$name")"
     fi

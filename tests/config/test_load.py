@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from more.cli import app
-from more.config.load import config_from_dict, flatten, load_config, to_dict
+from more.config.load import changed, config_from_dict, flatten, load_config, to_dict
 from more.config.schema import CHOICES, PAPER, Config
 from more.errors import UserError
 
@@ -134,3 +134,14 @@ def test_a_missing_file_names_its_neighbours(monkeypatch):
     with pytest.raises(UserError, match="voc12_vit_c") as caught:
         load_config("configs/voc12_vit_c.py")
     assert "voc12_vit_b" in caught.value.fix
+
+
+def test_a_section_can_change_after_training_and_no_other():
+    config = load_config(None, ["train.seed=7"])
+    other = changed(config, ["inference.spread=4", "inference.size=336"], "inference")
+    assert (other.inference.spread, other.inference.size, other.train.seed) == (4, 336, 7)
+    assert changed(config, [], "inference") is config
+    with pytest.raises(UserError, match="only inference"):
+        changed(config, ["train.seed=8"], "inference")
+    with pytest.raises(UserError, match="spread"):
+        changed(config, ["inference.spread=-1"], "inference")

@@ -130,6 +130,17 @@ def test_the_run_folder_is_the_trainers(project, arguments, expected):
     assert done.stdout.strip() == expected, done.stderr
 
 
+def test_stage_two_has_its_run_folder_in_that_of_stage_one(project):
+    program(project.folder / "find", "set -euo pipefail; source launch/stoppable.sh\n"
+            'find_run "$@"; echo "$run"')
+    (project.folder / "one").mkdir()
+    for words, expected in ((("--init", "one/"), "one/two"), (("--init=one",), "one/two"),
+                            (("--init", "one", "--run", "own"), "own"),
+                            (("--init", "one.safetensors"), "checkpoints/shapes_micro")):
+        done = project.call("find", "configs/shapes_micro.py", "--masks", "masks", *words)
+        assert done.stdout.strip() == expected, done.stderr
+
+
 def test_a_missing_configuration_is_named_before_torchrun(project):
     project.torchrun("finished")
     done = project.call("launch/train.sh", "configs/shape_micro.py", "--train", "set", RANKS="2")

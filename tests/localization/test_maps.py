@@ -3,7 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from more.localization.maps import minmax, multi_scale, resize, scaled_size, single_scale
+from more.localization.maps import (
+    minmax,
+    multi_scale,
+    resize,
+    scaled_size,
+    single_scale,
+    spread,
+)
 from more.localization.present import present_classes
 
 SCALES = (1, 0.5, 1.5)
@@ -126,3 +133,31 @@ def test_sizes_of_scales():
     forward, sizes = network()
     multi_scale(forward, images(), (1, 0.6), relu=(True, True), multiple=4)
     assert sizes[1] == (6, 3, 16, 20)
+
+
+def test_spreading_is_a_walk_over_similar_patches_of_the_same_image():
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 6, 3, 4, generator=generator)
+    maps = torch.rand(2, 5, 3, 4, generator=generator)
+    expected = torch.empty_like(maps)
+    for b in range(2):
+        tokens = F.normalize(features[b].reshape(6, 12).T, dim=1)
+        walk = torch.stack([(tokens[i] @ tokens.T / 0.3).softmax(0) for i in range(12)])
+        for c in range(5):
+            value = maps[b, c].reshape(12)
+            for _ in range(3):
+                value = walk @ value
+            expected[b, c] = value.reshape(3, 4)
+    torch.testing.assert_close(spread(maps, features, 3, 0.3), expected)
+    assert torch.equal(spread(maps, features, 0, 0.3), maps)
+
+
+def test_spreading_fills_an_object_of_which_one_patch_was_seen():
+    features = torch.zeros(1, 2, 4, 4)
+    features[:, 0] = 1
+    features[:, 0, 1:3, 1:3], features[:, 1, 1:3, 1:3] = 0, 1  # an object unlike its surroundings
+    maps = torch.zeros(1, 1, 4, 4)
+    maps[0, 0, 1, 1] = 1
+    filled = spread(maps, features, 4, 0.04)[0, 0]
+    torch.testing.assert_close(filled[1:3, 1:3], torch.full((2, 2), 0.25))
+    assert filled[0].max() < 1e-6

@@ -347,3 +347,40 @@ def test_seeds_of_coco_take_less_than_15_gb_at_default_settings():
     each = sizes[1] - sizes[0]
     assert np.diff(sizes).tolist() == [each] * 4, "absent classes take no place"
     assert (118_287 + 5_000) * (sizes[0] + 2.9 * each) < 15e9
+
+
+def test_a_decoder_that_was_not_trained_is_refused(run, data, tmp_path):
+    settings = json.loads((run / "config.json").read_text())
+    settings["loss"]["weights"]["seg"] = 0.0
+    config = config_from_dict(settings)
+    network = make_network(config)
+    with pytest.raises(UserError, match="decoder of this run was not trained"):
+        Localizer(config, network, Request(("lam", "decoder")), torch.device("cpu"))
+    Localizer(config, network, Request(("lam",)), torch.device("cpu"))
+
+
+def test_settings_of_inference_can_change_and_are_recorded(run, data, tmp_path):
+    localize(run, data, tmp_path / "plain", Request(("lam", "decoder")))
+    localize(run, data, tmp_path / "spread", Request(("lam", "decoder")),
+             overrides=["inference.spread=3", "inference.spread_temperature=0.1"])
+    plain, wide = (ShardSet(tmp_path / name / "lam") for name in ("plain", "spread"))
+    assert "spread" not in plain.manifest.provenance
+    assert (wide.manifest.provenance["spread"],
+            wide.manifest.provenance["spread_temperature"]) == (3, 0.1)
+    for row in wide:
+        before, after = (decode_seed(s.blob("seed", row)).maps for s in (plain, wide))
+        if len(after):
+            assert not np.allclose(before, after) and 0.9 < after.max() <= 1
+    decoders = [ShardSet(tmp_path / name / "decoder").manifest for name in ("plain", "spread")]
+    assert decoders[0].digest == decoders[1].digest
+
+
+def test_stage_two_says_how_likely_a_class_is_by_its_decoder(run):
+    config = config_from_dict({**json.loads((run / "config.json").read_text()), "stage": 2})
+    network = make_network(config).eval()
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    found = Localizer(config, network, Request(("lam",)), torch.device("cpu")).probabilities(images)
+    with torch.no_grad():
+        logits = network(images, mode="segment")
+    expected = logits.softmax(1)[:, 1:].flatten(2).sort(-1, descending=True).values
+    torch.testing.assert_close(found, expected[..., :max(1, round(49 / 32))].mean(-1))

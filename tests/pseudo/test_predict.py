@@ -271,3 +271,26 @@ def test_the_command_line_and_its_exit_codes(command, run, photos, tmp_path):
 def test_predict_does_not_import_deepspeed():
     code = "import sys, more.pseudo.predict; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_a_map_the_decoder_of_a_finished_stage_two_is_taken(run, photos, tmp_path, capsys):
+    def provenance(folder, out):
+        predict([str(photos / "a.jpg")], folder, out, Options(crf=False))
+        return json.loads((out / "a.json").read_text())["provenance"]
+
+    both = make_run(tmp_path / "both", step=7)
+    assert provenance(both, tmp_path / "one")["map"] == "lam"
+    two = make_run(both / "two", step=9)
+    settings = json.loads((two / "config.json").read_text())
+    (two / "config.json").write_text(json.dumps({**settings, "stage": 2}))
+    assert provenance(both, tmp_path / "unfinished")["map"] == "lam"
+    (two / "status.json").write_text(json.dumps({"state": "finished", "step": 9}))
+    record = provenance(both, tmp_path / "finished")
+    assert (record["map"], record["checkpoint"]) == ("decoder", "step-000009")
+    assert record["trained_on"] == "masks from tags"
+    assert "stage two, trained on masks from tags" in capsys.readouterr().err
+    asked = Options(map="lam", crf=False)
+    predict([str(photos / "a.jpg")], both, tmp_path / "asked", asked)
+    assert json.loads((tmp_path / "asked" / "a.json").read_text())["provenance"]["map"] == "lam"
+    file = export_weights(two, tmp_path / "two.safetensors")
+    assert provenance(file, tmp_path / "file")["map"] == "decoder"
