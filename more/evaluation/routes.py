@@ -86,7 +86,8 @@ def _crf(masks: dict[str, Any]) -> list[str]:
     engine, least = masks.get("engine"), masks.get("ignore_below")
     threshold = masks.get("threshold")
     usual = engine in (None, "auto", "pydensecrf")
-    parts = [] if threshold in (None, 0.5) else [f"threshold {threshold:g}"]
+    chosen = " chosen by the seeds' values" if masks.get("threshold_chosen") else ""
+    parts = [] if threshold in (None, 0.5) and not chosen else [f"threshold {threshold:g}{chosen}"]
     parts += ["dense CRF" if usual else f"dense CRF ({engine} engine)"]
     parts += [f"confidence below {least:g} unlabelled"] if least else []
     return parts + (["labels changed by the CRF unlabelled"]

@@ -37,6 +37,9 @@ def refined(kind, engine="pydensecrf", **changes):
     ({**refined("lam"), "ignore_below": 0.9}, None,
      "LAM masks, true image tags, 4 scales + flip, dense CRF, confidence below 0.9 unlabelled "
      "(pseudo-labels of a training set: route b)"),
+    ({**refined("lam"), "threshold": 0.37, "threshold_chosen": "otsu"}, None,
+     "LAM masks, true image tags, 4 scales + flip, threshold 0.37 chosen by the seeds' values, "
+     "dense CRF (pseudo-labels of a training set: route b)"),
     ({}, None, UNKNOWN),
     (None, 0.5, UNKNOWN),
 ])
