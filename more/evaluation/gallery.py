@@ -182,8 +182,8 @@ def _card(sets: _Sets, name: str, group: str, iou: float | None, labels: set[int
     mask = None
     if sets.masks is not None and name in sets.masks.ids:
         mask = sets.masks.mask(sets.masks.index_of(name))
-    tiles.append(_label_tile("mask after CRF", mask, image, truth, sets.data.num_classes, labels))
-    tiles.append(_label_tile("truth", truth, image, None, sets.data.num_classes, labels))
+    tiles.append(label_tile("mask after CRF", mask, image, truth, sets.data.num_classes, labels))
+    tiles.append(label_tile("truth", truth, image, None, sets.data.num_classes, labels))
     tags = [{"name": sets.data.class_names[k], "colour": colour_of(k + 1)}
             for k in np.flatnonzero(sets.data.tags[row])]
     return {"id": name, "group": group, "iou": iou, "tags": tags, "tiles": tiles}
@@ -203,8 +203,9 @@ def _seed_tile(caption: str, source: ShardSet | None, name: str, image: np.ndarr
             "iou": _iou(truth, label, source.num_classes)}
 
 
-def _label_tile(caption: str, label: np.ndarray | None, image: np.ndarray,
-                truth: np.ndarray | None, classes: int, labels: set[int]) -> dict[str, Any]:
+def label_tile(caption: str, label: np.ndarray | None, image: np.ndarray,
+               truth: np.ndarray | None, classes: int, labels: set[int]) -> dict[str, Any]:
+    """A tile of a label map over its image, with its IoU; `labels` collects what is drawn."""
     if label is None or label.shape != image.shape[:2]:
         return {"caption": caption, "src": None}
     labels.update(int(value) for value in np.unique(label))

@@ -15,6 +15,7 @@ from more.data.shards.format import write_atomic
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
 from more.evaluation.gallery import make_gallery
+from more.evaluation.new_images import new_image_cards
 from more.evaluation.pictures import curve_svg, kept_svg, reliability_svg
 from more.evaluation.result import percent, ratio
 from more.evaluation.routes import describe_route, seed_facts
@@ -58,6 +59,7 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
         raise UserError(f"{run}: holds no record of a run",
                         fix="train, localize or evaluate into this folder first")
     gallery = make_gallery(run, data, max(images, 1))
+    new_images = new_image_cards(run, max(images // 2, 1), notes)
     page = _environment().get_template("report.html.j2").render(
         name=(config or {}).get("name") or run.resolve().name, run=run.resolve().name,
         version=__version__, made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -66,7 +68,8 @@ def build_report(run: Path, data: Path | None = None, images: int = 12) -> Path:
         outlined=any(row.get("boundary_iou") is not None for row in scores),
         shared=any(row["share"] is not None for row in scores), stages=stage_notes(scores),
         trust=_trust(scores),
-        curves=_curves(log), gallery=gallery, sets=sets, notes=notes + gallery.notes)
+        curves=_curves(log), gallery=gallery, new_images=new_images, sets=sets,
+        notes=notes + gallery.notes)
     out = run / "report.html"
     write_atomic(out, page.encode("utf-8"))
     return out

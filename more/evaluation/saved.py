@@ -33,21 +33,26 @@ def read_scores(run: Path, notes: list[str]) -> list[dict[str, Any]]:
         a row of stage two, its mIoU over that of its reference; None where there is none.
     """
     rows = _read_folder(run, "", _about(run, notes, ""), notes)
-    for path in sorted(run.glob("*/run.json")):
-        folder = path.parent.name
-        about = _about(path.parent, notes, folder)
-        if about["stage"] != 2:
-            continue
-        found = _read_folder(path.parent, folder, about, notes)
+    for folder, about in stage_folders(run, notes):
+        found = _read_folder(run / folder, folder, about, notes)
         if not found:
             notes.append(f"{folder} is a run of stage two without scores: `more evaluate … --save "
-                         f"{path.parent}/scores/NAME.json` makes them.")
+                         f"{run / folder}/scores/NAME.json` makes them.")
         rows += found
     if not rows:
         notes.append("No scores in this run: `more evaluate` writes them.")
     for row in rows:
         row["share"] = share(row, rows)
     return sorted(rows, key=order)
+
+
+def stage_folders(run: Path, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Names of the stage-two folders directly inside a run, with their `stage` and `supervision`;
+    those trained on true masks last."""
+    found = [(path.parent.name, _about(path.parent, notes, path.parent.name))
+             for path in sorted(run.glob("*/run.json"))]
+    return sorted((pair for pair in found if pair[1]["stage"] == 2),
+                  key=lambda pair: (pair[1]["supervision"] == TRUE, pair[0]))
 
 
 def order(row: dict[str, Any]) -> tuple[Any, ...]:

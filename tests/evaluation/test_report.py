@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -203,3 +204,21 @@ def test_long_and_broken_series_still_draw():
     svg = curve_svg("loss", range(20000), values)
     assert len(svg) < 40_000 and "nan" not in svg and svg.startswith("<svg")
     assert curve_svg("empty", [], []).startswith("<svg")
+
+
+def test_new_images_are_shown_with_the_network_that_made_each_mask(rows, data, tmp_path):
+    run = tmp_path / "run"
+    for folder, supervision in (("two", "tags"), ("true", "true masks")):
+        write_set(run / folder / "masks" / "val", "masks", rows[:6], mask_payload, REFINED)
+        (run / folder / "run.json").write_text(json.dumps(
+            {"stage": 2, "supervision": supervision, "val": str(data)}))
+    (run / "log.jsonl").write_text('{"step": 1, "terms": {"total": 1.0}}\n')
+    page = build_report(run, images=4).read_text()
+    part = page.split('id="new-images"')[1]
+    assert part.count('<article class="card">') == 2
+    order = [part.index(text) for text in ("stage two (two), trained on masks from tags",
+                                           "stage two (true), trained on true masks")]
+    assert order == sorted(order)
+    for folder in ("two", "true"):
+        shutil.rmtree(run / folder / "masks")
+    assert 'id="new-images"' not in build_report(run).read_text()
