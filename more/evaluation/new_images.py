@@ -36,7 +36,7 @@ def new_image_cards(run: Path, count: int, notes: list[str]) -> list[dict[str, A
     if not made:
         return []
     first = next(iter(made.values()))
-    folder = find_data(run, [first])
+    folder = find_data(first.path.parent.parent, [first])
     if folder is None:
         notes.append("The images of stage two's masks were not found.")
         return []
