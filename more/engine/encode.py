@@ -77,12 +77,13 @@ def _facts(network: MoReNetwork, images: ShardSet, config: Config, frozen: int) 
 
 
 def frozen_digest(network: MoReNetwork, frozen: int) -> str:
-    """sha256 of the weights below and in the frozen blocks."""
-    digest = hashlib.sha256()
-    for name, value in network.encoder.state_dict().items():
+    """sha256 of the weights below and in the frozen blocks; what is trained has no part in it."""
+    encoder, digest = network.encoder, hashlib.sha256()
+    for name, value in encoder.state_dict().items():
         number = name.split(".")[1] if name.startswith("blocks.") else "-1"
         # Where ours enter above them, the frozen blocks see nothing of the class tokens.
-        unseen = name == "cls_token" and frozen == network.encoder.frozen_blocks
+        unseen = name == "cls_token" and frozen == encoder.frozen_blocks
+        unseen |= name.startswith("norm.") and frozen < len(encoder.blocks)
         if int(number) < frozen and not unseen:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -47,5 +47,19 @@ def test_from_annotations_to_masks(run, folder, tmp_path):
     for row in masks:  # never a class outside the image's tags
         allowed = {0, 255, *(k + 1 for k in range(3) if images.tags[row, k])}
         assert set(masks.mask(row).reshape(-1).tolist()) <= allowed
+    # Stage two on these masks, padded crops and all, and what it says of the images.
+    second = command("train", config, "--train", data, "--val", data, "--masks", out / "masks",
+                     "--init", out, "--set", "data.augment=coco", "--set", "checkpoint.every=6",
+                     "--set", "segment.blocks=1")
+    assert second.returncode == 0, second.stderr
+    about = json.loads((out / "two" / "run.json").read_text())
+    assert (about["stage"], about["supervision"]) == (2, "tags")
+    for step in (("localize", "--run", out / "two", "--data", data, "--map", "decoder", "--out",
+                  out / "two" / "seeds"),
+                 ("evaluate", out / "two" / "seeds", "--data", data, "--save",
+                  out / "two" / "scores" / "seeds.json")):
+        ended = run("more", *step)
+        assert ended.code == 0, ended.err
+    assert json.loads((out / "two" / "scores" / "seeds.json").read_text())["images"] == 12
     with Image.open(out / "png" / f"{masks.ids[0]}.png") as png:
         assert png.size == (80, 64) and png.mode == "P"
