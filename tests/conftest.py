@@ -18,8 +18,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 # Files that take longest: begun first, so that at the end no process works on one of them alone.
 LONGEST = ("engine/test_matrix.py", "faults/test_training.py", "engine/test_training.py",
-           "engine/test_data_options.py", "faults/test_ranks.py", "pseudo/test_handover.py",
-           "pseudo/test_dask.py", "engine/test_dryrun.py", "bench/test_bench.py",
+           "engine/test_stage_two.py", "engine/test_data_options.py", "faults/test_ranks.py",
+           "faults/test_stage_two.py", "pseudo/test_handover.py", "pseudo/test_dask.py",
+           "engine/test_frozen_blocks.py", "engine/test_dryrun.py", "bench/test_bench.py",
            "pseudo/test_export_training.py", "bench/test_bench_refine.py")
 
 

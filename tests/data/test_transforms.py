@@ -32,7 +32,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 def test_any_size_gives_a_full_crop(height, width, augment, pipeline, seed):
     transform = TrainTransform(32, augment, pipeline)
-    view, jitter, box = transform(noise(height, width), np.random.default_rng(seed))
+    view, jitter, box, window = transform(noise(height, width), np.random.default_rng(seed))
     y0, y1, x0, x1 = box
     assert view.shape == (32, 32, 3) and view.dtype == np.uint8 and view.flags.writeable
     assert jitter.shape == (13,) and jitter.dtype == np.float32 and np.isfinite(jitter).all()
@@ -40,6 +40,14 @@ def test_any_size_gives_a_full_crop(height, width, augment, pipeline, seed):
     assert 0 <= y0 < y1 <= 32 and 0 <= x0 < x1 <= 32
     if augment != "coco":
         assert (y0, y1, x0, x1) == (0, 32, 0, 32)
+    top, left, shown_height, shown_width, mirrored = window
+    assert window.dtype == np.float64 and mirrored in ((0, 1) if augment != "none" else (0,))
+    assert 0 <= top < top + shown_height <= height + 1e-9
+    assert 0 <= left < left + shown_width <= width + 1e-9
+    if y1 - y0 < 32:  # all of it is shown
+        assert top == 0 and shown_height == pytest.approx(height)
+    if x1 - x0 < 32:
+        assert left == 0 and shown_width == pytest.approx(width)
 
 
 def test_a_view_depends_on_seed_epoch_and_index_only():
@@ -100,7 +108,7 @@ def test_crop_windows_follow_the_distribution():
 def test_box_is_the_real_content():
     transform, padded = TrainTransform(48, "coco", jitter_probability=0), 0
     for seed in range(40):
-        view, _, (y0, y1, x0, x1) = transform(noise(60, 60), np.random.default_rng(seed))
+        view, _, (y0, y1, x0, x1), _ = transform(noise(60, 60), np.random.default_rng(seed))
         outside = np.ones((48, 48), bool)
         outside[y0:y1, x0:x1] = False
         padded += outside.any()

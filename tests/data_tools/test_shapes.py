@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.shapes import draw_scene, make_shapes, voc_palette
-from data_tools.shapes_draw import ALONE, CLASSES, TRAIN, WITH_TRAIN
+from data_tools.shapes import DRAWING, RECORD, draw_scene, make_shapes, voc_palette
+from data_tools.shapes_draw import ALONE, CLASSES, TRAIN, WITH_TRAIN, Pose, texture
 from more.errors import UserError
 
 
@@ -55,6 +56,45 @@ def test_rerun_does_nothing_and_other_parameters_are_refused(folder):
         make_shapes(folder, 30, 6, 64, 2, 1)
     with pytest.raises(UserError, match="at least 48 px"):
         make_shapes(folder.parent / "c", 30, 6, 20, 1, 1)
+
+
+@pytest.mark.parametrize("drawing", [1, None, 3])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_set_of_another_drawing_is_refused_by_its_number(tmp_path, drawing, complete):
+    """Its pictures are others, whatever its parameters: it is neither finished nor mixed."""
+    make_shapes(tmp_path, 2, 0, 64, 0, 1)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert record["drawing"] == DRAWING == 2
+    old = {**record, "drawing": drawing, "complete": complete}
+    if drawing is None:  # as the first version wrote it
+        del old["drawing"]
+    (tmp_path / RECORD).write_text(json.dumps(old))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"drawn as number {drawing} of the shapes set") as caught:
+        make_shapes(tmp_path, 2, 0, 64, 0, 1)
+    assert f"draws number {DRAWING}" in caught.value.message
+    assert "delete this folder" in caught.value.fix and "runs" in caught.value.fix
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="drawn as number"):  # other parameters: the same reason
+        make_shapes(tmp_path, 3, 0, 64, 0, 1)
+
+
+def test_a_star_has_rings_around_its_middle():
+    """Its texture depends on the distance alone, so patches of it show its form; dots do not."""
+    window, found = (slice(0, 96), slice(0, 96)), {}
+    for name in ("star", "ball"):
+        pose = Pose(47.3, 50.6, 30, 0.7)
+        u, v = pose.grid(window)
+        pattern = texture(name, pose, window, np.random.default_rng(3))
+        order = np.hypot(u, v).ravel().argsort()
+        near = np.diff(np.hypot(u, v).ravel()[order]) < 1e-3
+        found[name] = np.abs(np.diff(pattern.ravel()[order]))[near].max()
+        assert near.sum() > 1000 and pattern.min() == 0 and pattern.max() == 1
+    assert found["star"] < 0.1 < 0.5 < found["ball"]
+    line = texture("star", Pose(0, 0, 30, 0), (slice(0, 1), slice(0, 36)),
+                   np.random.default_rng(3))[0]
+    edges = np.flatnonzero(np.diff((line > 0.5).astype(int)))
+    assert len(edges) >= 6 and np.isin(np.diff(edges), (3, 4, 5)).all(), "a few pixels wide"
 
 
 def test_scenes_keep_their_promises():

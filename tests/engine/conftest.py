@@ -28,6 +28,8 @@ train = dict(iterations=6, global_batch=4, log_every=1, threads=1)
 eval = dict(every=0, images=4)
 checkpoint = dict(every=3)
 inference = dict(size=64, scales=(1.0,), segment_scales=(1.0,))
+tokens = dict(views=2)
+stage_two = dict(segment=dict(stride=2), optim=dict(lr=3e-3), train=dict(seed=2))
 """
 
 

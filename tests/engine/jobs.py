@@ -14,8 +14,11 @@ from tests.engine.conftest import command
 
 
 def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, list[str]],
-             ) -> subprocess.CompletedProcess:
-    """Train every job (run name under `folder` → settings) with `ranks` processes."""
+             masks: Path | None = None, init: Path | None = None) -> subprocess.CompletedProcess:
+    """Train every job (run name under `folder` → settings) with `ranks` processes.
+
+    With masks it is stage two of the run `init`.
+    """
     file = folder / f"jobs-{ranks}.json"
     folder.mkdir(exist_ok=True)
     # DeepSpeed leaves small weights whole under ZeRO 3; here all are small.
@@ -26,6 +29,7 @@ def run_jobs(tiny: dict[str, Path], folder: Path, ranks: int, jobs: dict[str, li
         {"zero_optimization": {"reduce_bucket_size": 4096}}))
     file.write_text(json.dumps({
         "config": str(tiny["config"]), "train": str(tiny["train"]), "val": str(tiny["val"]),
+        "masks": masks and str(masks), "init": init and str(init),
         "runs": {str(folder / name): [option.format(folder=folder) for option in options]
                  for name, options in jobs.items()}}))
     done = command(file, start=("tests.engine.jobs",), ranks=ranks)
@@ -40,15 +44,20 @@ def main(path: str) -> None:
     from more.config.load import load_config
     from more.data.shards.reader import ShardSet
     from more.engine.distributed import leave, setup
+    from more.engine.stage_two import settled
     from more.engine.trainer import Trainer
 
     jobs = json.loads(Path(path).read_text())
     world = setup(2, 1)
     get_accelerator().is_fp16_supported = lambda: True  # slow on a CPU, but it computes
     sets = [ShardSet(jobs[name], kind="images") for name in ("train", "val")]
+    masks, init = (jobs[name] and Path(jobs[name]) for name in ("masks", "init"))
+    labels = ShardSet(masks) if masks else None
     for run, settings in jobs["runs"].items():
         Path(run).mkdir(parents=True, exist_ok=True)
-        Trainer(load_config(Path(jobs["config"]), settings), *sets, Path(run), world).fit()
+        config = load_config(Path(jobs["config"]), settings, 2 if masks else 1)
+        config = settled(config, labels, init) if masks else config
+        Trainer(config, *sets, Path(run), world, masks=labels, init=init).fit()
     leave(0, world)
 
 

@@ -178,6 +178,25 @@ def test_padding_can_be_left_out_of_all_masks():
     assert boxed(output(), data, 3000)["ptc"] != released(output(), data, 3000)["ptc"]
 
 
+@pytest.mark.parametrize("given, high, low", [
+    ({}, VOC.high, VOC.low), ({"label_high": 0.5}, 0.5, VOC.low),
+    ({"label_low": 0.1}, VOC.high, 0.1), ({"label_high": 0.55, "label_low": 0.45}, 0.55, 0.45),
+    ({"label_low": 0.0}, VOC.high, 0.0)])
+def test_the_decoders_labels_have_levels_of_their_own(given, high, low):
+    from more.localization.refined import refined_label
+    from more.localization.regions import denormalise
+
+    data, objective = batch(), Objective(replace(VOC, **given))
+    found = objective.pseudo_label(output(), data)
+    images = denormalise(data.images, data.mean, data.std)
+    assert torch.equal(found, refined_label(images, data.cams, data.tags, high, low,
+                                            objective.par))
+    released = Objective(VOC)
+    assert torch.equal(found, released.pseudo_label(output(), data)) != bool(given)
+    masks = [one.masks(output(), data, 10001) for one in (objective, released)]
+    assert all(map(torch.equal, *masks)), "the other terms keep theirs"
+
+
 @pytest.mark.parametrize("variant", ["released", "paper"])
 @pytest.mark.parametrize("step", [3000, 20000])
 def test_two_ranks_give_the_losses_and_gradients_of_one(step, variant):
