@@ -72,18 +72,22 @@ def train(
     if init is not None and masks is None:
         raise UserError("--init without --masks", "it says where stage two starts; stage one "
                         "starts from model.weights")
-    labels = ShardSet(masks, check="full", share=share) if masks else None
+    if masks is not None and masks.resolve() == train_set.resolve():
+        labels = images  # true masks of the same set, less what is damaged
+    else:
+        labels = ShardSet(masks, check="full", share=share) if masks else None
     settings = settled(settings, labels, init) if labels else settings
     check_classes(settings, images, val)
+    inside = init / STAGE_TWO if masks and init and init.is_dir() else None
+    run = run or inside or Path("checkpoints") / settings.name
     if dry_run:
         from more.engine.dryrun import describe, show
 
         if share[0] == 0:
             show(describe(settings, images, val, ranks or share[1], resume=resume,
-                          run=run or Path("checkpoints") / settings.name), as_json)
+                          run=run, init=init), as_json)
         return
-    inside = init / STAGE_TWO if masks and init and init.is_dir() else None
-    run = make_folder(run or inside or Path("checkpoints") / settings.name)
+    make_folder(run)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
         state = Trainer(settings, images, val, run, world, resume, left_out, labels, init).fit()

@@ -85,6 +85,8 @@ def check(flat: Mapping[str, Any], source: str) -> None:
                  else flat[f"loss.label_{name}"] for name in ("high", "low"))
     need(low <= high, "loss.label_low",
          "must not exceed loss.label_high (-1 stands for cam.low and cam.high)")
+    need(flat["segment.stride"] <= flat["data.crop"], "segment.stride",
+         "must not exceed data.crop")
     need(flat["segment.blocks"] >= -1, "segment.blocks", "must be at least -1")
     stage, offload = flat["deepspeed.zero_stage"], flat["deepspeed.offload"]
     need(flat["precision"] != "fp16" or stage > 0, "precision",

@@ -39,6 +39,10 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
         tree = _read(file)
         tree.setdefault("name", file.stem)
     settings = [_parse_override(text) for text in overrides]
+    for key in ("stage", "segment.supervision"):
+        if key in dict(settings) or _get(tree, key) is not None:
+            raise UserError(f"{file}: {key} is not for files or --set",
+                            "`more train --masks MASKS` sets it")
     for key, value in settings:
         if key.startswith("stage_two."):
             _put(tree, key, value)
@@ -125,7 +129,11 @@ def _merged(tree: Mapping[str, Any], over: Any, where: str) -> dict[str, Any]:
               for key, value in tree.items()}
     for key, value in over.items():
         if isinstance(value, Mapping):
-            result[key] = _merged(result.get(key) or {}, value, f"{where}.{key}")
+            below = result.get(key) or {}
+            if not isinstance(below, Mapping):
+                raise UserError(f"{where}.{key} is a section, but {key} = {below!r} is none",
+                                f"write {key}=dict(...)")
+            result[key] = _merged(below, value, f"{where}.{key}")
         else:
             result[key] = value
     return result

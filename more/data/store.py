@@ -67,7 +67,7 @@ class TokenStore:
             file = self.path / f"{name}.npy"
             if file.is_file():
                 continue
-            new = file.with_suffix(".tmp.npy")
+            new, size = file.with_suffix(".tmp.npy"), self.bytes
             try:
                 size = open_memmap(new, "w+", kind, (self.rows, *shape)).nbytes
                 with open(new, "r+b") as opened:  # a hole would end in SIGBUS on a full disk

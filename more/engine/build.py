@@ -145,9 +145,14 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
     optimizer, schedule = make_optimizer(config, network), config.optim
     scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,
                                schedule.warmup_ratio, schedule.power, schedule.frozen_steps)
+    # Under fp16 the engine rounds them to half; a checkpoint shall hold them as they came.
+    frozen = {name: value.detach().to("cpu", copy=True) for name, value
+              in network.named_parameters() if not value.requires_grad
+              } if config.precision == "fp16" else {}
     engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=scheduler,
         config=deepspeed_dict(config, split))
+    engine.frozen_weights = frozen
     engine.train()
     seed(config.train.seed, world.rank)  # whatever building the network has drawn
     return engine

@@ -33,7 +33,8 @@ from more.errors import UserError
 
 
 def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,
-             run: Path | None = None, resume: str = "auto") -> dict[str, Any]:
+             run: Path | None = None, resume: str = "auto", init: Path | None = None
+             ) -> dict[str, Any]:
     """The facts of a run as JSON values; reads nothing but the shard sets and the run folder.
 
     Args:
@@ -43,6 +44,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         world: ranks; they need not exist.
         run: run folder, for what would be resumed.
         resume: `auto`, `never` or a checkpoint folder.
+        init: what stage two starts from, in place of `model.weights`.
 
     Raises:
         UserError: whatever training would refuse about settings, data, batch and checkpoint.
@@ -50,14 +52,15 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
     check_classes(config, train_set, val_set)
     split = split_batch(config.train.global_batch, world, config.train.micro_batch)
     deepspeed_dict(config, split)  # refuses a bad deepspeed.json
-    _check_weights(config)
+    if init is None:
+        _check_weights(config)
     sizes, frozen, buffers = parameter_sizes(config)
     plan, train = make_plan(config, train_set), config.train
     return {
         "name": config.name, "variant": config.variant, "precision": config.precision,
         "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes) + frozen,
         "trained": sum(sizes), "stage": config.stage,
-        "weights": config.model.weights, "start": _start(run, resume),
+        "weights": config.model.weights, "start": _start(run, resume, init),
         "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
                   "accumulation": split.accumulation},
         "images": len(train_set), "iterations": train.iterations,
@@ -127,12 +130,14 @@ def _due(iterations: int, every: int) -> list[int]:
     return steps if steps and steps[-1] == iterations else [*steps, iterations]
 
 
-def _start(run: Path | None, resume: str) -> str:
-    """What training would start from: a checkpoint, or the beginning."""
+def _start(run: Path | None, resume: str, init: Path | None) -> str:
+    """What training would start from: a checkpoint, stage one, or the beginning."""
     path = None
     if run is not None and resume != "never":
         path = folders.choose(run, resume)
-    return "the beginning" if path is None else str(path)
+    if path is not None:
+        return str(path)
+    return "the beginning" if init is None else f"the weights of {init}"
 
 
 def _check_weights(config: Config) -> None:

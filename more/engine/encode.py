@@ -68,8 +68,9 @@ def views_that_fit(tokens: TokensConfig, images: int, shape: tuple[int, ...]) ->
 
 def _facts(network: MoReNetwork, images: ShardSet, config: Config, frozen: int) -> dict[str, Any]:
     """All that decides what the frozen blocks make of the views."""
-    data = config.data
-    return {"weights": frozen_digest(network, frozen), "frozen": frozen,
+    data, model = config.data, config.model
+    return {"model": [model.backbone, model.vit, model.token_attention, model.frozen_blocks],
+            "weights": frozen_digest(network, frozen), "frozen": frozen,
             "images": images.manifest.digest, "ids": sha256_bytes("\n".join(images.ids).encode()),
             "seed": config.train.seed, "precision": config.precision,
             "views": {key: getattr(data, key) for key in (

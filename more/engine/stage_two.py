@@ -7,7 +7,7 @@ views of every image, and what they make is kept (`more.data.tokens`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from more.data.colours import prepare
 from more.data.dataset import Masks
 from more.data.labels import joined
 from more.data.loader import Batches, Reading, make_train_loader
+from more.data.shards.format import sha256_file
 from more.data.shards.reader import ShardSet
 from more.data.tokens import TokenDataset
 from more.engine.average import WeightAverage
@@ -26,7 +27,13 @@ from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
-from more.engine.weights import exported_config, load_run, run_config
+from more.engine.weights import (
+    exported_config,
+    find_checkpoint,
+    load_run,
+    run_config,
+    weights_file,
+)
 from more.errors import UserError
 from more.localization.regions import IGNORE
 from more.losses.segmentation import image_tags_loss, mask_loss
@@ -58,7 +65,8 @@ class MaskStage:
         self.config, self.run, self.world, self.init = config, run, world, init
         self.labels, self.images, self.lacking = joined(masks, images)
         self.pretrained = init is None
-        self.record = {"masks": masks.manifest.digest}
+        self.record = {"masks": masks.manifest.digest,
+                       "init": world.agree(init_digest(init) if world.main else None)}
         self.sources = {"masks": str(Path(masks.path).resolve()),
                         "supervision": config.segment.supervision,
                         "init": None if init is None else str(Path(init).resolve())}
@@ -160,12 +168,24 @@ def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:
                    data=replace(config.data, mean=old.data.mean, std=old.data.std))
 
 
-def check_masks(source: Path, digest: str, recorded: str | None) -> None:
-    """A run on masks goes on with the masks that it began with.
+def init_digest(init: Path | None) -> str | None:
+    """sha256 of the weights that a run of stage two starts from."""
+    if init is None:
+        return None
+    return sha256_file(weights_file(init if init.is_file() else find_checkpoint(init)))
+
+
+def check_start(source: Path, record: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """A run on masks goes on with the masks that it began with, from where it began.
+
+    Args: source: the checkpoint; record: of this `MaskStage`; recorded: what the checkpoint says.
 
     Raises:
-        UserError: others.
+        UserError: other masks, or another start.
     """
-    if recorded != digest:
-        raise UserError(f"{source}: was trained on other masks",
-                        "give the masks that it began with, or train into another --run folder")
+    names = {"masks": "masks", "init": "weights of --init"}
+    for key, value in record.items():
+        if recorded.get(key) != value:
+            raise UserError(f"{source}: was trained with other {names[key]}",
+                            f"give the {names[key]} that it began with, or train into another "
+                            "--run folder")

@@ -37,6 +37,9 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     gathered = import_deepspeed().zero.GatheredParameters
     half = engine.fp16_enabled() and engine.zero_optimization_stage()
     for name, value in engine.module.state_dict(keep_vars=True).items():
+        if name in getattr(engine, "frozen_weights", {}):
+            yield name, engine.frozen_weights[name]
+            continue
         if half and isinstance(value, torch.nn.Parameter) and value.requires_grad:
             yield name, _deepspeed().safe_get_full_fp32_param(value).reshape(_shape(value))
             continue

@@ -21,11 +21,12 @@ from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
 from more.engine.settings import split_batch
 from more.engine.stage_one import TagStage
-from more.engine.stage_two import MaskStage, check_masks
+from more.engine.stage_two import MaskStage, check_start
 from more.engine.stop import StopRequest, write_status
 from more.engine.telemetry import Meter, Records, describe_run
 from more.engine.validate import validate
 from more.engine.watchdog import Watchdog
+from more.errors import UserError
 
 
 class Trainer:
@@ -53,6 +54,10 @@ class Trainer:
         self.stage = (TagStage(config, train_set, run, world) if masks is None
                       else MaskStage(config, train_set, masks, run, world, init))
         train_set = self.stage.images
+        if config.checkpoint.best not in ("", *self.stage.routes):
+            raise UserError(f"checkpoint.best = {config.checkpoint.best!r} is not scored in this "
+                            "stage", f"choose {' or '.join(self.stage.routes)}, or '' (of stage "
+                            "two: stage_two.checkpoint.best)")
         self.config, self.run, self.world = config, run, world
         self.train_set, self.val_set = train_set, val_set
         self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
@@ -61,7 +66,7 @@ class Trainer:
             check_same_model(config, source)
             checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
             if masks is not None:
-                check_masks(source, masks.manifest.digest, folders.info(source).get("masks"))
+                check_start(source, self.stage.record, folders.info(source))
         self.records = Records(run, world.main, config.train.iterations)
         for reason in rejected:
             self.records.say(f"not resumed: {reason}")

@@ -71,4 +71,6 @@ def otsu(counts: np.ndarray) -> float:
     below, mean = np.cumsum(share)[:-1], np.cumsum(share * middles)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean[-1] * below - mean[:-1]) ** 2 / (below * (1 - below))
-    return float(np.nan_to_num(between, nan=0.0, posinf=0.0).argmax() + 1) / len(counts)
+    between = np.nan_to_num(between, nan=0.0, posinf=0.0)
+    best = np.flatnonzero(between >= between.max() - 1e-12)  # all of an empty gap between heaps
+    return float(best[len(best) // 2] + 1) / len(counts)

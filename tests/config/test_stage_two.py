@@ -162,3 +162,21 @@ def test_levels_that_cross_are_refused(given, key):
     with pytest.raises(UserError) as caught:
         load_config(None, given)
     assert caught.value.message.split(": ")[1].startswith(key)
+
+
+@pytest.mark.parametrize("key", ["stage=2", "segment.supervision=true masks"])
+def test_what_the_command_sets_is_not_for_users(key):
+    with pytest.raises(UserError, match="more train --masks MASKS` sets it"):
+        load_config(None, [key])
+
+
+def test_a_section_over_a_value_is_named(tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text("optim = 3\nstage_two = dict(optim=dict(lr=1.0))\n")
+    with pytest.raises(UserError, match="optim is a section"):
+        load_config(file)
+
+
+def test_a_stride_leaves_a_pixel():
+    with pytest.raises(UserError, match="must not exceed data.crop"):
+        load_config(None, ["segment.stride=200", "data.crop=64"])

@@ -250,3 +250,12 @@ def test_a_dataset_of_views_takes_them_in_turn(views):
     assert [sample["tokens"][0, 0] for sample in found] == [4, 19, 4, 19]
     assert np.array_equal(found[0]["images"], found[2]["images"])
     assert not np.array_equal(found[0]["images"], found[1]["images"])
+
+
+def test_a_disk_that_takes_no_file_at_all_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("more.data.store.open_memmap", full)
+    with pytest.raises(UserError, match="views need"):
+        TokenStore(tmp_path, FACTS, ROWS, SHAPE).create()

@@ -282,7 +282,8 @@ def test_a_full_disk_ends_with_a_cure_and_without_a_lock(images, tmp_path, monke
     ({"data": {"augment": "voc"}}, True), ({"data": {"min_area": 0.5}}, True),
     ({"data": {"jitter": 0.1}}, True), ({"data": {"pipeline": "pil"}}, True),
     ({"data": {"mean": [1, 2, 3]}}, True), ({"data": {"std": [1, 2, 3]}}, True),
-    ({"precision": "bf16"}, True), ({"tokens": {"views": 3}}, True)])
+    ({"precision": "bf16"}, True), ({"tokens": {"views": 3}}, True),
+    ({"model": {"token_attention": "shared"}}, True)])
 def test_all_that_decides_its_content_names_a_store(images, tmp_path, monkeypatch, sections, other):
     monkeypatch.setattr("more.engine.encode.fill", lambda *_: None)
     merged = {name: {**SETTINGS.get(name, {}), **value} if isinstance(value, dict) else value

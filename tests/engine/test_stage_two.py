@@ -21,7 +21,7 @@ from more.pseudo.localize import Request, localize
 from more.pseudo.refine import refine
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import decode_seed
-from tests.data.sets import mask_set
+from tests.data.sets import flip_a_byte, mask_set
 from tests.engine.conftest import command, records
 from tests.engine.jobs import run_jobs
 
@@ -295,8 +295,57 @@ def test_other_masks_do_not_go_on_with_a_run(tiny, one, runs, tmp_path):
     shutil.copytree(runs / "decoder", run)
     before = (run / "log.jsonl").read_bytes()
     refused(train(tiny, "--masks", tiny["train"], "--init", one, "--run", run,
-                  settings=["train.iterations=8"]), "was trained on other masks")
+                  settings=["train.iterations=8"]), "was trained with other masks")
     assert (run / "log.jsonl").read_bytes() == before and not step(run, 8).exists()
+
+
+def test_another_start_does_not_go_on_with_a_run(tiny, one, masks, runs, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(runs / "decoder", run)
+    assert train(tiny, "--run", other, settings=["train.iterations=2", "train.seed=5"]
+                 ).returncode == 0
+    refused(train(tiny, "--masks", masks, "--init", other, "--run", run,
+                  settings=["train.iterations=8"]), "was trained with other weights of --init")
+    assert not step(run, 8).exists()
+
+
+def test_a_dry_run_knows_the_folder_and_the_start(tiny, one, masks, runs, tmp_path):
+    def start(*words, settings=()):
+        done = train(tiny, "--masks", masks, "--dry-run", "--json", *words, settings=settings)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["start"]
+
+    place = tmp_path / "one"
+    shutil.copytree(one, place)
+    # What --init gives needs no file of the backbone.
+    assert start("--init", place, settings=["model.weights=none.pth"]) == (
+        f"the weights of {place}")
+    shutil.copytree(runs / "decoder", place / "two")
+    assert start("--init", place) == str(step(place / "two"))
+
+
+def test_under_fp16_frozen_weights_are_kept_as_they_came(tiny, one, masks, tmp_path):
+    run_jobs(tiny, tmp_path / "runs", 1, {"half": [
+        "precision=fp16", "train.iterations=2"]}, masks, one)
+    before, after = weights(one), load_file(
+        step(tmp_path / "runs" / "half", 2) / "model.safetensors")
+    for name, value in after.items():
+        if not name.startswith("decoder."):
+            assert value.dtype == torch.float32 and torch.equal(value, before[name]), name
+
+
+def test_a_best_that_is_not_scored_is_refused(tiny, one, masks, tmp_path):
+    refused(train(tiny, "--masks", masks, "--init", one, "--run", tmp_path / "run",
+                  settings=["checkpoint.best=lam"]), "checkpoint.best = 'lam' is not scored")
+
+
+def test_damaged_images_are_left_out_of_true_masks_too(tiny, one, tmp_path):
+    broken = flip_a_byte(tiny["train"], tmp_path / "set")
+    done = command("train", tiny["config"], "--train", broken, "--masks", broken, "--init", one,
+                   "--run", tmp_path / "run", "--set", "data.quarantine=0.1",
+                   "--set", "train.iterations=1")
+    assert done.returncode == 0, done.stderr
+    assert "23 images" in done.stdout + done.stderr
 
 
 def test_stages_do_not_go_on_with_each_other(tiny, one, masks, runs):

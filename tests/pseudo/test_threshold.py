@@ -179,3 +179,9 @@ def test_the_command_takes_auto_or_a_number(tmp_path, run):
 def test_a_threshold_that_was_never_chosen_is_not_recorded():
     with pytest.raises(ValueError):
         Refinement(CRFParams(), threshold="auto").record()
+
+
+def test_an_empty_gap_is_cut_in_its_middle():
+    counts = np.zeros(BINS, np.int64)
+    counts[20], counts[80] = 30, 30
+    assert otsu(counts) == pytest.approx(0.51, abs=0.011)
