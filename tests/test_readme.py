@@ -16,7 +16,8 @@ from tests.conftest import ROOT
 from tests.data.sets import small_set
 
 PAGES = {name: (ROOT / name).read_text()
-         for name in ("README.md", "checkpoints/README.md", "data_tools/README.md")}
+         for name in ("README.md", "checkpoints/README.md", "configs/README.md",
+                      "data_tools/README.md")}
 README = PAGES["README.md"]
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", TEXT, re.S | re.M)
