@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from more.commands.common import RUN_NAMES, AsJson, Overrides, app
 from more.errors import UserError
+
+if TYPE_CHECKING:
+    from more.config.schema import Config
+    from more.data.shards.quarantine import Damaged
+    from more.data.shards.reader import ShardSet
 
 
 @app.command()
@@ -54,10 +59,11 @@ def train(
     """
     from more.config.load import load_config
     from more.data.shards.format import make_folder
-    from more.data.shards.reader import ShardSet
 
+    if init is not None and masks is None:
+        raise UserError("--init without --masks", "it says where stage two starts; stage one "
+                        "starts from model.weights")
     settings = load_config(config, overrides or [], stage=2 if masks else 1)
-    from more.data.shards.quarantine import open_checked
     from more.engine.checks import check_classes
     from more.engine.distributed import launched_world, leave, setup, teardown
     from more.engine.folders import STAGE_TWO
@@ -66,16 +72,7 @@ def train(
     from more.engine.trainer import Trainer
 
     share = launched_world()
-    images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
-                                    cache=settings.data.cache or None)
-    val = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
-    if init is not None and masks is None:
-        raise UserError("--init without --masks", "it says where stage two starts; stage one "
-                        "starts from model.weights")
-    if masks is not None and masks.resolve() == train_set.resolve():
-        labels = images  # true masks of the same set, less what is damaged
-    else:
-        labels = ShardSet(masks, check="full", share=share) if masks else None
+    images, left_out, val, labels = _open_sets(train_set, val_set, masks, settings, share)
     settings = settled(settings, labels, init) if labels else settings
     check_classes(settings, images, val)
     inside = init / STAGE_TWO if masks and init and init.is_dir() else None
@@ -95,6 +92,23 @@ def train(
         teardown()
         raise
     leave(exit_code() if state == "stopped" else 0, world)
+
+
+def _open_sets(train_set: Path, val_set: Path | None, masks: Path | None, settings: Config,
+               share: tuple[int, int]
+               ) -> tuple[ShardSet, list[Damaged], ShardSet | None, ShardSet | None]:
+    """Images, what is damaged of them, validation set and masks, every file hashed."""
+    from more.data.shards.quarantine import open_checked
+    from more.data.shards.reader import ShardSet
+
+    images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
+                                    cache=settings.data.cache or None)
+    val = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
+    if masks is None:
+        return images, left_out, val, None
+    if masks.resolve() == train_set.resolve():
+        return images, left_out, val, images  # true masks of the same set, less what is damaged
+    return images, left_out, val, ShardSet(masks, check="full", share=share)
 
 
 @app.command()

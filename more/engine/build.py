@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from more.config.schema import Config, DataConfig
+from more.data.loader import Batches, Reading, make_train_loader
 from more.data.plan import GlobalBatchSampler
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
@@ -166,6 +167,19 @@ def make_transform(data: DataConfig) -> TrainTransform:
 
 MANY_SHARDS = 64
 """Above it `data.order=auto` reads shard by shard: the files no longer fit into memory."""
+
+
+def make_batches(config: Config, images: ShardSet, world: World, split: BatchSplit, start: int,
+                 **shown: Any) -> Batches:
+    """A rank's micro-batches from update number `start` on.
+
+    Args: shown: `masks`, `views`, `store` or `tokens`, see `make_train_loader`.
+    """
+    data = config.data
+    return make_train_loader(
+        images, make_transform(data), make_plan(config, images), rank=world.rank, world=world.size,
+        micro_batch=split.micro, start_step=start, stop_step=config.train.iterations,
+        reading=Reading(data.workers, data.prefetch_mb, copy=False), **shown)
 
 
 def make_plan(config: Config, shards: ShardSet) -> GlobalBatchSampler:

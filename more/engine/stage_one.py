@@ -10,11 +10,11 @@ import torch
 
 from more.config.schema import Config
 from more.data.colours import prepare
-from more.data.loader import Batches, Reading, make_train_loader
+from more.data.loader import Batches
 from more.data.shards.reader import ShardSet
 from more.data.store import TokenStore
 from more.engine.average import WeightAverage
-from more.engine.build import make_objective, make_plan, make_transform
+from more.engine.build import make_batches, make_objective
 from more.engine.cams import CamMaker
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
@@ -72,13 +72,8 @@ class TagStage:
 
     def batches(self, split: BatchSplit, start: int) -> Batches:
         """This rank's micro-batches from update number `start` on."""
-        data = self.config.data
-        return make_train_loader(
-            self.images, make_transform(data), make_plan(self.config, self.images),
-            rank=self.world.rank, world=self.world.size, micro_batch=split.micro,
-            start_step=start, stop_step=self.config.train.iterations,
-            reading=Reading(data.workers, data.prefetch_mb, copy=False),
-            views=self.views, store=self.store)
+        return make_batches(self.config, self.images, self.world, split, start,
+                            views=self.views, store=self.store)
 
     def terms(self, data: dict[str, Any], step: int
               ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -18,12 +18,12 @@ from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.dataset import Masks
 from more.data.labels import joined
-from more.data.loader import Batches, Reading, make_train_loader
+from more.data.loader import Batches
 from more.data.shards.format import sha256_file
 from more.data.shards.reader import ShardSet
 from more.data.tokens import TokenDataset
 from more.engine.average import WeightAverage
-from more.engine.build import make_plan, make_transform
+from more.engine.build import make_batches
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
@@ -106,14 +106,9 @@ class MaskStage:
 
     def batches(self, split: BatchSplit, start: int) -> Batches:
         """This rank's micro-batches from update number `start` on."""
-        data = self.config.data
-        return make_train_loader(
-            self.images, make_transform(data), make_plan(self.config, self.images),
-            rank=self.world.rank, world=self.world.size, micro_batch=split.micro,
-            start_step=start, stop_step=self.config.train.iterations,
-            reading=Reading(data.workers, data.prefetch_mb, copy=False),
-            masks=Masks(self.labels, self.config.segment.stride), views=self.views,
-            tokens=self.tokens)
+        return make_batches(self.config, self.images, self.world, split, start,
+                            masks=Masks(self.labels, self.config.segment.stride),
+                            views=self.views, tokens=self.tokens)
 
     def terms(self, data: dict[str, Any], step: int
               ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
