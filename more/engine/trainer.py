@@ -92,13 +92,16 @@ class Trainer:
         self._status("running", self.start)
         try:
             with StopRequest(self.run, self.world) as stop:
-                state = self._loop(stop, watchdog)
+                try:
+                    state = self._loop(stop, watchdog)
+                finally:
+                    # In here, where signals wait: a launcher ends all ranks as soon as one fails.
+                    if state == "failed":
+                        self._status(state, max(self.start, self.saved))
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, self.split) from error
         finally:
             watchdog.close()
-            if state == "failed":
-                self._status(state, max(self.start, self.saved))
             self.records.close()
             self.engine.destroy()
         return state
