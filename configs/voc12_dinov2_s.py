@@ -35,7 +35,7 @@ inference = dict(size=336, scales=(1.0,), segment_scales=(1.0,), batch=8, spread
 stage_two = dict(
     data=dict(crop=336),
     tokens=dict(views=2),
-    segment=dict(stride=4),
+    segment=dict(blocks=0, stride=4),
     optim=dict(lr=1e-3, head_lr_scale=1.0, warmup=20),
     train=dict(iterations=600, global_batch=16),
     checkpoint=dict(every=300),

@@ -14,3 +14,5 @@ loss = dict(
 train = dict(iterations=80000, global_batch=8)
 eval = dict(every=8000, images=5000)
 checkpoint = dict(every=4000)
+# Training on masks: the whole network at the rates of stage one (not measured at this size).
+stage_two = dict(segment=dict(blocks=-1), train=dict(iterations=40000))

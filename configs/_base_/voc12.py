@@ -3,3 +3,5 @@
 model = dict(num_classes=20)
 data = dict(crop=448, augment="voc")
 train = dict(iterations=20000, global_batch=4)
+# Training on masks: the whole network at the rates of stage one (not measured at this size).
+stage_two = dict(segment=dict(blocks=-1), train=dict(iterations=10000, global_batch=8))
