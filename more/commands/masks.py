@@ -68,9 +68,9 @@ def refine(
     workers: Annotated[int, typer.Option(
         min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster")
         ] = 0,
-    engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
     device: Annotated[str, typer.Option(
-        help="cpu, cuda:N, or cuda for all GPUs of this machine; --engine lattice or exact")
+        help="cpu, cuda:N, or cuda for all GPUs of this machine; a GPU takes the lattice")
         ] = "cpu",
     batch: Annotated[int, typer.Option(
         min=0, help="images of one size and number of labels that --engine lattice takes at a "
@@ -92,12 +92,12 @@ def refine(
     from dataclasses import asdict
 
     from more.config.load import load_config
-    from more.filtering.crf import CRFParams
+    from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
     from more.pseudo.refine import refine as job
     from more.pseudo.refinement import Refinement
 
-    one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
+    one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
     how = Refinement(params, engine, ignore_below or None, _threshold(threshold),
                      ignore_disagreement)

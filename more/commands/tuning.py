@@ -38,7 +38,7 @@ def tune(
     executor: Annotated[str, typer.Option(
         help="local; ranks: images spread over torchrun's or SLURM's ranks; or dask://HOST:PORT"
         )] = "local",
-    engine: Annotated[str, typer.Option(help="auto, pydensecrf, lattice or exact")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Try thresholds and CRF parameters on labelled images; prints the `refine` line of the best.
@@ -52,7 +52,7 @@ def tune(
     from rich.console import Console
 
     from more.config.load import load_config
-    from more.filtering.crf import CRFParams
+    from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
     from more.pseudo.refinement import Refinement
     from more.tuning.result import TuneResult, refine_command
@@ -71,7 +71,7 @@ def tune(
                 print(f"the best point as a command:\n{command}")
         tally.print()
 
-    one_of("--engine", engine, ("auto", "pydensecrf", "lattice", "exact"))
+    one_of("--engine", engine, ("auto", *ENGINES))
     base = Refinement(CRFParams(**asdict(load_config(config, overrides or []).crf)), engine)
     search = Search(tuple(grid or ()), base, images, seed, random, axes, min_kept)
     _, tally = job(seeds, data, out, search, workers or None, executor, report=show)

@@ -23,7 +23,7 @@ from more.doctor.probes import Check
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "mmengine", "numpy", "h5py",
-            "opencv-python", "pydensecrf2")
+            "opencv-python", "numba", "pydensecrf2")
 INSTALL = "pip install -r requirements.txt"
 # Whether the first two fit is tried out with a compiler; the third is a placeholder.
 NOT_ASKED = ("async_io", "gds", "deepspeed_not_implemented")
@@ -52,7 +52,7 @@ def packages() -> Iterator[Check]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            optional = name == "pydensecrf2"  # more.filtering has an engine of its own
+            optional = name in ("numba", "pydensecrf2")  # another CRF engine takes over
             yield Check(name, "warning" if optional else "problem", "not installed", INSTALL)
             continue
         inside = bound is None or bound.specifier.contains(version, prereleases=True)
@@ -181,11 +181,10 @@ def crf() -> Iterator[Check]:
     from more.filtering.crf import available_engine
 
     engine, why = available_engine()
-    own = engine != "pydensecrf"
-    missed = own and sys.version_info < (3, 13)
-    yield Check("crf", "warning" if missed else "ok", f"{engine}: {why}",
-                "pip install pydensecrf2 (needs a C++ compiler); the lattice is slower"
-                if missed else "")
+    slow = engine != "fast"
+    yield Check("crf", "warning" if slow else "ok", f"{engine}: {why}",
+                "pip install numba, or set NUMBA_CACHE_DIR to a folder that can be written; "
+                f"{engine} takes several times as long" if slow else "")
 
 
 def pair() -> Iterator[Check]:

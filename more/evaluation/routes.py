@@ -85,7 +85,7 @@ def _crf(masks: dict[str, Any]) -> list[str]:
     """Threshold, CRF, engine where they are not the usual ones, and what was left unlabelled."""
     engine, least = masks.get("engine"), masks.get("ignore_below")
     threshold = masks.get("threshold")
-    usual = engine in (None, "auto", "pydensecrf")
+    usual = engine in (None, "auto", "fast", "pydensecrf")
     chosen = " chosen by the seeds' values" if masks.get("threshold_chosen") else ""
     parts = [] if threshold in (None, 0.5) and not chosen else [f"threshold {threshold:g}{chosen}"]
     parts += ["dense CRF" if usual else f"dense CRF ({engine} engine)"]

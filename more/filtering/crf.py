@@ -1,8 +1,9 @@
-"""Dense CRF refinement behind one call, with three interchangeable engines.
+"""Dense CRF refinement behind one call, with four interchangeable engines.
 
-`pydensecrf` is the fast CPU engine; `lattice` (own, torch) gives the same labels and serves where
-pydensecrf is missing or on a GPU; `exact` is an oracle for small images. This module imports
-neither torch nor pydensecrf before they are needed: a CRF worker stays below 100 MB.
+`fast` (own, numba) is the usual one; `pydensecrf` is what the released method used; `lattice`
+(own, torch) gives the same labels as pydensecrf, on a GPU, too; `exact` is an oracle for small
+images. This module imports none of their libraries before they are needed: a CRF worker stays
+small.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from more.errors import UserError
 
-ENGINES = ("pydensecrf", "lattice", "exact")
+ENGINES = ("fast", "pydensecrf", "lattice", "exact")
+CPU_ONLY = ("fast", "pydensecrf")
 
 
 @dataclass(frozen=True)
@@ -56,29 +59,56 @@ class CRFParams:
                                int(value) if field.name == "iterations" else value)
 
 
+@lru_cache(maxsize=1)
 def available_engine() -> tuple[str, str]:
-    """The engine that "auto" stands for on this machine, and why."""
+    """The engine that "auto" stands for on this machine, and why.
+
+    The first of `fast`, `pydensecrf` and `lattice` that can be imported: their libraries, numba
+    and a compiled pydensecrf, are not to be had for every Python.
+    """
+    why = ""
+    for name in ("fast", "pydensecrf"):
+        missing = _missing(name)
+        if not missing:
+            return name, why or "numba is installed"
+        why += f"{missing}; "
+    return "lattice", f"{why}the slower lattice in torch serves, same labels"
+
+
+def _missing(engine: str) -> str:
+    """Why an engine cannot be imported; "" where it can."""
     try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
-        return "lattice", f"pydensecrf cannot be imported ({error}): own lattice, same labels"
-    return "pydensecrf", "pydensecrf is installed"
+        if engine == "fast":
+            import more.filtering.fast  # noqa: F401
+        if engine == "pydensecrf":
+            import pydensecrf.densecrf  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"{'numba' if engine == 'fast' else engine} cannot be used ({error})"
+    return ""
 
 
 def resolve_engine(engine: str) -> str:
     """Turn "auto" into a name and check that the engine can run here.
 
     Raises:
-        UserError: unknown engine, or pydensecrf was asked for and is missing.
+        UserError: unknown engine, or one whose library is missing.
     """
     if engine not in ("auto", *ENGINES):
         raise UserError(f"unknown CRF engine {engine!r}", fix=f"choose auto, {', '.join(ENGINES)}")
-    if engine in ("auto", "pydensecrf"):
-        name, reason = available_engine()
-        if engine == "pydensecrf" and name != engine:
-            raise UserError(reason, fix="pip install pydensecrf2, or use --engine lattice")
-        return name
+    if engine == "auto":
+        return available_engine()[0]
+    if missing := _missing(engine):
+        package = "numba" if engine == "fast" else "pydensecrf2"
+        raise UserError(missing, fix=f"pip install {package}, or use --engine auto")
     return engine
+
+
+def prepare_engine(engine: str) -> None:
+    """Do what an engine needs once before its first image: `fast` compiles or loads its code."""
+    if engine == "fast":
+        from more.filtering import fast
+
+        fast.prepare()
 
 
 def crf_devices(engine: str, device: str) -> list[str]:
@@ -96,8 +126,8 @@ def crf_devices(engine: str, device: str) -> list[str]:
     kind, colon, number = device.partition(":")
     if kind != "cuda" or colon and not number.isdecimal():
         raise UserError(f"unknown device {device!r} for the CRF", fix="give cpu, cuda or cuda:N")
-    if engine == "pydensecrf":
-        raise UserError(f"the CRF engine pydensecrf does not run on {device}",
+    if engine in CPU_ONLY:
+        raise UserError(f"the CRF engine {engine} does not run on {device}",
                         fix="use --engine lattice, or leave --device out")
     import torch
 
@@ -117,7 +147,7 @@ def refine(image: np.ndarray, probs: np.ndarray, params: CRFParams,
             0.1 % of the labels, because the lattice is not invariant to it.
         probs: [K, H, W] probabilities of the labels; they need not sum to one.
         params: the CRF's parameters.
-        engine: "auto", "pydensecrf", "lattice" or "exact".
+        engine: "auto", "fast", "pydensecrf", "lattice" or "exact".
 
     Returns:
         [K, H, W] float32 marginals.
@@ -153,9 +183,10 @@ def refine_batch(images: Sequence[np.ndarray], probs: Sequence[np.ndarray], para
         if image.shape != images[0].shape or maps.shape != probs[0].shape:
             raise ValueError("images of a batch differ in size or number of labels")
     engine = resolve_engine(engine)
-    if engine == "pydensecrf":
+    if engine in CPU_ONLY:
         crf_devices(engine, device)
-        return np.stack([_refine_pydensecrf(image, maps, params)
+        alone = _refine_fast if engine == "fast" else _refine_pydensecrf
+        return np.stack([alone(image, maps, params)
                          for image, maps in zip(images, probs, strict=True)])
     lot = len(images) if engine == "lattice" else 1  # a batched matrix product may round otherwise
     return np.concatenate([
@@ -170,6 +201,27 @@ def _check(image: np.ndarray, probs: np.ndarray) -> None:
         raise ValueError(f"probs {list(probs.shape)} do not fit an image of {image.shape[:2]}")
     if not np.isfinite(probs).all():
         raise ValueError("probabilities are not finite")
+
+
+def _refine_fast(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.ndarray:
+    from more.filtering import fast
+
+    prepare_engine("fast")
+    try:
+        return fast.marginals(image, probs, params.iterations,
+                              (params.gaussian_xy, params.gaussian_compat),
+                              (params.bilateral_xy, params.bilateral_rgb, params.bilateral_compat))
+    except fast.TooFineError as error:
+        substitute = "lattice" if _missing("pydensecrf") else "pydensecrf"
+        _announce_substitute(str(error), substitute)
+        return refine(image, probs, params, substitute)
+
+
+@lru_cache(maxsize=8)
+def _announce_substitute(why: str, engine: str) -> None:
+    from more.progress import console
+
+    console.print(f"dense CRF: {why}; {engine} takes such images", highlight=False, markup=False)
 
 
 def _refine_pydensecrf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.ndarray:

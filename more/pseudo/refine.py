@@ -24,7 +24,7 @@ from more.data.shards.format import make_folder, remove_temporaries
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.crf import available_engine, crf_devices, resolve_engine
+from more.filtering.crf import available_engine, crf_devices, prepare_engine, resolve_engine
 from more.progress import Tally, console, track
 from more.pseudo.crumbs import Crumbs
 from more.pseudo.executors import choose
@@ -56,7 +56,7 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         workers: processes (of each rank); default: one per usable core, or all of the cluster.
         rows_per_shard: images of one task and of one shard of masks.
         device: "cpu", "cuda:N", or "cuda" for all GPUs of this machine, one worker each unless
-            `workers` says otherwise; not for pydensecrf.
+            `workers` says otherwise; for the lattice only.
         batch: images that the lattice takes at a time; 0: 1 on the CPU, where more gain nothing,
             8 on a GPU.
         executor: "local", "ranks", or a dask scheduler, see `more.pseudo.executors.choose`.
@@ -84,6 +84,8 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
     if how.chosen:
         console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
                       highlight=False)
+    if how.engine == "auto" and device != "cpu":
+        how = replace(how, engine="lattice")
     how = replace(how, engine=announced_engine(how.engine))
     devices = crf_devices(how.engine, device)
     batch = batch or (1 if device == "cpu" else GPU_BATCH)
@@ -188,10 +190,12 @@ def open_pair(seeds: Path, data: Path, rank: Rank) -> tuple[ShardSet, ShardSet]:
 
 
 def announced_engine(engine: str) -> str:
-    """The engine that serves; where it is not the usual one, say so and why."""
+    """The engine that serves, ready for work; where it was chosen here, say which and why."""
     resolved = resolve_engine(engine)
-    if engine == "auto" and resolved != "pydensecrf":
-        console.print(f"dense CRF: {available_engine()[1]}", highlight=False, markup=False)
+    if engine == "auto":
+        console.print(f"dense CRF: engine {resolved} ({available_engine()[1]})", highlight=False,
+                      markup=False)
+    prepare_engine(resolved)
     return resolved
 
 

@@ -1,6 +1,6 @@
 """Seeds → masks of single images, or of several at once where the CRF's engine gains by it.
 
-Imports no torch, so that a worker with pydensecrf stays small and starts fast.
+Imports no torch, so that a worker stays small and starts fast.
 """
 
 from __future__ import annotations

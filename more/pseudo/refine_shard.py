@@ -1,6 +1,6 @@
 """One shard of masks from a run of seeds: the function that CRF workers execute.
 
-Imports no torch, so that a worker with pydensecrf stays small and starts fast.
+Imports no torch, so that a worker stays small and starts fast.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Refinement:
 
     Attributes:
         params: the dense CRF.
-        engine: "auto", "pydensecrf", "lattice" or "exact".
+        engine: "auto", "fast", "pydensecrf", "lattice" or "exact".
         ignore_below: pixels whose confidence is lower become 255; None keeps all.
         threshold: value of a class map at which class and background are equally likely before
             the CRF, see `more.pseudo.seeds.seed_probabilities`; seeds with a background of their

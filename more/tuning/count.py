@@ -1,6 +1,6 @@
 """Pixels of a few images at all points that share a CRF: the function that workers execute.
 
-Imports no torch, so that a worker with pydensecrf stays small and starts fast.
+Imports no torch, so that a worker stays small and starts fast.
 """
 
 from __future__ import annotations

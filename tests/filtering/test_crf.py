@@ -10,7 +10,7 @@ import torch
 
 from more.errors import UserError
 from more.filtering import crf
-from more.filtering.crf import CRFParams, available_engine, refine, resolve_engine
+from more.filtering.crf import CRFParams, refine, resolve_engine
 from more.filtering.exact import ExactGaussian
 from more.filtering.meanfield import mean_field
 from tests.pseudo.sets import smooth_maps, textured
@@ -24,9 +24,7 @@ def scene(labels: int, height: int, width: int, seed: int = 0):
 
 @pytest.mark.parametrize("labels, seed", [(2, 0), (5, 1)])
 def test_lattice_and_pydensecrf_agree(labels, seed):
-    name, reason = available_engine()
-    if name != "pydensecrf":
-        pytest.skip(reason)
+    pytest.importorskip("pydensecrf")
     image, probs = scene(labels, 120, 160, seed)
     ours, theirs = (refine(image, probs, CRFParams(), engine)
                     for engine in ("lattice", "pydensecrf"))
@@ -128,16 +126,28 @@ def test_bad_input_is_refused():
         refine(image, probs, CRFParams(), "cuda")
 
 
-def test_without_pydensecrf_the_lattice_serves_and_says_so(monkeypatch):
+@pytest.mark.parametrize("missing, serves", [
+    ([], "fast"), (["more.filtering.fast"], "pydensecrf"),
+    (["more.filtering.fast", "pydensecrf"], "lattice"), (["pydensecrf"], "fast")])
+def test_the_next_engine_serves_and_says_why(monkeypatch, missing, serves):
+    pytest.importorskip("numba"), pytest.importorskip("pydensecrf")
     real = builtins.__import__
 
-    def no_pydensecrf(name, *rest):
-        if name.startswith("pydensecrf"):
-            raise ImportError("No module named 'pydensecrf'")
+    def without(name, *rest):
+        if name.startswith(tuple(missing)):
+            raise ImportError(f"No module named {name!r}")
         return real(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", no_pydensecrf)
-    name, reason = crf.available_engine()
-    assert name == "lattice" and "pydensecrf" in reason and resolve_engine("auto") == "lattice"
-    with pytest.raises(UserError, match="cannot be imported"):
-        resolve_engine("pydensecrf")
+    monkeypatch.setattr(builtins, "__import__", without)
+    crf.available_engine.cache_clear()
+    try:
+        name, reason = crf.available_engine()
+        assert name == resolve_engine("auto") == serves
+    finally:
+        crf.available_engine.cache_clear()
+    for module in missing if serves != "fast" else []:
+        assert module in reason
+    for module, engine in (("more.filtering.fast", "fast"), ("pydensecrf", "pydensecrf")):
+        if module in missing:
+            with pytest.raises(UserError, match=f"No module named '{module}"):
+                resolve_engine(engine)

@@ -1,4 +1,4 @@
-"""The own lattice against pydensecrf on photographs (environment variable MORE_DATA)."""
+"""Both own engines against pydensecrf on photographs (environment variable MORE_DATA)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from more.filtering.crf import CRFParams, available_engine, refine
+from more.filtering.crf import CRFParams, refine, resolve_engine
 from more.pseudo.seeds import SeedItem, seed_probabilities
 
 DATA = Path(os.environ.get("MORE_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
@@ -53,18 +53,20 @@ def blurred_seed(mask: np.ndarray, rng: np.random.Generator) -> SeedItem:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not VOC.is_dir(), reason=f"{VOC} is not there: set MORE_DATA to a folder with "
                                              "voc12sub (VOC layout)")
-@pytest.mark.skipif(available_engine()[0] != "pydensecrf", reason=available_engine()[1])
-def test_labels_agree_on_photographs(record_property):
+@pytest.mark.parametrize("engine", ["fast", "lattice"])
+def test_labels_agree_on_photographs(engine, record_property):
+    pytest.importorskip("pydensecrf")
+    resolve_engine(engine)
     rng, agreement, changed, labels = np.random.default_rng(0), [], [], []
     for image, mask in photographs():
         _, probs = seed_probabilities(blurred_seed(mask, rng), SIZE)
-        ours, theirs = (refine(image, probs, CRFParams(), engine).argmax(0)
-                        for engine in ("lattice", "pydensecrf"))
+        ours, theirs = (refine(image, probs, CRFParams(), one).argmax(0)
+                        for one in (engine, "pydensecrf"))
         agreement.append((ours == theirs).mean())
         changed.append((theirs != probs.argmax(0)).mean())
         labels.append(len(probs))
     record_property("agreement", agreement)
-    print(f"\nlattice = pydensecrf on {len(agreement)} images with {min(labels)} to {max(labels)} "
+    print(f"\n{engine} = pydensecrf on {len(agreement)} images with {min(labels)} to {max(labels)} "
           f"labels: lowest {min(agreement):.6f}, mean {np.mean(agreement):.6f}; "
           f"the CRF changed {np.mean(changed):.3f} of the pixels")
     assert len(agreement) == COUNT and min(agreement) >= 0.999

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from more.filtering.crf import CRFParams, available_engine, refine
+from more.errors import UserError
+from more.filtering.crf import CRFParams, refine, resolve_engine
 from more.pseudo.refine_images import refine_item
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, seed_probabilities
 from tests.parity.compare import close, equal
 
-ENGINES = ["pydensecrf", "lattice"]
+ENGINES = ["fast", "pydensecrf", "lattice"]
 
 
 def params(data):
@@ -20,10 +21,12 @@ def params(data):
 def check(actual, q, label, keys, engine):
     """pydensecrf: marginals to 1e-4, labels exact; another engine: labels on 99 %.
 
-    A pixel near a tie may flip with another engine, so its marginals are compared by the mean.
+    A pixel near a tie may flip with another engine, so its marginals are compared by the mean. The
+    place kernel of `fast` is a true Gaussian, that of the release is one on a lattice, which these
+    small images of much noise show (`test_without_the_place_kernel_fast_is_the_same`).
     """
     found = keys[actual.argmax(0)]
-    assert np.abs(actual - q).mean() < 1e-3
+    assert np.abs(actual - q).mean() < (2.5e-3 if engine == "fast" else 1e-3)
     if engine == "pydensecrf":
         close(actual, q, 1e-4)
         equal(found, label)
@@ -31,9 +34,10 @@ def check(actual, q, label, keys, engine):
 
 
 def skip_without(engine):
-    name, reason = available_engine()
-    if engine == "pydensecrf" and name != engine:
-        pytest.skip(reason)
+    try:
+        resolve_engine(engine)
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -72,6 +76,6 @@ def test_the_worker_gives_the_recorded_labels(parity):
     data = parity("crf")
     for i, image in enumerate(data["images"]):
         item = SeedItem(data[f"{i}.keys"] + 1, data[f"{i}.lams"])
-        label, confidence = refine_item(image, item, Refinement(params(data)))
+        label, confidence = refine_item(image, item, Refinement(params(data), "pydensecrf"))
         equal(label, data[f"{i}.lam.label"])
         equal(confidence, np.rint(255 * data[f"{i}.lam.q"].max(0)))
