@@ -83,6 +83,9 @@ def refine(
              "method, no mask is looked at; not for decoder seeds")] = "0.5",
     ignore_disagreement: Annotated[bool, typer.Option(
         "--ignore-disagreement", help="pixels whose label the CRF changed become 255")] = False,
+    max_pixels: Annotated[int, typer.Option(
+        "--max-pixels", min=0, help="refine larger images at so many pixels and bring their labels "
+        "back by nearest neighbour, for photographs of many megapixels; 0 = off")] = 0,
 ) -> None:
     """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
 
@@ -100,7 +103,7 @@ def refine(
     one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
     how = Refinement(params, engine, ignore_below or None, _threshold(threshold),
-                     ignore_disagreement)
+                     ignore_disagreement, max_pixels=max_pixels)
     tally = job(seeds, data, out, how, workers=workers or None, executor=executor,
                 device=device, batch=batch,
                 report=Tally.print)

@@ -83,7 +83,8 @@ def _missing(engine: str) -> str:
         if engine == "pydensecrf":
             import pydensecrf.densecrf  # noqa: F401
     except (ImportError, OSError) as error:
-        return f"{'numba' if engine == 'fast' else engine} cannot be used ({error})"
+        library = "numba" if engine == "fast" else engine
+        return f"{library} cannot be {'used' if isinstance(error, OSError) else 'imported'} ({error})"
     return ""
 
 

@@ -12,12 +12,14 @@ run. If a whole shard fails (full disk), no manifest is written: the set is unfi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from more import __version__
 from more.data.shards.format import make_folder, remove_temporaries
@@ -27,8 +29,9 @@ from more.errors import UserError
 from more.filtering.crf import available_engine, crf_devices, prepare_engine, resolve_engine
 from more.progress import Tally, console, track
 from more.pseudo.crumbs import Crumbs
-from more.pseudo.executors import choose
+from more.pseudo.executors import Choice, choose
 from more.pseudo.mask_set import finish, reopen, sweep, unfinished
+from more.pseudo.memory import GB, free_memory, image_bytes, ranks_here, workers_that_fit
 from more.pseudo.ranks import Departure, Rank
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
 from more.pseudo.refinement import Refinement
@@ -98,6 +101,7 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         todo = unfinished(specs, own)
         tally.skip(sum(spec.rows for spec in own) - sum(spec.rows for spec in todo))
         if todo:
+            workers = fitting_workers(choice, workers, source, todo)
             with choice.crew(workers, todo[0], make_executor) as crew:
                 reopen(todo)
                 outcomes = run_tasks(shard_function, todo, crew, Crumbs().revise)
@@ -147,9 +151,43 @@ def plan(source: ShardSet, images: ShardSet, out: Path, how: Refinement,
     decoder = made.get("map") == "decoder"
     free = made.get("tags") == "predicted" or (decoder and made.get("tags") != "true")
     folders = [str(Path(folder).absolute()) for folder in (source.path, images.path, out)]
-    return [ShardSpec(*folders, digests, number, start,
-                      min(start + rows_per_shard, len(source)), how, not free, provenance)
-            for number, start in enumerate(range(0, len(source), rows_per_shard))]
+    specs = []
+    for number, start in enumerate(range(0, len(source), rows_per_shard)):
+        rows = range(start, min(start + rows_per_shard, len(source)))
+        specs.append(ShardSpec(*folders, digests, number, rows.start, rows.stop,
+                               tuple(source.ids[rows.start:rows.stop]),
+                               shards_of(source, images, rows), how, not free, provenance))
+    return specs
+
+
+def shards_of(source: ShardSet, images: ShardSet, rows: Sequence[int]
+              ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the shards of seeds and of images that hold some rows of the seeds."""
+    seeds = {source.locate(row)[0] for row in rows}
+    data = {images.locate(images.index_of(source.ids[row]))[0] for row in rows}
+    return tuple(sorted(seeds)), tuple(sorted(data))
+
+
+def fitting_workers(choice: Choice, workers: int | None, source: ShardSet,
+                    todo: list[ShardSpec]) -> int | None:
+    """Workers of this machine as far as its memory goes; says so where they become fewer."""
+    if choice.address or todo[0].device != "cpu":
+        return workers
+    how, wanted = todo[0].how, workers or choice.rank.cores
+    rows = np.concatenate([np.arange(spec.start, spec.stop) for spec in todo])
+    labels = 1 + (source.tags[rows].sum(1, dtype=np.int64) if todo[0].keep_to_tags
+                  else np.full(len(rows), source.num_classes))
+    pixels = source.sizes[rows].astype(np.int64).prod(1)
+    if how.max_pixels:
+        pixels = pixels.clip(max=how.max_pixels)
+    needs = image_bytes(how.engine, pixels, labels)
+    free = free_memory() / ranks_here()
+    fit = workers_that_fit(how.engine, needs, wanted, free)
+    if fit < wanted:
+        console.print(f"{fit} of {wanted} workers: the largest images need up to "
+                      f"{needs.max() / GB:.1f} GB in the CRF, {free / GB:.1f} GB are free "
+                      "(--max-pixels reduces large images)", highlight=False)
+    return fit
 
 
 def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], source: ShardSet,

@@ -5,10 +5,14 @@ Imports no torch, so that a worker stays small and starts fast.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 
 from more.data.shards.format import IGNORE
 from more.filtering import crf
+from more.pseudo.memory import check_image
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, seed_probabilities
 
@@ -32,11 +36,18 @@ def refine_item(image: np.ndarray, item: SeedItem,
 def refine_items(images: list[np.ndarray], items: list[SeedItem], how: Refinement,
                  device: str = "cpu") -> list[tuple[np.ndarray, np.ndarray]]:
     """`refine_item` of images of one size whose seeds have equally many labels, all at once."""
-    seeds = [seed_probabilities(item, image.shape[:2], how.threshold)
-             for image, item in zip(images, items, strict=True)]
+    full = images[0].shape[:2]
+    size = how.size(*full)
+    if size != full:
+        images = [cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA) for image in images]
+        return [tuple(cv2.resize(part, full[::-1], interpolation=cv2.INTER_NEAREST)
+                      for part in made)
+                for made in refine_items(images, items, replace(how, max_pixels=0), device)]
+    seeds = [seed_probabilities(item, full, how.threshold) for item in items]
     if len(seeds[0][0]) == 1:
-        return [(np.zeros(image.shape[:2], np.uint8), np.full(image.shape[:2], 255, np.uint8))
-                for image in images]
+        return [(np.zeros(full, np.uint8), np.full(full, 255, np.uint8)) for _ in images]
+    if device == "cpu":
+        check_image(crf.resolve_engine(how.engine), full[0] * full[1], len(seeds[0][0]))
     probs = [maps for _, maps in seeds]
     if len(images) == 1 and device == "cpu":
         marginals = [crf.refine(images[0], probs[0], how.params, how.engine)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from more.data.shards.codec import encode_mask
 from more.data.shards.format import shard_name
-from more.data.shards.manifest import ShardEntry
+from more.data.shards.manifest import ShardEntry, read_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
@@ -25,6 +25,15 @@ from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, decode_seed
 
 
+class Sources(Protocol):
+    """The inputs that a task names, see `ShardSpec`."""
+
+    seeds: str
+    data: str
+    digests: tuple[str, str]
+    shards: tuple[tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class ShardSpec:
     """All that a worker needs for one shard of masks: paths and numbers, no arrays.
@@ -33,6 +42,8 @@ class ShardSpec:
         seeds, data, out: folders of the shard sets.
         digests: content of seeds and data, so that no worker serves a set it opened before.
         number, start, stop: number of the shard, and its rows in the seeds set.
+        ids: of these rows.
+        shards: numbers of the shards of seeds and of data that hold them; a worker opens no other.
         how: how to refine; its engine is resolved, not "auto".
         keep_to_tags: seeds must hold no class outside the image's tags.
         provenance: recorded with the shard.
@@ -48,6 +59,8 @@ class ShardSpec:
     number: int
     start: int
     stop: int
+    ids: tuple[str, ...]
+    shards: tuple[tuple[int, ...], tuple[int, ...]]
     how: Refinement
     keep_to_tags: bool
     provenance: dict[str, Any]
@@ -80,8 +93,7 @@ def refine_shard(spec: ShardSpec) -> ShardReport:
     An image that raises is left out and reported. What concerns the whole shard (a missing
     file, a full disk) is raised.
     """
-    seeds = open_set(spec.seeds, "seeds", spec.digests[0])
-    data = open_set(spec.data, "images", spec.digests[1])
+    seeds, data = open_sets(spec)
     skip, rows, failed = dict(spec.skip), Rows(), {}
     for lot in lots(spec, seeds):
         lot = [row for row in lot if seeds.ids[row] not in skip]
@@ -90,7 +102,7 @@ def refine_shard(spec: ShardSpec) -> ShardReport:
     clear_crumb(spec.path)
     writer = ShardWriter(spec.path, "masks", seeds.class_names, spec.provenance)
     failures = []
-    for image_id in seeds.ids[spec.start:spec.stop]:
+    for image_id in spec.ids:
         if image_id in rows.held:
             rows.write(image_id, writer)
         else:
@@ -153,14 +165,19 @@ def allowed_tags(item: SeedItem, tags: np.ndarray, keep_to_tags: bool) -> np.nda
     return own
 
 
-@lru_cache(maxsize=2)
-def open_set(path: str, kind: str, digest: str) -> ShardSet:
-    """A shard set, opened once in this process.
+def open_sets(spec: Sources) -> tuple[ShardSet, ShardSet]:
+    """Seeds and images of a task: the shards that it names."""
+    return (_open_set(spec.seeds, "seeds", spec.digests[0], spec.shards[0]),
+            _open_set(spec.data, "images", spec.digests[1], spec.shards[1]))
+
+
+@lru_cache(maxsize=4)
+def _open_set(path: str, kind: str, digest: str, only: tuple[int, ...]) -> ShardSet:
+    """Shards of a set, opened once in this process for tasks that follow each other.
 
     Raises:
         UserError: its content is not that of `digest`.
     """
-    shards = ShardSet(path, kind=kind)
-    if shards.manifest.digest != digest:
+    if read_manifest(Path(path)).digest != digest:
         raise UserError(f"{path}: changed while it was being read", fix="start again")
-    return shards
+    return ShardSet(path, kind=kind, only=only)

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from more.engine.allocator import keep_freed_memory
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _END = object()
@@ -152,6 +154,7 @@ def _start_worker(parent: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    keep_freed_memory()  # an image needs as much again as the one before
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers without a traceback
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 

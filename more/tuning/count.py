@@ -16,7 +16,7 @@ from more.data.shards.reader import ShardSet
 from more.filtering import crf
 from more.pseudo.crumbs import clear_crumb, failure_reason, leave_crumb
 from more.pseudo.refine_images import label_map
-from more.pseudo.refine_shard import allowed_tags, open_set
+from more.pseudo.refine_shard import allowed_tags, open_sets
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, decode_seed, seed_probabilities
 
@@ -31,7 +31,7 @@ class CountSpec:
     Attributes:
         seeds, data: folders of the shard sets. digests: their content.
         out: folder of the search. name: of the task.
-        rows: rows of the seeds set.
+        ids: images to count. shards: numbers of the shards of both sets that hold them.
         hows: points with the same CRF; their engine is resolved, not "auto".
         keep_to_tags: seeds must hold no class outside the image's tags.
         skip: (id, reason) of images not to touch because they killed workers.
@@ -42,7 +42,8 @@ class CountSpec:
     digests: tuple[str, str]
     out: str
     name: str
-    rows: tuple[int, ...]
+    ids: tuple[str, ...]
+    shards: tuple[tuple[int, ...], tuple[int, ...]]
     hows: tuple[Refinement, ...]
     keep_to_tags: bool
     skip: tuple[tuple[str, str], ...] = ()
@@ -68,17 +69,15 @@ class CountReport:
 
 def count_task(spec: CountSpec) -> CountReport:
     """Count the images of a task; one that raises is left out and reported."""
-    seeds = open_set(spec.seeds, "seeds", spec.digests[0])
-    data = open_set(spec.data, "images", spec.digests[1])
+    seeds, data = open_sets(spec)
     skip, cells, failures = dict(spec.skip), {}, []
-    for row in spec.rows:
-        image_id = seeds.ids[row]
+    for image_id in spec.ids:
         if image_id in skip:
             failures.append((image_id, skip[image_id]))
             continue
         leave_crumb(spec.path, image_id)
         try:
-            cells[image_id] = _count_image(spec, seeds, data, row)
+            cells[image_id] = _count_image(spec, seeds, data, seeds.index_of(image_id))
         except Exception as error:  # reported with its reason; the others go on
             failures.append((image_id, failure_reason(error)))
     clear_crumb(spec.path)

@@ -16,6 +16,7 @@ from more.evaluation.routes import facts
 from more.progress import Tally, Tracker, console, track
 from more.pseudo.crumbs import Crumbs
 from more.pseudo.executors import Choice
+from more.pseudo.refine import shards_of
 from more.pseudo.refinement import Refinement
 from more.pseudo.workers import Outcome, run_tasks
 from more.tuning.count import CountReport, CountSpec
@@ -66,12 +67,12 @@ class Job:
         rank = self.choice.rank
         own = self.sample.rows[rank.number::rank.world]
         specs = self.plan(store, own, name)
-        todo = sum(len(spec.rows) for spec in specs)
+        todo = sum(len(spec.ids) for spec in specs)
         groups = len(crf_groups(self.points))
         console.print(f"{len(self.points)} points need {groups} dense CRFs an image; "
                       f"{len(own)} images: {groups * len(own)} CRF runs, {todo} of them to do",
                       highlight=False)
-        fresh = {row for spec in specs for row in spec.rows}
+        fresh = {image_id for spec in specs for image_id in spec.ids}
         failed: dict[str, str] = {}
         if specs:
             with self.choice.crew(workers, specs[0], make_executor) as crew, \
@@ -102,9 +103,11 @@ class Job:
                     lacking.setdefault(hows, []).append(row)
             for hows, rows in lacking.items():
                 for start in range(0, len(rows), IMAGES_PER_TASK):
+                    task = rows[start:start + IMAGES_PER_TASK]
                     specs.append(CountSpec(
                         seeds, data, self.digests, str(self.out), f"{name}-{len(specs):05d}",
-                        tuple(rows[start:start + IMAGES_PER_TASK]), hows, self.keep_to_tags))
+                        tuple(self.source.ids[row] for row in task),
+                        shards_of(self.source, self.images, task), hows, self.keep_to_tags))
         return specs
 
     def _collect(self, outcomes: Iterator[Outcome[CountSpec, CountReport]], store: CountStore,
@@ -115,19 +118,19 @@ class Job:
                 spec, report = outcome.task, outcome.result
                 if report is None:
                     why = f"{type(outcome.error).__name__}: {outcome.error}"
-                    report = CountReport({}, [(self.source.ids[row], why) for row in spec.rows])
+                    report = CountReport({}, [(image_id, why) for image_id in spec.ids])
                 store.add(spec.hows, report)
                 for image_id, why in report.failures:
                     if image_id not in failed:
                         bar.note(f"failed: {image_id}: {why}")
                         failed[image_id] = why
-                bar.advance(len(spec.rows))
+                bar.advance(len(spec.ids))
 
     def _without(self, specs: Sequence[CountSpec], failed: dict[str, str],
                  skipped: Callable[[int], None]) -> Iterator[CountSpec]:
         """The tasks, less the images that have failed by the time a task is taken."""
         for spec in specs:
-            rows = tuple(row for row in spec.rows if self.source.ids[row] not in failed)
-            skipped(len(spec.rows) - len(rows))
-            if rows:
-                yield replace(spec, rows=rows)
+            ids = tuple(image_id for image_id in spec.ids if image_id not in failed)
+            skipped(len(spec.ids) - len(ids))
+            if ids:
+                yield replace(spec, ids=ids)

@@ -14,7 +14,7 @@ import pytest
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError
-from more.filtering.crf import CRFParams
+from more.filtering.crf import CRFParams, available_engine
 from more.pseudo.refine import refine
 from more.pseudo.refinement import Refinement
 from tests.pseudo.sets import (
@@ -224,11 +224,17 @@ def test_a_worker_imports_no_torch(sets):
     assert out.stdout.strip() == "[]"
 
 
-def test_a_missing_pydensecrf_is_announced(sets, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+def test_the_engine_and_what_is_missing_is_announced(sets, tmp_path, monkeypatch, capsys):
+    for module in ("pydensecrf.densecrf", "more.filtering.fast"):
+        monkeypatch.setitem(sys.modules, module, None)
+    available_engine.cache_clear()
     seeds, data = sets[:2]
-    refine(seeds, data, tmp_path / "out", FAST, **INLINE)
+    try:
+        refine(seeds, data, tmp_path / "out", FAST, **INLINE)
+    finally:
+        available_engine.cache_clear()
     err = " ".join(capsys.readouterr().err.split())
-    assert "dense CRF: pydensecrf cannot be imported" in err and "own lattice" in err
+    assert "dense CRF: engine lattice (numba cannot be imported" in err
+    assert "pydensecrf cannot be imported" in err
     provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
     assert provenance["engine"] == "lattice"

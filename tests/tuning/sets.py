@@ -55,7 +55,7 @@ def labelled_sets(root: Path, count: int = 12, bare: tuple[str, ...] = (),
 def logged_task(spec: module.CountSpec) -> module.CountReport:
     """`count_task` with a line per image in `calls` beside the output folder."""
     with open(spec.path.parent.parent / "calls", "a") as file:
-        file.writelines(f"{row} {len(spec.hows)}\n" for row in spec.rows)
+        file.writelines(f"{row} {len(spec.hows)}\n" for row in spec.ids)
     return module.count_task(spec)
 
 

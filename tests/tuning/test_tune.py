@@ -302,7 +302,7 @@ def test_a_task_that_raises_fails_its_images(sets, tmp_path):
     small = replace(ALL, images=5, grid=("threshold=0.5",))
 
     def full(spec):
-        if len(spec.rows) == IMAGES_PER_TASK:
+        if len(spec.ids) == IMAGES_PER_TASK:
             raise OSError(28, "No space left on device")
         return module.count_task(spec)
 
