@@ -1,4 +1,4 @@
-"""`more bench refine`: the CRF workers against bare pydensecrf, scaling, labels, projections."""
+"""`more bench refine`: engines and workers of the CRF, scaling, labels, memory, projections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from more.bench.refine_labels import ENGINES, label_times
+from more.bench.refine_engines import engine_times
+from more.bench.refine_labels import label_times
+from more.bench.refine_memory import memory_lines
 from more.bench.refine_project import Measured, assumptions, project, read_cores, read_project
 from more.bench.refine_rates import load_arrays, path_times
 from more.bench.refine_scaling import scaling_times, startup_times
@@ -39,33 +41,39 @@ def bench_refine(pair: tuple[Path, Path], scratch: Path, *, workers: int, rounds
         Tables by title, facts about the run, and what the projection assumes.
     """
     wanted, counts = [read_project(text) for text in projects], read_cores(cores)
+    engines = engine_times(pair, rounds)
     path, size = path_times(pair, scratch / "path", rounds)
     start = startup_times(workers, rounds)
     scaling = scaling_times(pair, scratch / "scaling", workers, rounds)
     arrays = load_arrays(pair)
     chosen = [item.image for item in arrays[:max(1, len(arrays) // PER_LABELLED)]]
     labels, subset = label_times(chosen, rounds)
-    measured = _measured(pair, size, scaling, labels)
-    tables = {"path": path, "start-up": start, "scaling": scaling, "labels": labels,
-              "subset": subset,
-              "projection": [line for one in wanted for line in project(one, measured, counts)]}
-    about = {"images": len(arrays), "labels per image": measured.labels,
-             "pixels per image": measured.pixels, "workers": workers, "cores": usable_cores(),
+    measured = [_measured(pair, size, scaling, labels, line, engines[-1])
+                for line in engines[::-1]]
+    tables = {"engines": engines, "path": path, "start-up": start, "scaling": scaling,
+              "labels": labels, "subset": subset, "memory": memory_lines(),
+              "projection": [{"engine": line["engine"], **found} for one in wanted
+                             for line, which in zip(engines[::-1], measured, strict=True)
+                             for found in project(one, which, counts)]}
+    about = {"images": len(arrays), "labels per image": measured[0].labels,
+             "pixels per image": measured[0].pixels, "workers": workers, "cores": usable_cores(),
              "rounds": rounds, "images of the table of labels": len(chosen)}
-    return tables, about, assumptions(measured, workers)
+    return tables, about, assumptions(measured[0], workers)
 
 
-def _measured(pair: tuple[Path, Path], size: int, scaling: list[Line],
-              labels: list[Line]) -> Measured:
+def _measured(pair: tuple[Path, Path], size: int, scaling: list[Line], labels: list[Line],
+              engine: Line, at_work: Line) -> Measured:
+    """Rates of a worker with an engine, which takes longer than the one that was at work."""
     arrays, seeds = load_arrays(pair), ShardSet(pair[0])
     blobs = [seeds.blob("seed", row) for row in range(len(seeds))]
     maps = sum(len(decode_seed(blob).keys) for blob in blobs)
     return Measured(
-        seconds=scaling[-1]["s per image of a worker"],
+        seconds=scaling[-1]["s per image of a worker"] + engine["CPU s per image"]
+        - at_work["CPU s per image"],
         labels=sum(len(item.keys) for item in arrays) / len(arrays),
         pixels=sum(item.image.shape[0] * item.image.shape[1] for item in arrays) / len(arrays),
         curve={line["labels"]: line["CPU s per image"] for line in labels
-               if line["engine"] == ENGINES[0]},
+               if line["engine"] == engine["engine"]},
         seed_bytes=sum(map(len, blobs)) / maps, mask_bytes=size / len(arrays))
 
 

@@ -128,10 +128,12 @@ def _busiest(images: int, cores: int) -> int:
 def assumptions(measured: Measured, workers: int) -> list[str]:
     """Sentences that go with the lines."""
     return [
-        f"Projection: {measured.seconds:.3g} s per image of one worker, measured with {workers} at "
-        f"work on images of {measured.pixels:.0f} pixels and {measured.labels:.3g} labels; times "
+        f"Projection, engine fast: {measured.seconds:.3g} s per image of one worker, measured with "
+        f"{workers} at work on images of {measured.pixels:.0f} pixels and {measured.labels:.3g} "
+        "labels; times "
         "time(labels) / time(measured labels) from the table of labels, linear between its "
-        "numbers; times pixels / measured pixels.",
+        "numbers; times pixels / measured pixels. pydensecrf: by the difference in the table of "
+        "engines more.",
         f"Assumed: cores like these, shards of {ROWS_PER_SHARD} images that are not divided, more "
         "workers share memory no worse than these did, textures like the measured ones. Start-up, "
         "reading from a slow disk and images without a class (no CRF) are left out.",

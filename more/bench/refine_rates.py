@@ -1,4 +1,4 @@
-"""Times of the CRF workers against bare pydensecrf calls. Imports no torch, as they import none."""
+"""Times of the CRF workers against bare calls of the CRF. Imports no torch, as they import none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from more.bench.tables import Line
 from more.data.shards.codec import decode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
+from more.filtering import crf
 from more.pseudo.refine import plan
 from more.pseudo.refine_shard import ShardSpec, refine_shard
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import decode_seed, seed_probabilities
 
-HOW = Refinement(engine="pydensecrf")
+HOW = Refinement(engine="fast")
 BLOCK = 8  # images between two looks at the clock
 
 Pair = tuple[Path, Path]  # folders of seeds and images
@@ -38,10 +39,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class Arrays:
-    """All that pydensecrf needs of one image, and the pixel values of its labels."""
+    """All that the CRF needs of one image, and the pixel values of its labels."""
 
     keys: np.ndarray
-    unary: np.ndarray
+    probs: np.ndarray
     image: np.ndarray
 
 
@@ -67,28 +68,19 @@ def spent(work: Callable[[], object]) -> Spent:
 
 @lru_cache(maxsize=1)
 def load_arrays(pair: Pair) -> list[Arrays]:
-    """Images and unaries of a small set, in memory."""
+    """Images and probabilities of a small set, in memory."""
     seeds, images = ShardSet(pair[0]), ShardSet(pair[1])
     arrays = []
     for row in range(len(seeds)):
         image = images.image(images.index_of(seeds.ids[row]))
         keys, probs = seed_probabilities(decode_seed(seeds.blob("seed", row)), image.shape[:2])
-        unary = -np.log(np.clip(probs, 1e-5, 1)).reshape(len(keys), -1)
-        arrays.append(Arrays(keys, np.ascontiguousarray(unary, np.float32), image))
+        arrays.append(Arrays(keys, np.ascontiguousarray(probs, np.float32), image))
     return arrays
 
 
-def bare(item: Arrays) -> object:
-    """pydensecrf alone: what it returns, labels × pixels."""
-    from pydensecrf.densecrf import DenseCRF2D
-
-    params, (height, width) = HOW.params, item.image.shape[:2]
-    crf = DenseCRF2D(width, height, len(item.keys))
-    crf.setUnaryEnergy(item.unary)
-    crf.addPairwiseGaussian(sxy=params.gaussian_xy, compat=params.gaussian_compat)
-    crf.addPairwiseBilateral(sxy=params.bilateral_xy, srgb=params.bilateral_rgb,
-                             rgbim=item.image, compat=params.bilateral_compat)
-    return crf.inference(params.iterations)
+def bare(item: Arrays) -> np.ndarray:
+    """The CRF alone: marginals [K, H, W]."""
+    return crf.refine(item.image, item.probs, HOW.params, HOW.engine)
 
 
 def make_specs(pair: Pair, out: Path, rows: int) -> list[ShardSpec]:
@@ -105,7 +97,7 @@ def whole(spec: ShardSpec) -> None:
 
 
 def check_equal(pair: Pair, specs: list[ShardSpec]) -> int:
-    """Masks that the workers wrote against bare pydensecrf; bytes of all masks and confidences.
+    """Masks that the workers wrote against bare calls; bytes of all masks and confidences.
 
     Raises:
         RuntimeError: they differ; then their times say nothing.
@@ -114,14 +106,14 @@ def check_equal(pair: Pair, specs: list[ShardSpec]) -> int:
     write_manifest(Path(specs[0].out), "masks", ShardSet(pair[0]).class_names, entries, {})
     masks, size = ShardSet(specs[0].out), 0
     for row, item in enumerate(load_arrays(pair)):
-        q = np.array(bare(item)).reshape(len(item.keys), *item.image.shape[:2])
+        q = bare(item)
         expected = {"mask": item.keys[q.argmax(0)],
                     "confidence": np.rint(q.max(0).clip(0, 1) * 255)}
         for name, array in expected.items():
             stored = masks.blob(name, row)
             size += len(stored)
             if not np.array_equal(decode_mask(stored, name), array):
-                raise RuntimeError(f"{masks.ids[row]}: {name} is not what bare pydensecrf gives")
+                raise RuntimeError(f"{masks.ids[row]}: {name} is not what the bare CRF gives")
     return size
 
 
@@ -144,7 +136,7 @@ def path_times(pair: Pair, out: Path, rounds: int) -> tuple[list[Line], int]:
         candidates[f"whole {spec.number}"] = partial(spent, partial(whole, spec))
     found = in_turn(candidates, rounds)
     lines = []
-    for kind, what in (("bare", "bare pydensecrf"), ("whole", "whole path")):
+    for kind, what in (("bare", "bare CRF"), ("whole", "whole path")):
         blocks = [found[f"{kind} {spec.number}"] for spec in specs]
         lines.append({"what": what,
                       "CPU s per image": sum(block.cpu for block in blocks) / len(arrays),

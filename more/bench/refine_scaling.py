@@ -12,6 +12,7 @@ from statistics import fmean
 
 from more.bench.measure import alternate
 from more.bench.refine_rates import (
+    HOW,
     Pair,
     Spent,
     all_bare,
@@ -23,6 +24,7 @@ from more.bench.refine_rates import (
 )
 from more.bench.tables import Line
 from more.data.shards.reader import ShardSet
+from more.filtering.crf import prepare_engine
 from more.pseudo.refine_shard import ShardSpec
 from more.pseudo.workers import local_crew, local_executor, run_tasks
 
@@ -60,7 +62,7 @@ def scaling_times(pair: Pair, out: Path, workers: int, rounds: int) -> list[Line
             candidates[f"whole {count}"] = partial(_driven, _timed_whole, specs[:count], pools)
         found = in_turn(candidates, rounds)
     lines = []
-    for kind, what in (("bare", "bare pydensecrf (ceiling)"), ("whole", "whole path")):
+    for kind, what in (("bare", "bare CRF (ceiling)"), ("whole", "whole path")):
         for count in counts:
             one, this = found[f"{kind} 1"], found[f"{kind} {count}"]
             lines.append({"what": what, "workers": count, "images/s": count * images / this.wall,
@@ -109,7 +111,7 @@ def _driven(function: Callable, tasks: list, pools: list[Executor]) -> Spent:
 
 def _ready(_: int) -> None:
     """Load what a worker needs for its first image."""
-    import pydensecrf.densecrf  # noqa: F401
+    prepare_engine(HOW.engine)
 
 
 def _timed_bare(pair: Pair) -> float:

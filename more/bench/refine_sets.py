@@ -17,7 +17,8 @@ from more.pseudo.seeds import SeedItem, decode_seed, encode_seed
 CLASSES = [f"class_{k}" for k in range(20)]
 SIDE = 28  # of a drawn seed: what a ViT with 16×16 patches gives at 448 px
 
-Row = tuple[str, np.ndarray, tuple[int, int], bytes, bytes]  # id, tags, size, seed, image
+# Id, tags, size, seed, image, and the true mask or nothing.
+Row = tuple[str, np.ndarray, tuple[int, int], bytes, bytes, bytes]
 
 
 def take_sets(seeds: Path, data: Path, folder: Path, count: int) -> tuple[Path, Path]:
@@ -43,9 +44,9 @@ def take_sets(seeds: Path, data: Path, folder: Path, count: int) -> tuple[Path, 
         seed = bytes(source.blob("seed", row))
         if decode_seed(seed).keys.max(initial=0) == 0:  # needs no CRF
             continue
-        picture = bytes(images.blob("image", images.index_of(source.ids[row])))
+        where = images.index_of(source.ids[row])
         rows.append((source.ids[row], source.tags[row], tuple(source.sizes[row].tolist()), seed,
-                     picture))
+                     bytes(images.blob("image", where)), bytes(images.blob("mask", where))))
         if len(rows) == count:
             break
     if not rows:
@@ -66,7 +67,7 @@ def draw_sets(folder: Path, count: int, height: int = 375, width: int = 500) -> 
         tags = np.isin(np.arange(len(CLASSES)), classes).astype(np.uint8)
         seed = encode_seed(SeedItem(classes + 1, draw_maps(rng, len(classes))))
         rows.append((f"picture_{number:05d}", tags, (height, width), seed,
-                     draw_picture(rng, height, width)))
+                     draw_picture(rng, height, width), b""))
     return _write(folder, rows, CLASSES, {"tool": "more bench refine"})
 
 
@@ -110,8 +111,8 @@ def _write(folder: Path, rows: list[Row], class_names: list[str],
     for path, kind in zip(paths, ("seeds", "images"), strict=True):
         path.mkdir(parents=True)
         with ShardWriter(path / shard_name(0), kind, class_names, provenance) as writer:
-            for image_id, tags, size, seed, image in rows:
-                content = {"seed": seed} if kind == "seeds" else {"image": image}
+            for image_id, tags, size, seed, image, mask in rows:
+                content = {"seed": seed} if kind == "seeds" else {"image": image, "mask": mask}
                 writer.add(image_id, tags, size, **content)
         write_manifest(path, kind, class_names, [writer.entry], provenance)
     return paths

@@ -83,8 +83,8 @@ def _missing(engine: str) -> str:
         if engine == "pydensecrf":
             import pydensecrf.densecrf  # noqa: F401
     except (ImportError, OSError) as error:
-        library = "numba" if engine == "fast" else engine
-        return f"{library} cannot be {'used' if isinstance(error, OSError) else 'imported'} ({error})"
+        can_not = "cannot be used" if isinstance(error, OSError) else "cannot be imported"
+        return f"{'numba' if engine == 'fast' else engine} {can_not} ({error})"
     return ""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from more.bench import refine_labels, refine_rates
+from more.bench import refine_engines, refine_labels, refine_rates
 from more.bench.refine_project import (
     KNOWN,
     Measured,
@@ -71,13 +71,16 @@ def test_scaling_compares_several_workers_with_one(facts):
 
 def test_labels_and_engines_agree(facts):
     assert [(line["labels"], line["engine"]) for line in facts["labels"]] == [
-        (count, engine) for count in (2, 4, 21, 81) for engine in ("pydensecrf", "lattice")]
-    for usual, other in zip(facts["labels"][::2], facts["labels"][1::2], strict=True):
-        assert usual["labels equal %"] == 100 and other["labels equal %"] > 99.5
-        assert other["time of pydensecrf ×"] == pytest.approx(
-            other["CPU s per image"] / usual["CPU s per image"])
+        (count, engine) for count in (2, 4, 21, 81)
+        for engine in ("pydensecrf", "fast", "lattice")]
+    for usual, *others in zip(*(facts["labels"][k::3] for k in range(3)), strict=True):
+        assert usual["labels equal %"] == 100
+        for other in others:
+            assert other["labels equal %"] > 99
+            assert other["time of pydensecrf ×"] == pytest.approx(
+                other["CPU s per image"] / usual["CPU s per image"])
         assert usual["images/s"] == pytest.approx(1 / usual["CPU s per image"])
-    seconds = {line["labels"]: line["CPU s per image"] for line in facts["labels"][::2]}
+    seconds = {line["labels"]: line["CPU s per image"] for line in facts["labels"][::3]}
     assert seconds[81] > 3 * seconds[4]
     for line in facts["subset"]:
         assert line["times faster"] == pytest.approx(
@@ -85,11 +88,39 @@ def test_labels_and_engines_agree(facts):
         assert line["labels equal %"] > 99.5
 
 
+def test_engines_take_turns_on_the_same_images(facts):
+    usual, fast = facts["engines"]
+    assert (usual["engine"], fast["engine"]) == ("pydensecrf", "fast")
+    assert usual["times faster"] == 1 and usual["worst image %"] == 100
+    assert fast["times faster"] == pytest.approx(
+        usual["CPU s per image"] / fast["CPU s per image"])
+    assert 95 < fast["worst image %"] <= fast["labels equal %"] <= 100
+    assert "mIoU %" not in fast  # these images have no masks
+
+
+def test_scores_where_there_are_true_masks():
+    truth = np.array([[0, 0, 1, 255]])
+    labels = {"pydensecrf": [np.array([[0, 1, 1, 0]])], "fast": [np.array([[0, 0, 1, 1]])]}
+    line = refine_engines._line("fast", {"pydensecrf": 6.0, "fast": 2.0}, labels, [truth], 2, 1)
+    assert line["mIoU %"] == 100 and line["times faster"] == 3 and line["CPU s per image"] == 1
+    assert line["labels equal %"] == line["worst image %"] == 50
+    other = refine_engines._line("pydensecrf", {"pydensecrf": 6.0, "fast": 2.0}, labels, [truth],
+                                 2, 1)
+    assert other["mIoU %"] == pytest.approx(50)
+
+
+def test_memory_of_a_worker_is_that_of_a_fresh_process(facts):
+    usual, fast = facts["memory"]
+    assert (usual["size"], fast["labels"]) == ("480×640", 3)
+    assert 80 < usual["worker, MB"] < 400 and 100 < fast["worker, MB"] <= 300
+
+
 def test_projection_follows_from_the_other_tables(facts):
-    mine, shown, every = facts["projection"]
+    mine, theirs, shown, every, *_ = facts["projection"]
     assert (mine["set"], mine["run"], shown["run"], every["labels"]) == ("mine", "shown", "shown",
                                                                         21)
-    curve = {line["labels"]: line["CPU s per image"] for line in facts["labels"][::2]}
+    assert (mine["engine"], theirs["engine"]) == ("fast", "pydensecrf")
+    curve = {line["labels"]: line["CPU s per image"] for line in facts["labels"][1::3]}
     known = sorted(curve)
     growth = np.interp([3, facts["labels per image"]], known, [curve[k] for k in known])
     seconds = facts["scaling"][-1]["s per image of a worker"] * growth[0] / growth[1]
@@ -177,8 +208,8 @@ def test_times_are_refused_where_results_differ(tmp_path, monkeypatch):
     specs = refine_rates.make_specs(pair, tmp_path / "out", 2)
     assert refine_rates.check_equal(pair, specs) > 100
     honest = refine_rates.bare
-    monkeypatch.setattr(refine_rates, "bare", lambda item: np.array(honest(item))[::-1])
-    with pytest.raises(RuntimeError, match="mask is not what bare pydensecrf gives"):
+    monkeypatch.setattr(refine_rates, "bare", lambda item: honest(item)[::-1])
+    with pytest.raises(RuntimeError, match="mask is not what the bare CRF gives"):
         refine_rates.check_equal(pair, specs)
 
 

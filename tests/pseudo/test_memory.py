@@ -20,7 +20,7 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.crf import CRFParams
 from more.pseudo import memory, refine_shard
-from more.pseudo.memory import COSTS, check_image, image_bytes, ranks_here, workers_that_fit
+from more.pseudo.memory import COSTS, image_bytes, ranks_here, workers_that_fit
 from more.pseudo.refine import plan, refine
 from more.pseudo.refine_images import refine_item
 from more.pseudo.refinement import Refinement
