@@ -89,12 +89,18 @@ def energy_filter(name: str) -> Filter:
 
     Args:
         name: "lattice", the released mathematics, or "attention": the exact Gaussian of every
-            second row and column, times the lattice's gain.
+            second row and column, times the lattice's gain. On a CPU the lattice is that of the
+            fast CRF, two to three times as fast as torch's, where numba is installed.
     """
     if name == "lattice":
-        from more.filtering.permutohedral import bilateral_filter
+        try:
+            from more.filtering.fast.bilateral import lattice_filter
 
-        return bilateral_filter
+            return lattice_filter
+        except (ImportError, OSError):
+            from more.filtering.permutohedral import bilateral_filter
+
+            return bilateral_filter
     if name == "attention":
         from more.filtering.attention import attention_filter
 

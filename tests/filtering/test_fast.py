@@ -175,3 +175,30 @@ def test_blur_is_the_formula():
                 expected[after] += 0.5 * old[here]
     passes.blur(values, made.chains, made.starts)
     np.testing.assert_allclose(values[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels, size, colours", [
+    (2, (12, 17), 1.0), (7, (31, 20), 0.3), (21, (40, 40), 1.7)])
+def test_the_filter_alone_is_that_of_the_lattice_in_torch(labels, size, colours):
+    """Batches, any number of maps, colours beyond 0..255 and between whole numbers."""
+    from more.filtering.fast.bilateral import lattice_filter
+    from more.filtering.permutohedral import bilateral_filter
+
+    generator = torch.Generator().manual_seed(labels)
+    images = 255 * colours * torch.rand(3, 3, *size, generator=generator) - 20
+    values = torch.randn(3, labels, *size, generator=generator)
+    ours, theirs = (made(images, values, 8.0, 40.0) for made in (lattice_filter, bilateral_filter))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for i in range(3):  # a batch gives bit by bit what its images give alone
+        assert torch.equal(ours[i], lattice_filter(images[i:i + 1], values[i:i + 1], 8.0, 40.0)[0])
+
+
+def test_the_filter_leaves_to_torch_what_it_cannot_do():
+    from more.filtering.fast.bilateral import lattice_filter
+
+    images, values = torch.rand(1, 3, 9, 9) * 255, torch.rand(1, 2, 9, 9)
+    assert lattice_filter(images, values.double(), 5.0, 10.0).dtype == torch.float64
+    with pytest.raises(ValueError, match="not finite"):
+        lattice_filter(images * float("nan"), values, 5.0, 10.0)
+    with pytest.raises(ValueError, match="too many lattice cells"):
+        lattice_filter(images, values, 1e-3, 1e-3)

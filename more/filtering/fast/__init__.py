@@ -5,6 +5,7 @@ is saved is work that changes nothing. In reading order:
 
 - `simplex`: where pixels lie in the lattice.  `lattice`: its points and chains of neighbours.
 - `passes`: splat, blur and slice.  `mean_field`: the updates.
+- `bilateral`: the filter alone, for the dense energy (imports torch).
 - `vectors`: the channels of a point as one vector.  `jit`: compiling once for all processes.
 
 Importing it takes 0.3 s, for numba; `prepare` compiles or loads the machine code.

@@ -124,7 +124,7 @@ def build(image: np.ndarray, sigma_xy: float, sigma_rgb: float,
     del table
     chains, starts = np.empty(6 * found + 1, np.int32), np.empty(7, np.int64)
     used = make_chains(found, points.following, points.preceded, chains, starts)
-    return Lattice(corners, weights, chains[:used + 1].copy(), starts, found)
+    return Lattice(corners, weights, chains[:used + 1], starts, found)
 
 
 def _make_table(codes: int, index_bits: int) -> Table:
