@@ -16,8 +16,9 @@ model = dict(
 )
 data = dict(crop=224, min_area=0.5, jitter=0.0)
 tokens = dict(views=1)
-# 400 updates of the classifiers alone on features that are computed once.
-head_warmup = dict(updates=400)
+# 400 updates of the classifiers alone on features that are computed once. Without the second term
+# the seed decides which classes take the background of their images (configs/README.md).
+head_warmup = dict(updates=400, centre=0.1)
 # Competitive CAMs are probabilities, low where unsure; the main CAM is the better one from the
 # start.
 cam = dict(scales=(1.0,), high=0.5, low=0.15, late_high=0.4, late_low=0.15, late_after=-1,

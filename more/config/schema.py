@@ -198,6 +198,9 @@ class HeadWarmupConfig:
     images: int = setting(2000, "most images to encode; their features stay in memory")
     background: float = setting(1.0, "weight of the term that half of an image is background; "
                                 "for competitive pooling")
+    centre: float = setting(0.0, "weight of the term that classes lie rather inside an image than "
+                            "at its border, so that none takes the background of its images; for "
+                            "competitive pooling")
 
 
 @dataclass(frozen=True)

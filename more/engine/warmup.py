@@ -42,7 +42,7 @@ def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
         quiet: no progress bar.
 
     Returns:
-        {"cls", "cls_aux", "background"}: the terms of the last update.
+        {"cls", "cls_aux", "background", "centre"}: the terms of the last update.
     """
     settings = config.head_warmup
     features = encode(network, data, config, quiet)
@@ -61,7 +61,9 @@ def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
             rows = torch.randperm(len(features.tags), generator=generator)[:settings.batch]
             terms = _terms(network, *(part[rows].to(device).float() for part in (
                 features.main, features.aux, features.tags)))
-            total = terms["cls"] + terms["cls_aux"] + settings.background * terms["background"]
+            total = (terms["cls"] + terms["cls_aux"]
+                     + settings.background * terms["background"]
+                     + settings.centre * terms["centre"])
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -93,11 +95,14 @@ def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool) ->
 
 def _terms(network: MoReNetwork, main: Tensor, aux: Tensor, tags: Tensor) -> dict[str, Tensor]:
     logits, aux_logits = network.class_logits(main, aux)
-    background = logits.new_zeros(())
+    background = centre = logits.new_zeros(())
     if network.pooling == "competitive":
-        background = sum(map(_background, network.class_maps(main, aux))) / tags.shape[1]
+        maps = network.class_maps(main, aux)
+        background = sum(map(_background, maps)) / tags.shape[1]
+        centre = sum(_at_the_border(probabilities, tags) for probabilities in maps)
     return {"cls": multilabel_soft_margin(logits, tags),
-            "cls_aux": multilabel_soft_margin(aux_logits, tags), "background": background}
+            "cls_aux": multilabel_soft_margin(aux_logits, tags),
+            "background": background, "centre": centre}
 
 
 def _background(probabilities: Tensor) -> Tensor:
@@ -105,3 +110,20 @@ def _background(probabilities: Tensor) -> Tensor:
     background = (1 - probabilities.sum(1)).flatten(1)
     likeliest = background.topk(max(1, background.shape[1] // 2)).values.mean(1)
     return F.binary_cross_entropy(likeliest.clamp(0, 1), torch.ones_like(likeliest))
+
+
+def _at_the_border(probabilities: Tensor, tags: Tensor) -> Tensor:
+    """How much likelier a class is near the image's border than in all of it; mean over tags.
+
+    Which side a class takes, the object or what lies around it, is decided in the first updates,
+    and both classify. Objects are seldom at the border only: this tells the two apart.
+
+    Args: probabilities [B,C,h,w], tags [B,C].
+    """
+    height, width = probabilities.shape[2:]
+    down, across = max(1, height // 8), max(1, width // 8)
+    inner = probabilities[:, :, down:height - down, across:width - across]
+    border = (probabilities.sum((2, 3)) - inner.sum((2, 3))) / (
+        height * width - inner.shape[2] * inner.shape[3])
+    ratio = border / (probabilities.mean((2, 3)) + 1e-3)
+    return (ratio * tags).sum() / tags.sum().clamp(min=1)

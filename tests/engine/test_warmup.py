@@ -8,7 +8,8 @@ import torch
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.engine.build import make_network
-from more.engine.warmup import encode, warm_heads
+from more.engine import warmup
+from more.engine.warmup import Features, encode, warm_heads
 
 
 def warmed(tiny, *overrides: str):
@@ -46,3 +47,38 @@ def test_the_number_of_images_is_limited(tiny):
     features = encode(make_network(config), data, config, quiet=True)
     assert features.main.shape == features.aux.shape == (5, 32, 8, 8)
     assert features.tags.shape == (5, 7)
+
+
+def test_a_class_that_object_and_surroundings_tell_apart_takes_the_object(tiny, monkeypatch):
+    """Each tag puts a channel into the middle and another one, just as sure, around it."""
+    generator = torch.Generator().manual_seed(0)
+    tags = torch.nn.functional.one_hot(torch.arange(42) % 7, 7)
+    main = 0.3 * torch.randn(42, 32, 8, 8, generator=generator)
+    for image, label in enumerate(tags.argmax(1)):
+        main[image, label, 2:6, 2:6] += 3
+        main[image, 7 + label] += 3.5
+        main[image, 7 + label, 2:6, 2:6] -= 3.5
+    features = Features(main.half(), main.half(), tags)
+    monkeypatch.setattr(warmup, "encode", lambda *_: features)
+
+    def inside(centre):
+        network, _, terms = warmed(tiny, "model.pooling=competitive", "head_warmup.updates=150",
+                                   f"head_warmup.centre={centre}")
+        with torch.no_grad():
+            maps = network.class_maps(main, main)[0][torch.arange(42), tags.argmax(1)]
+        return float(maps[:, 2:6, 2:6].mean() / maps.mean()), terms
+    without, with_it = inside(0.0), inside(0.1)
+    assert with_it[0] > 2 > without[0] and with_it[0] > 2 * without[0]
+    assert with_it[1]["centre"] < 0.5 < without[1]["centre"]
+    assert with_it[1]["cls"] < 0.3
+
+
+@pytest.mark.parametrize("where, share", [("centre", 0), ("everywhere", 1), ("border", 256 / 112)])
+def test_the_border_of_a_map(where, share):
+    probabilities = torch.zeros(2, 3, 16, 16)
+    probabilities[:, 1] = {"centre": 0.0, "everywhere": 0.5, "border": 0.5}[where]
+    if where != "everywhere":
+        probabilities[:, 1, 2:14, 2:14] = 0.5 if where == "centre" else 0.0
+    tags = torch.tensor([[0, 1, 0], [0, 1, 0]])
+    found = warmup._at_the_border(probabilities, tags)
+    assert float(found) == pytest.approx(share, rel=0.01)
