@@ -7,8 +7,8 @@ import torch
 
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
-from more.engine.build import make_network
 from more.engine import warmup
+from more.engine.build import make_network
 from more.engine.warmup import Features, encode, warm_heads
 
 
