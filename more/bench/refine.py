@@ -15,6 +15,7 @@ from more.bench.refine_scaling import scaling_times, startup_times
 from more.bench.refine_sets import draw_sets, take_sets
 from more.bench.tables import Line, show_tables
 from more.data.shards.reader import ShardSet
+from more.engine.allocator import keep_freed_memory
 from more.errors import UserError
 from more.filtering.crf import resolve_engine
 from more.pseudo.seeds import decode_seed
@@ -99,6 +100,7 @@ def run(data: Path | None, seeds: Path | None, *, images: int = 24, workers: int
         read_project(text)
     read_cores(cores)
     workers = workers or usable_cores()
+    keep_freed_memory()  # as workers do
     with tempfile.TemporaryDirectory(prefix="more-bench-") as folder, one_thread_each():
         scratch = Path(folder)
         pair = take_sets(seeds, data, scratch, images) if seeds and data else draw_sets(

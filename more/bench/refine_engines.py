@@ -25,6 +25,8 @@ def engine_times(pair: Pair, rounds: int) -> list[Line]:
     arrays, truths = load_arrays(pair), _true_masks(pair)
     seconds = dict.fromkeys(ENGINES, 0.0)
     labels: dict[str, list[np.ndarray]] = {}
+    for engine in ENGINES:  # libraries load and memory comes
+        _run(arrays[0], engine, [])
     for _ in range(rounds):
         labels = {engine: [] for engine in ENGINES}
         for number, item in enumerate(arrays):

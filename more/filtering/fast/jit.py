@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -98,14 +99,14 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def compiled_before() -> bool:
-    """Whether this processor and this numba have compiled the engine into the folder."""
+    """Whether it was compiled into the folder for this processor, Python and numba."""
     return _mark().exists()
 
 
 def _mark() -> Path:
     from llvmlite.binding import get_host_cpu_name
 
-    key = f"{numba.__version__} {get_host_cpu_name()} {os.uname().machine}"
+    key = f"{numba.__version__} {sys.implementation.cache_tag} {get_host_cpu_name()}"
     return FOLDER / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
