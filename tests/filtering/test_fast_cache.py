@@ -88,6 +88,13 @@ def test_without_any_folder_another_engine_serves(monkeypatch):
     assert "numba cannot be used" in why and "set NUMBA_CACHE_DIR to one" in why
 
 
+def test_numba_without_its_compiler_is_no_engine():
+    code = "from more.filtering.crf import available_engine; print(*available_engine())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                         env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True).stdout
+    assert not out.startswith("fast") and "NUMBA_DISABLE_JIT is set" in out
+
+
 def test_code_of_other_sources_is_kept_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
     (tmp_path / "jit.py").write_text("a")

@@ -22,6 +22,9 @@ from pathlib import Path
 
 import numba
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
 OPTIONS = dict(cache=True, nogil=True, error_model="numpy",
                fastmath={"contract", "nsz", "nnan", "ninf"})
 _functions: list = []
