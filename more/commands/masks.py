@@ -38,15 +38,15 @@ def localize(
     Example: `python -m more localize --run checkpoints/shapes --data data/shapes_train
     --out checkpoints/shapes/seeds --map cam --map lam`
     """
-    from more.engine.distributed import launched_world
     from more.pseudo.localize import localize as job
     from more.pseudo.localizer import KINDS, Request
+    from more.pseudo.ranks import announced_world
 
     kinds = tuple(dict.fromkeys(maps or ["lam"]))
     one_of("--tags", tags, ("true", "predicted"))
     for kind in kinds:
         one_of("--map", kind, KINDS)
-    rank, world = launched_world()
+    rank, world = announced_world()
     request = Request(kinds, tags, batch, within_tags)
     tally = job(run, data, out, request, checkpoint, rank, world, overrides=overrides or [])
     tally.print()

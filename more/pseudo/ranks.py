@@ -44,11 +44,26 @@ class Rank:
         return "images" if self.alone else f"rank {self.number} of {self.world}, images"
 
 
-def launched_rank() -> Rank:
-    """Rank, world and share of the cores from the launcher's environment."""
-    from more.engine.distributed import launched_world
+def announced_world() -> tuple[int, int]:
+    """Rank and world size from the launcher's environment; says so where it is one of several.
+
+    Variables that an earlier job left in a shell would otherwise make a part of the work pass for
+    all of it.
+    """
+    from more.engine.distributed import SLURM_TASKS, launched_world
 
     number, world = launched_world()
+    if world > 1:
+        names = "RANK and WORLD_SIZE" if "WORLD_SIZE" in os.environ else \
+            f"SLURM_PROCID and {SLURM_TASKS}"
+        console.print(f"rank {number} of {world}: makes one shard in {world}, the other ranks the "
+                      f"rest; if none were started, unset {names}", highlight=False, markup=False)
+    return number, world
+
+
+def launched_rank() -> Rank:
+    """Rank, world and share of the cores from the launcher's environment."""
+    number, world = announced_world()
     return Rank(number, world, rank_cores(os.environ, usable_cores()))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.pseudo.ranks import Departure, Rank, rank_cores
+from more.pseudo.ranks import Departure, Rank, announced_world, rank_cores
 from more.pseudo.refine import refine
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
@@ -182,3 +182,18 @@ def test_nobody_waits_without_failures_alone_or_without_torchrun(elastic, tmp_pa
     Departure(tmp_path, Rank(0, 1)).through(failed=True)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     Departure(tmp_path, Rank(1, 2)).through(failed=True)
+
+
+@pytest.mark.parametrize("environment, said", [
+    ({"RANK": "1", "WORLD_SIZE": "3"}, "rank 1 of 3: makes one shard in 3"),
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "unset SLURM_PROCID and SLURM_STEP_NUM"),
+    ({"RANK": "0", "WORLD_SIZE": "1"}, ""), ({}, "")])
+def test_one_of_several_ranks_says_so_first(environment, said, monkeypatch, capsys):
+    """Variables left over in a shell must not pass a part of the work for all of it."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    announced_world()
+    err = capsys.readouterr().err
+    assert said in err and bool(err) == bool(said)
