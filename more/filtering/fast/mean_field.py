@@ -178,9 +178,12 @@ def place_row(q, y, place, work):
     taps, radius, total = place.taps, place.taps.shape[0] - 1, work.total
     for c in range(channels):
         for x in range(width):
-            total[x] = F(0)
-        for other in range(max(0, y - radius), min(height, y + radius + 1)):
-            add_scaled(total, taps[abs(other - y)] * place.down[other], q[other, c])
+            total[x] = taps[0] * place.down[y] * q[y, c, x]
+        for t in range(1, radius + 1):
+            above, below = max(0, y - t), min(height - 1, y + t)
+            up = taps[t] * place.down[above] if y - t >= 0 else F(0)
+            down = taps[t] * place.down[below] if y + t < height else F(0)
+            add_two(total, up, q[above, c], down, q[below, c])
         middle = work.padded[radius:radius + width]
         for x in range(width):
             middle[x] = total[x] * place.across[x]
@@ -191,10 +194,10 @@ def place_row(q, y, place, work):
 
 
 @jit
-def add_scaled(total, factor, row):
-    """total += factor · row."""
+def add_two(total, a, first, b, second):
+    """total += a · first + b · second."""
     for x in range(total.shape[0]):
-        total[x] += factor * row[x]
+        total[x] += a * first[x] + b * second[x]
 
 
 @jit
