@@ -213,16 +213,17 @@ def _refine_fast(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.
                               (params.gaussian_xy, params.gaussian_compat),
                               (params.bilateral_xy, params.bilateral_rgb, params.bilateral_compat))
     except fast.TooFineError as error:
-        substitute = "lattice" if _missing("pydensecrf") else "pydensecrf"
-        _announce_substitute(str(error), substitute)
-        return refine(image, probs, params, substitute)
+        # Not pydensecrf: its codes overflow without a word. The lattice says so if it must.
+        _announce_substitute(str(error))
+        return refine(image, probs, params, "lattice")
 
 
 @lru_cache(maxsize=8)
-def _announce_substitute(why: str, engine: str) -> None:
+def _announce_substitute(why: str) -> None:
     from more.progress import console
 
-    console.print(f"dense CRF: {why}; {engine} takes such images", highlight=False, markup=False)
+    console.print(f"dense CRF: {why}; engine lattice takes such images", highlight=False,
+                  markup=False)
 
 
 def _refine_pydensecrf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.ndarray:

@@ -135,16 +135,16 @@ def test_an_image_of_noise_needs_a_larger_table():
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
-def test_deviations_too_small_for_the_codes_go_to_another_engine(monkeypatch, capfd):
+def test_deviations_too_small_for_the_codes_go_to_the_lattice(capfd):
     crf._announce_substitute.cache_clear()
-    image, probs = scene(2, 20, 30)
-    params = CRFParams(bilateral_xy=0.01, bilateral_rgb=0.01)
-    assert not lattice.fits(20, 30, 0.01, 0.01)
-    taken = []
-    monkeypatch.setattr(crf, "_refine_pydensecrf", lambda *_: taken.append("pydensecrf") or probs)
-    monkeypatch.setattr(crf, "_missing", lambda engine: "")
-    assert refine(image, probs, params, "fast") is not None and taken == ["pydensecrf"]
-    assert "exceed 64 bits; pydensecrf takes such images" in capfd.readouterr().err
+    image, probs = noise(2, 60, 60)
+    params = CRFParams(iterations=1, bilateral_xy=0.1, bilateral_rgb=0.1)
+    assert not lattice.fits(60, 60, params.bilateral_xy, params.bilateral_rgb)
+    ours, theirs = (refine(image, probs, params, engine) for engine in ("fast", "lattice"))
+    assert (ours == theirs).all()
+    assert "exceed 64 bits; engine lattice takes such images" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="too many lattice cells"):  # and neither can do this
+        refine(image, probs, CRFParams(bilateral_xy=1e-3, bilateral_rgb=1e-3), "fast")
 
 
 def test_forty_megapixels_have_room_for_their_codes():
