@@ -11,7 +11,7 @@ from more.engine.build import make_network, make_objective, make_optimizer, make
 from more.engine.settings import deepspeed_dict, split_batch
 from more.errors import UserError
 from more.filtering.attention import attention_filter
-from more.filtering.permutohedral import bilateral_filter
+from more.losses.energy import energy_filter
 
 
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))
@@ -72,7 +72,7 @@ def test_regularising_tokens_may_start_at_zero(tiny):
 def test_the_objective_takes_the_filter_that_is_named(tiny):
     chosen = [make_objective(load_config(tiny["config"], overrides)).filter for overrides in (
         [], ["loss.energy_filter=lattice"], ["loss.energy_filter=attention"])]
-    assert chosen == [bilateral_filter, bilateral_filter, attention_filter]
+    assert chosen == [energy_filter("lattice")] * 2 + [attention_filter]
     with pytest.raises(UserError, match="loss.energy_filter = 'exact'"):
         load_config(tiny["config"], ["loss.energy_filter=exact"])
 

@@ -8,7 +8,11 @@ import torch
 
 from more.filtering import crf
 from more.filtering.crf import CRFParams
-from more.filtering.permutohedral import PermutohedralLattice, bilateral_features
+from more.filtering.permutohedral import (
+    PermutohedralLattice,
+    bilateral_features,
+    bilateral_filter,
+)
 from more.losses.energy import dense_energy
 from tests.pseudo.sets import smooth_maps, textured
 
@@ -38,10 +42,22 @@ def test_the_energy_builds_one_lattice_a_batch_and_filters_once(lattices):
     images = torch.from_numpy(np.stack([textured(rng, 24, 20) for _ in range(3)]))
     images = images.permute(0, 3, 1, 2).float()
     logits = torch.randn(3, 5, 24, 20, generator=torch.Generator().manual_seed(0))
-    dense_energy(logits.requires_grad_(), images, torch.zeros(3, 24, 20, dtype=torch.long)) \
-        .backward()
+    labels = torch.zeros(3, 24, 20, dtype=torch.long)
+    dense_energy(logits.requires_grad_(), images, labels, filter=bilateral_filter).backward()
     (lattice,) = lattices
     assert lattice.shape == (3, 12 * 10, 5) and lattice.filtered == [5]
+
+
+def test_on_a_cpu_the_energy_builds_one_fast_lattice_an_image(lattices, monkeypatch):
+    fast = pytest.importorskip("more.filtering.fast.bilateral")
+    built, build = [], fast.build
+    monkeypatch.setattr(fast, "build", lambda *given: built.append(given[0].shape) or build(*given))
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(np.stack([textured(rng, 24, 20) for _ in range(3)]))
+    logits = torch.randn(3, 5, 24, 20, generator=torch.Generator().manual_seed(0))
+    dense_energy(logits.requires_grad_(), images.permute(0, 3, 1, 2).float(),
+                 torch.zeros(3, 24, 20, dtype=torch.long)).backward()
+    assert built == [(12, 10, 3)] * 3 and not lattices
 
 
 def test_the_gradient_is_what_the_lattice_gives(lattices):
