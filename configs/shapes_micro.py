@@ -11,8 +11,9 @@ model = dict(
 )
 data = dict(crop=112, augment="voc", min_area=0.5, jitter=0.0, workers=1)
 cam = dict(scales=(1.0, 0.5), late_after=900, par_dilations=(0.018, 0.036, 0.054, 0.107))
-# The decoder is left to stage two: the masks are as good without its two terms. With --set loss.weights.seg=0.12 it learns from the LAM, whose labels are
-# right on 64 % of the objects' pixels, those of the CAM on 18 %.
+# The decoder is left to stage two: the masks are as good without its two terms. With --set
+# loss.weights.seg=0.12 it learns from the LAM, whose labels are right on 64 % of the
+# objects' pixels, those of the CAM on 18 %.
 loss = dict(weights=dict(seg=0.0, energy=0.0), pseudo_label="lam", label_high=0.5, label_low=0.25,
             start=dict(cre=200, ure=200, ptc=200, seg=350, energy=350))
 optim = dict(lr=2e-3, head_lr_scale=1.0, warmup=40, warmup_ratio=0.01)

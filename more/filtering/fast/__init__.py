@@ -18,11 +18,11 @@ from functools import lru_cache
 import numpy as np
 
 from more.filtering.fast.jit import FOLDER, FOLDER_NOTE, compiled_before, warm_up
-from more.filtering.fast.lattice import TooFineError, fits
+from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.mean_field import marginals
 from more.filtering.fast.vectors import WIDTHS
 
-__all__ = ["TooFineError", "fits", "marginals", "prepare"]
+__all__ = ["TooFineError", "marginals", "prepare"]
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 numba compiles at the first call and keeps the machine code in a folder. Left alone it looks at one
 source file only, so a change in a function that another file calls would go unnoticed; it takes
 the folder of the sources, which may be read-only; and processes that start together all compile.
-Here the folder's name holds a digest of all sources of the engine, and `ready` lets one process
+Here the folder's name holds a digest of all sources of the engine, and `warm_up` lets one process
 compile while the others wait for it.
 """
 

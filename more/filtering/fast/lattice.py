@@ -81,13 +81,6 @@ class TooFineError(ValueError):
     """The features span more lattice cells than 64 bits can number."""
 
 
-def fits(height: int, width: int, sigma_xy: float, sigma_rgb: float) -> bool:
-    """Whether images of this size can have a lattice here, unless they show extreme texture."""
-    room = _first_room(height, width)
-    bits = make_grid(height, width, sigma_xy, sigma_rgb).bits + room.bit_length()
-    return room <= _LARGEST and bits <= 64
-
-
 def _first_room(height: int, width: int) -> int:
     return 2 * height * width + 6 * width + 16
 
