@@ -61,22 +61,22 @@ def filter_image(image: np.ndarray, values: np.ndarray, sigma_xy: float, sigma_r
 def splat_maps(values, corners, weights, points):
     """Give maps [K, H, W] to the points [G, M, L], row by row."""
     channels, height, width = values.shape
-    row, lane = np.empty((channels, width), F), np.empty(width * 8, F)
+    row = np.empty((channels, width), F)
     for y in range(height):
         row[:] = values[:, y]
         place = slice(y * width, (y + 1) * width)
-        splat_row(row, corners[place], weights[place], points, lane)
+        splat_row(row, corners[place], weights[place], points)
 
 
 @jit
 def slice_maps(out, corners, weights, points):
     """Fill maps [K, H, W] with what the points hold, times the lattice's gain."""
     channels, height, width = out.shape
-    row, lane = np.empty((channels, width), F), np.empty(width * 8, F)
+    row = np.empty((points.shape[0] * points.shape[2], width), F)
     for y in range(height):
         row[:] = F(0)
         place = slice(y * width, (y + 1) * width)
-        slice_row(row, corners[place], weights[place], points, lane)
+        slice_row(row, corners[place], weights[place], points)
         for c in range(channels):
             for x in range(width):
                 out[c, y, x] = row[c, x] * GAIN

@@ -20,11 +20,13 @@ import numpy as np
 
 from more.filtering.fast.jit import jit
 from more.filtering.fast.simplex import corners_of_row, make_grid, make_row
+from more.filtering.fast.vectors import prefetch
 
 F, U8, U64 = np.float32, np.uint8, np.uint64
 EMPTY = U64(2**64 - 1)
 _GOLDEN = U64(0x9E3779B97F4A7C15)  # an odd number whose high product bits spread codes well
 _LARGEST = 2**31 - 2
+_AHEAD = 16  # look-ups from the fetch of a slot to its use
 
 
 class Lattice(NamedTuple):
@@ -178,7 +180,10 @@ def _number(codes, todo, table, points, corners, found):
     mask = U64(table.slots.shape[0] - 1)
     low = (U64(1) << table.index_bits) - U64(1)
     flat, numbers = codes.reshape(codes.size), corners.reshape(corners.size)
-    for place in todo:
+    for t in range(todo.shape[0]):
+        coming = flat[todo[min(t + _AHEAD, todo.shape[0] - 1)]]
+        prefetch(table.slots, (U64(coming) * _GOLDEN) >> table.shift)
+        place = todo[t]
         code = flat[place]
         spread = U64(code) * _GOLDEN
         slot = spread >> table.shift
@@ -260,6 +265,8 @@ def find_neighbours(found, grid, table, points):
                 wanted[count], origin[count] = key, point * 8 + axis
                 count += np.int64(likely) & np.int64(points.following[axis, point] < 0)
         for t in range(count):
+            coming = U64(wanted[min(t + _AHEAD, count - 1)])
+            prefetch(table.slots, (coming * _GOLDEN) >> table.shift)
             key = U64(wanted[t])
             slot = (key * _GOLDEN) >> table.shift
             while table.slots[slot] != EMPTY:

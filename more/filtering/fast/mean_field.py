@@ -47,12 +47,13 @@ class Place(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Working memory of a row: [C, W] and rows of W numbers, one of them padded for the taps."""
+    """Working memory of a row: [C, W] and rows of W numbers, one of them padded for the taps.
+    `whole` is [G·L, W] for `slice_row`; its first C rows are `energy`."""
 
+    whole: np.ndarray
     energy: np.ndarray
     exponent: np.ndarray
     total: np.ndarray
-    lane: np.ndarray
     padded: np.ndarray
 
 
@@ -107,10 +108,11 @@ def marginals(image: np.ndarray, probs: np.ndarray, iterations: int, gaussian: t
 
 
 @jit
-def make_work(channels, width, radius):
-    """Working memory for rows of `width` pixels."""
-    return Work(np.empty((channels, width), F), np.empty(width, I32), np.empty(width, F),
-                np.empty(width * 8, F), np.zeros(width + 2 * radius, F))
+def make_work(channels, values, width, radius):
+    """Working memory for rows of `width` pixels, `values` [G, M, L] of the points."""
+    whole = np.zeros((values.shape[0] * values.shape[2], width), F)
+    return Work(whole, whole[:channels], np.empty(width, I32), np.empty(width, F),
+                np.zeros(width + 2 * radius, F))
 
 
 @jit
@@ -130,12 +132,12 @@ def log_odds(probs, odds):
 def start(odds, corners, weights, values, q, last):
     """Q - 1/K of the unary energies alone, and its splat; Q where there is nothing to come."""
     height, channels, width = odds.shape
-    work = make_work(channels, width, 0)
+    work = make_work(channels, values, width, 0)
     for y in range(height):
         work.energy[:] = odds[y]
         softmax_row(work, q[y], last)
         row = slice(y * width, (y + 1) * width)
-        splat_row(q[y], corners[row], weights[row], values, work.lane)
+        splat_row(q[y], corners[row], weights[row], values)
 
 
 @jit
@@ -152,12 +154,12 @@ def update(odds, corners, weights, values, fresh, q, q_next, place, last):
         place: the place kernel.
     """
     height, channels, width = odds.shape
-    work = make_work(channels, width, place.taps.shape[0] - 1)
+    work = make_work(channels, values, width, place.taps.shape[0] - 1)
     energy, total = work.energy, work.total
     for y in range(height):
         place_row(q, y, place, work)
         row = slice(y * width, (y + 1) * width)
-        slice_row(energy, corners[row], weights[row], values, work.lane)
+        slice_row(work.whole, corners[row], weights[row], values)
         for x in range(width):
             total[x] = F(0)
         for c in range(channels):
@@ -168,7 +170,7 @@ def update(odds, corners, weights, values, fresh, q, q_next, place, last):
                 energy[c, x] += total[x] + odds[y, c, x]
         softmax_row(work, q_next[y], last)
         if not last:
-            splat_row(q_next[y], corners[row], weights[row], fresh, work.lane)
+            splat_row(q_next[y], corners[row], weights[row], fresh)
 
 
 @jit
@@ -220,13 +222,13 @@ def softmax_row(work, q, last):
     energies are lost."""
     energy, total = work.energy, work.total
     channels, width = energy.shape
-    largest = F(0)
+    far = I32(0)  # not the largest: floats have an order to keep, and no vector instructions then
     for c in range(channels):
         for x in range(width):
-            largest = max(largest, energy[c, x])
+            far |= I32(energy[c, x] > FAR)
     for x in range(width):
         total[x] = F(1)  # exp of label 0
-    if largest > FAR:
+    if far:
         take_largest(energy, total)
         exponential(total, work.exponent)
     for c in range(channels):

@@ -15,7 +15,8 @@ import numpy as np
 
 from more.filtering.fast.jit import jit
 from more.filtering.fast.lattice import Lattice
-from more.filtering.fast.vectors import WIDTHS, add, load, scale, scale_add, store, zeros
+from more.filtering.fast.vectors import (WIDTHS, add, add_column, collect, load, scale, scale_add,
+                                         store, zeros)
 
 F, U32, U64 = np.float32, np.uint32, np.uint64
 GAIN = F(1 / (1 + 2.0**-5))  # of the filter in five dimensions
@@ -61,68 +62,58 @@ def _blur(values, chains, starts, nothing):
 
 
 @jit
-def splat_row(row, corners, weights, values, lane):
+def splat_row(row, corners, weights, values):
     """Add a row of pixels, [C, W], to the points.
 
     Args:
         row: float32 [C, W].
         corners, weights: [W, 6], of the row's pixels.
-        values: float32 [G, M, L].
-        lane: float32 [W·8], working memory.
+        values: float32 [G, M, L]; lanes beyond C get what is never read.
     """
-    channels, width = row.shape[0], values.shape[2]
+    width = values.shape[2]
     for g in range(values.shape[0]):
-        for c in range(width):
-            if g * width + c < channels:
-                for x in range(row.shape[1]):
-                    lane[x * width + c] = row[g * width + c, x]
-            else:
-                for x in range(row.shape[1]):
-                    lane[x * width + c] = F(0)
         if width == 1:
-            _splat(lane, corners, weights, values[g], zeros(1))
+            _splat(row, U64(g), corners, weights, values[g], zeros(1))
         elif width == 2:
-            _splat(lane, corners, weights, values[g], zeros(2))
+            _splat(row, U64(2 * g), corners, weights, values[g], zeros(2))
         elif width == 4:
-            _splat(lane, corners, weights, values[g], zeros(4))
+            _splat(row, U64(4 * g), corners, weights, values[g], zeros(4))
         else:
-            _splat(lane, corners, weights, values[g], zeros(8))
+            _splat(row, U64(8 * g), corners, weights, values[g], zeros(8))
 
 
 @jit
-def _splat(lane, corners, weights, values, like):
+def _splat(row, first, corners, weights, values, like):
     for x in range(corners.shape[0]):
-        pixel = load(lane, U64(x), like)
+        pixel = collect(row, first, U64(x), like)
         for k in range(6):
             point = U64(corners[x, k])
             store(values, point, scale_add(pixel, weights[x, k], load(values, point, like)))
 
 
 @jit
-def slice_row(row, corners, weights, values, lane):
-    """Add what the points hold to a row of pixels, [C, W]; arguments as in `splat_row`."""
-    channels, width = row.shape[0], values.shape[2]
+def slice_row(row, corners, weights, values):
+    """Add what the points hold to a row of pixels; arguments as in `splat_row`, but `row` is
+    [G·L, W]: the rows beyond C are there for the rest of the vectors."""
+    width = values.shape[2]
     for g in range(values.shape[0]):
         if width == 1:
-            _slice(lane, corners, weights, values[g], zeros(1))
+            _slice(row, U64(g), corners, weights, values[g], zeros(1))
         elif width == 2:
-            _slice(lane, corners, weights, values[g], zeros(2))
+            _slice(row, U64(2 * g), corners, weights, values[g], zeros(2))
         elif width == 4:
-            _slice(lane, corners, weights, values[g], zeros(4))
+            _slice(row, U64(4 * g), corners, weights, values[g], zeros(4))
         else:
-            _slice(lane, corners, weights, values[g], zeros(8))
-        for c in range(min(width, channels - g * width)):
-            for x in range(row.shape[1]):
-                row[g * width + c, x] += lane[x * width + c]
+            _slice(row, U64(8 * g), corners, weights, values[g], zeros(8))
 
 
 @jit
-def _slice(lane, corners, weights, values, nothing):
+def _slice(row, first, corners, weights, values, nothing):
     for x in range(corners.shape[0]):
         pixel = nothing
         for k in range(6):
             pixel = scale_add(load(values, U64(corners[x, k]), nothing), weights[x, k], pixel)
-        store(lane, U64(x), pixel)
+        add_column(row, first, U64(x), pixel)
 
 
 def normalise(lattice: Lattice, weight: float) -> None:

@@ -1,7 +1,7 @@
-"""Small vectors of float32 for numba: the channels of one pixel or lattice point, all at once.
+"""What numba lacks: small vectors of float32, and fetching memory ahead of its use.
 
-numba has no such type, and LLVM does not find these vectors by itself in loops over few channels.
-They are plain LLVM vectors of 1, 2, 4 or 8 numbers, so they work on every processor. Inside jitted
+The vectors hold the channels of one pixel or lattice point, all at once. numba has no such type,
+and LLVM does not find them by itself in loops over few channels. They are plain LLVM vectors of 1, 2, 4 or 8 numbers, so they work on every processor. Inside jitted
 code `zeros(4)` makes one; functions that take it are compiled for its width.
 """
 
@@ -37,6 +37,22 @@ def _address(context, builder, array_type, array, number, vector: Vector):
     data = context.make_array(array_type)(context, builder, array).data
     start = builder.mul(number, ir.Constant(number.type, vector.width))
     return builder.bitcast(builder.gep(data, [start]), _llvm(vector).as_pointer())
+
+
+def _lane(number: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(32), number)
+
+
+def _cell(context, builder, array_type, arguments, lane: int, clamp: bool):
+    """Address of [first + lane, x] in the array, of its last row at most if `clamp`."""
+    array, first, x = arguments
+    made = context.make_array(array_type)(context, builder, array)
+    rows, width = (builder.extract_value(made.shape, axis) for axis in (0, 1))
+    row = builder.add(first, ir.Constant(first.type, lane))
+    if clamp:
+        last = builder.sub(rows, ir.Constant(rows.type, 1))
+        row = builder.select(builder.icmp_unsigned(">", row, last), last, row)
+    return builder.gep(made.data, [builder.add(builder.mul(row, width), x)])
 
 
 def _spread(builder, number, vector: Vector):
@@ -80,6 +96,31 @@ def store(typing, array, number, value):
 
 
 @intrinsic
+def collect(typing, rows, first, x, like):
+    """Column x of the contiguous float32 array `rows` [C, W], from row `first` on, as a vector.
+    Where it is wider than what is left of the rows, the last one fills it up. All uint64."""
+    def generate(context, builder, signature, arguments):
+        pixel = ir.Constant(_llvm(like), ir.Undefined)
+        for lane in range(like.width):
+            place = _cell(context, builder, rows, arguments[:3], lane, clamp=True)
+            pixel = builder.insert_element(pixel, builder.load(place), _lane(lane))
+        return pixel
+    return like(rows, types.uint64, types.uint64, like), generate
+
+
+@intrinsic
+def add_column(typing, rows, first, x, value):
+    """Add a vector to column x of `rows`, from row `first` on; there must be a row for each lane."""
+    def generate(context, builder, signature, arguments):
+        for lane in range(value.width):
+            place = _cell(context, builder, rows, arguments[:3], lane, clamp=False)
+            number = builder.extract_element(arguments[3], _lane(lane))
+            builder.store(builder.fadd(builder.load(place), number), place)
+        return context.get_dummy_value()
+    return types.void(rows, types.uint64, types.uint64, value), generate
+
+
+@intrinsic
 def add(typing, a, b):
     """a + b."""
     def generate(context, builder, signature, arguments):
@@ -102,3 +143,19 @@ def scale_add(typing, a, factor, b):
         product = builder.fmul(arguments[0], _spread(builder, arguments[1], a), flags=["contract"])
         return builder.fadd(product, arguments[2], flags=["contract"])
     return a(a, types.float32, a), generate
+
+
+@intrinsic
+def prefetch(typing, array, number):
+    """Bring the cache line of element `number` (uint64) of a contiguous array nearer: it will be
+    needed soon. Changes nothing else, so a place that is never used does no harm."""
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        byte, number_type = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        form = ir.FunctionType(ir.VoidType(), [byte] + [number_type] * 3)
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], form)
+        read, keep, of_data = (ir.Constant(number_type, value) for value in (0, 3, 1))
+        builder.call(fetch, [place, read, keep, of_data])
+        return context.get_dummy_value()
+    return types.void(array, types.uint64), generate
