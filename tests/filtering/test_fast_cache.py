@@ -49,6 +49,28 @@ def test_four_processes_on_a_cold_cache_compile_once(tmp_path):
     assert compiled and "compiling for this machine, once" in err
 
 
+AFTERWARDS = """
+import numpy as np, torch
+from more.filtering.fast import jit, marginals, prepare
+from more.filtering.fast.bilateral import lattice_filter
+prepare()
+before = sum(sum(made.stats.cache_misses.values()) for made in jit._functions)
+image = np.random.default_rng(0).integers(0, 255, (9, 8, 3), np.uint8)
+for labels in range(1, 12):
+    marginals(image, np.full((labels, 9, 8), 1 / labels, np.float32), 2, (1., 3.), (67., 3., 4.))
+    lattice_filter(torch.rand(2, 3, 9, 8) * 255, torch.rand(2, labels, 9, 8), 50., 15.)
+print(sum(sum(made.stats.cache_misses.values()) for made in jit._functions) == before, before)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_to_compile_after_the_start(tmp_path):
+    out = subprocess.run([sys.executable, "-c", AFTERWARDS], text=True, capture_output=True,
+                         check=True, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}).stdout
+    nothing_more, compiled = out.split()
+    assert nothing_more == "True" and int(compiled) > 20
+
+
 def test_a_folder_that_cannot_be_written_is_named_and_another_serves():
     usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     compiled, folder, err = finish(start(NOWHERE))

@@ -49,9 +49,10 @@ def test_the_energy_builds_one_lattice_a_batch_and_filters_once(lattices):
 
 
 def test_on_a_cpu_the_energy_builds_one_fast_lattice_an_image(lattices, monkeypatch):
-    fast = pytest.importorskip("more.filtering.fast.bilateral")
-    built, build = [], fast.build
-    monkeypatch.setattr(fast, "build", lambda *given: built.append(given[0].shape) or build(*given))
+    passes = pytest.importorskip("more.filtering.fast.passes")
+    built, build = [], passes.build
+    monkeypatch.setattr(passes, "build",
+                        lambda *given: built.append(given[0].shape) or build(*given))
     rng = np.random.default_rng(0)
     images = torch.from_numpy(np.stack([textured(rng, 24, 20) for _ in range(3)]))
     logits = torch.randn(3, 5, 24, 20, generator=torch.Generator().manual_seed(0))

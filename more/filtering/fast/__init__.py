@@ -5,7 +5,7 @@ is saved is work that changes nothing. In reading order:
 
 - `simplex`: where pixels lie in the lattice.  `lattice`: its points and chains of neighbours.
 - `passes`: splat, blur and slice.  `mean_field`: the updates.
-- `bilateral`: the filter alone, for the dense energy (imports torch).
+- `bilateral`: the filter alone for tensors, for the dense energy (imports torch).
 - `vectors`: the channels of a point as one vector.  `jit`: compiling once for all processes.
 
 Importing it takes 0.3 s, for numba; `prepare` compiles or loads the machine code.
@@ -20,6 +20,7 @@ import numpy as np
 from more.filtering.fast.jit import FOLDER, FOLDER_NOTE, compiled_before, warm_up
 from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.mean_field import marginals
+from more.filtering.fast.passes import filter_image
 from more.filtering.fast.vectors import WIDTHS
 
 __all__ = ["TooFineError", "marginals", "prepare"]
@@ -52,3 +53,4 @@ def _call_everything() -> None:
     image = np.zeros((2, 3, 3), np.uint8)
     for labels in {width + 1 for width in WIDTHS}:
         marginals(image, np.full((labels, 2, 3), 0.5, np.float32), 2, (1.0, 3.0), (67.0, 3.0, 4.0))
+    filter_image(image.astype(np.float32), np.ones((1, 2, 3), np.float32), 67.0, 3.0)

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from more.filtering import fast
-from more.filtering.fast.jit import jit
-from more.filtering.fast.lattice import TooFineError, build
-from more.filtering.fast.passes import GAIN, blur, point_values, slice_row, splat_row
+from more.filtering.fast.lattice import TooFineError
+from more.filtering.fast.passes import filter_image
 from more.filtering.permutohedral import bilateral_filter
-
-F = np.float32
 
 
 def lattice_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
@@ -39,44 +36,3 @@ def lattice_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: f
     except TooFineError:
         return bilateral_filter(images, values, sigma_xy, sigma_rgb)
     return torch.from_numpy(np.stack(found))
-
-
-def filter_image(image: np.ndarray, values: np.ndarray, sigma_xy: float, sigma_rgb: float
-                 ) -> np.ndarray:
-    """Filter the maps [K, H, W] of one image [H, W, 3], both float32.
-
-    Raises:
-        TooFineError: deviations too small for this engine.
-    """
-    lattice = build(image, sigma_xy, sigma_rgb, (float(image.min()), float(image.max())))
-    points = point_values(lattice.points, len(values))
-    splat_maps(values, lattice.corners, lattice.weights, points)
-    blur(points, lattice.chains, lattice.starts)
-    out = np.empty_like(values)
-    slice_maps(out, lattice.corners, lattice.weights, points)
-    return out
-
-
-@jit
-def splat_maps(values, corners, weights, points):
-    """Give maps [K, H, W] to the points [G, M, L], row by row."""
-    channels, height, width = values.shape
-    row = np.empty((channels, width), F)
-    for y in range(height):
-        row[:] = values[:, y]
-        place = slice(y * width, (y + 1) * width)
-        splat_row(row, corners[place], weights[place], points)
-
-
-@jit
-def slice_maps(out, corners, weights, points):
-    """Fill maps [K, H, W] with what the points hold, times the lattice's gain."""
-    channels, height, width = out.shape
-    row = np.empty((points.shape[0] * points.shape[2], width), F)
-    for y in range(height):
-        row[:] = F(0)
-        place = slice(y * width, (y + 1) * width)
-        slice_row(row, corners[place], weights[place], points)
-        for c in range(channels):
-            for x in range(width):
-                out[c, y, x] = row[c, x] * GAIN

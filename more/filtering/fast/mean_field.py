@@ -222,7 +222,7 @@ def softmax_row(work, q, last):
     energies are lost."""
     energy, total = work.energy, work.total
     channels, width = energy.shape
-    far = I32(0)  # not the largest: floats have an order to keep, and no vector instructions then
+    far = I32(0)  # not the largest: that loop does not become vector instructions
     for c in range(channels):
         for x in range(width):
             far |= I32(energy[c, x] > FAR)

@@ -1,8 +1,9 @@
 """What numba lacks: small vectors of float32, and fetching memory ahead of its use.
 
 The vectors hold the channels of one pixel or lattice point, all at once. numba has no such type,
-and LLVM does not find them by itself in loops over few channels. They are plain LLVM vectors of 1, 2, 4 or 8 numbers, so they work on every processor. Inside jitted
-code `zeros(4)` makes one; functions that take it are compiled for its width.
+and LLVM does not find them by itself in loops over few channels. They are plain LLVM vectors of 1,
+2, 4 or 8 numbers, so they work on every processor. Inside jitted code `zeros(4)` makes one;
+functions that take it are compiled for its width.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def collect(typing, rows, first, x, like):
 
 @intrinsic
 def add_column(typing, rows, first, x, value):
-    """Add a vector to column x of `rows`, from row `first` on; there must be a row for each lane."""
+    """Add a vector to column x of `rows`, from row `first` on; each lane must have its row."""
     def generate(context, builder, signature, arguments):
         for lane in range(value.width):
             place = _cell(context, builder, rows, arguments[:3], lane, clamp=False)
