@@ -85,7 +85,7 @@ def check_image(engine: str, pixels: int, labels: int) -> None:
     if needed > limit:
         raise ValueError(f"its CRF needs {needed / GB:.1f} GB for {pixels / 1e6:.1f} megapixels "
                          f"and {labels} labels, a process here can have {limit / GB:.1f} GB; "
-                         "--max-pixels refines it at a reduced size")
+                         "more refine --max-pixels takes it at a reduced size")
 
 
 def workers_that_fit(engine: str, needs: np.ndarray, workers: int, free: float) -> int:

@@ -15,6 +15,7 @@ from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
 from more.pseudo.crumbs import clear_crumb, failure_reason, leave_crumb
+from more.pseudo.memory import check_image
 from more.pseudo.refine_images import label_map
 from more.pseudo.refine_shard import allowed_tags, open_sets
 from more.pseudo.refinement import Refinement
@@ -108,11 +109,15 @@ def labels(image: np.ndarray, item: SeedItem, hows: Sequence[Refinement]) -> lis
 
     Returns:
         uint8 [H, W] for each point.
+
+    Raises:
+        ValueError: the CRF of this image needs more memory than a process can have.
     """
     first = hows[0]
     keys, probs = seed_probabilities(item, image.shape[:2], first.threshold)
     if len(keys) == 1:
         return [np.zeros(image.shape[:2], np.uint8) for _ in hows]
+    check_image(crf.resolve_engine(first.engine), image.shape[0] * image.shape[1], len(keys))
     q = crf.refine(image, probs, first.params, first.engine)
     return [label_map(keys, probs, q, how)[0] for how in hows]
 

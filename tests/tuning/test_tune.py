@@ -20,6 +20,8 @@ from more.evaluation.evaluate import evaluate
 from more.filtering import crf
 from more.pseudo.ranks import Rank
 from more.pseudo.refine import refine
+from more.pseudo.refinement import Refinement
+from more.pseudo.seeds import SeedItem
 from more.tuning import count as module
 from more.tuning.job import IMAGES_PER_TASK, Job
 from more.tuning.shares import Share
@@ -418,6 +420,13 @@ def test_labels_are_counted_or_refused():
     for bad in (3, 7):
         with pytest.raises(ValueError, match=f"label {bad} is outside 0..2"):
             module.count_cells(truth, np.full_like(label, bad), 3)
+
+
+def test_an_image_that_cannot_fit_is_refused_before_its_crf(monkeypatch):
+    item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))
+    monkeypatch.setattr("more.pseudo.memory.process_limit", lambda: 10e6)
+    with pytest.raises(ValueError, match="0.2 megapixels and 2 labels.*more refine --max-pixels"):
+        module.labels(np.zeros((400, 500, 3), np.uint8), item, [Refinement()])
 
 
 def test_a_damaged_line_of_counts_costs_its_task(sets, tmp_path):
