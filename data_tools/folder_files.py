@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from data_tools.tags import TAG_ENDINGS
 from more.data.files import files_below
@@ -29,7 +30,7 @@ class Layout:
     def source(self) -> str:
         """What tags come from: "csv", "json", "folders" or "masks"."""
         if isinstance(self.tags, Path):
-            return "json" if self.tags.suffix.lower() == ".json" else "csv"
+            return "csv" if self.tags.suffix.lower() == ".csv" else "json"
         return self.tags or "masks"
 
 
@@ -77,7 +78,7 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
               if path.is_file() and tags is None and not from_folders]
     if images != root:
         if len(beside) > 1:
-            raise UserError(f"{root}: both tags.csv and tags.json",
+            raise UserError(f"{root}: {' and '.join(path.name for path in beside)}",
                             fix=f"choose with --tags {beside[0]}")
         found = ["images", *(path.name for path in beside)]
         if masks is None and (root / "masks").is_dir():
@@ -156,6 +157,20 @@ def spellings(images: Mapping[str, Item]) -> dict[str, str]:
     names.update((item.name.removesuffix(item.path.suffix), item.id) for item in images.values())
     names.update((name, name) for name in images)  # an id goes first where two are meant
     return {composed(name): image_id for name, image_id in names.items()}
+
+
+def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
+    """The image whose path is the end of a longer one, as tools write paths of their own storage:
+    `/data/upload/1/a.jpg`, `C:\\work\\a.jpg`, `https://host/a%20b.jpg`; the longest end counts.
+
+    Args: names: see `spellings`.
+    """
+    for path in dict.fromkeys([plain(text), plain(unquote(text))]):
+        parts = path.split("/")
+        for start in range(len(parts)):
+            if (found := names.get("/".join(parts[start:]))) is not None:
+                return found
+    return None
 
 
 def split_ids(images: Mapping[str, Item], splits: Sequence[str],

@@ -2,101 +2,132 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from more.data.tags import TagLine, class_indices, read_csv, read_text
+from more.data.tag_files import JSON_ENDINGS, read_tag_file
+from more.data.tags import (
+    TagLine,
+    class_indices,
+    read_text,
+    special_name,
+    split_cells,
+    tidy,
+)
 from more.errors import UserError
+from more.progress import console
 
-TAG_ENDINGS = (".csv", ".json")
+TAG_ENDINGS = (".csv", *JSON_ENDINGS)
+CLASS_FILES = ("classes.txt", "class_names.txt")
+MOST_CLASSES = 254
 
 
 def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list[str]:
     """Foreground classes in order: from a file, `classes.txt` of the root, or `default`.
 
-    One name a line; a first line `background` is not a class.
+    One name a line. First lines that name background or what is ignored, as many tools write them
+    (`__ignore__`, `_background_`), are no classes, and it is said.
 
     Raises:
         UserError: no such file, no class, a name twice, or background not first.
     """
-    path = given or root / "classes.txt"
+    path = class_file(root, given)
     if not path.is_file():
         if given is not None:
-            raise UserError(f"{given}: no such file", fix="give a text file, one class a line")
+            raise UserError(f"{path}: no such file", fix="give a text file, one class a line")
         return list(default)
-    names = [line.strip() for line in read_text(path).splitlines()]
-    names = [name for name in names if name]
-    names = names[1:] if names[:1] == ["background"] else names
-    check_classes(names, str(path))
-    return names
+    names = [tidy(line) for line in read_text(path).splitlines() if line.strip()]
+    first = _first_class(names)
+    if first:
+        console.print(f"{path}: {' and '.join(names[:first])}: no class, numbers in masks begin "
+                      "with 1 after it", highlight=False, markup=False)
+    check_classes(names[first:], str(path))
+    return names[first:]
+
+
+def class_file(root: Path, given: Path | None) -> Path:
+    """The list of classes: the given one, or what lies in the root under a usual name."""
+    return given or next((root / name for name in CLASS_FILES if (root / name).is_file()),
+                         root / CLASS_FILES[0])
+
+
+def _first_class(names: Sequence[str]) -> int:
+    """How many first lines are no classes: what is ignored (255 or -1 in masks), then number 0."""
+    kinds = [special_name(name) for name in names[:2]]
+    if kinds[:1] == ["ignore"] and kinds[1:] == ["background"]:
+        return 2
+    return int(bool(kinds) and kinds[0] is not None)
 
 
 def check_classes(names: Sequence[str], where: str) -> None:
-    """Raise UserError unless these are 1 to 254 different class names without blanks."""
-    if not names or len(set(names)) < len(names) or "background" in names or len(names) > 254:
-        raise UserError(f"{where}: {len(names)} class names, which must be 1 to 254 different "
-                        "ones with background first or absent", fix="one class a line")
-    if any(any(char.isspace() for char in name) for name in names):
-        raise UserError(f"{where}: a class name holds a blank", fix="write it with an underscore")
+    """Raise UserError unless these are 1 to 254 names that nobody can mistake for another."""
+    special = next((name for name in names if special_name(name) is not None), None)
+    if special is not None:
+        raise UserError(f"{where}: {special!r} is no class, but has a number in the middle of them",
+                        fix="put background first; what is ignored has no number, masks have 255")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names or len(names) > MOST_CLASSES:
+        wrong = f"{twice[0]!r} comes twice" if twice else f"{len(names)} class names"
+        raise UserError(f"{where}: {wrong}; a set has 1 to {MOST_CLASSES} different classes",
+                        fix="join or leave out classes that are the same or rare"
+                        if len(names) > MOST_CLASSES else "give each class once, one a line")
+    for same in alike(names):
+        raise UserError(f"{where}: {' and '.join(map(repr, same))} differ in case, blanks or "
+                        "underscores alone",
+                        fix="write one of them everywhere; for tags --join-names does so")
 
 
-def tags_from_csv(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """`id,tags` lines, tags separated by blanks → class indices by id.
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that are one but for case, blanks and underscores."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[tidy(name.replace("_", " ")).casefold()].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def join_alike(lines: Mapping[str, TagLine], class_names: Sequence[str] = ()) -> dict[str, TagLine]:
+    """The lines with names that differ in case, blanks or underscores alone written in one way:
+    as the class list does, else as most lines do. What was joined is said."""
+    counts = Counter(name for line in lines.values() for name in set(line.names))
+    known, spelling = set(class_names), {}
+    for group in alike({**counts, **dict.fromkeys(class_names, 0)}):
+        kept = max(group, key=lambda name: (name in known, counts[name], name))
+        others = [name for name in group if name != kept and name in counts]
+        spelling.update(dict.fromkeys(others, kept))
+        if others:
+            console.print(f"joined with {kept} ({counts[kept]} images): "
+                          f"{', '.join(f'{name} ({counts[name]})' for name in others)}",
+                          highlight=False, markup=False)
+    return {key: replace(line, names=tuple(dict.fromkeys(spelling.get(name, name)
+                                                         for name in line.names)))
+            for key, line in lines.items()}
+
+
+def names_in(lines: Mapping[str, TagLine], where: str) -> list[str]:
+    """The classes that the tags name, sorted; names of background are none, and it is said.
 
     Raises:
-        UserError: no such file, another header, an id twice, an unknown class.
+        UserError: see `check_classes`.
     """
+    counts = Counter(name for line in lines.values() for name in line.names)
+    special = sorted(name for name in counts if special_name(name) is not None)
+    if special:
+        console.print(f"{where}: no class: "
+                      f"{', '.join(f'{name} ({counts[name]} images)' for name in special)}",
+                      highlight=False, markup=False)
+    names = sorted(counts.keys() - set(special))
+    check_classes(names, f"the tags of {where}")
+    return names
+
+
+def tags_from_file(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """A tags file of known classes → class indices by what the file calls the image.
+
+    Raises:
+        UserError: see `read_tag_file`, `split_cells`; an unknown class.
+    """
+    lines, _ = split_cells(read_tag_file(path)[0], class_names)
     return {name: class_indices(line.names, class_names, line.where)
-            for name, line in read_csv(path).items()}
-
-
-def read_tags(path: Path) -> dict[str, TagLine]:
-    """The lines of a tags file by the name that it gives the image; `.json`, else csv.
-
-    Raises:
-        UserError: see `read_csv` and `read_json`.
-    """
-    return read_json(path) if path.suffix.lower() == ".json" else read_csv(path)
-
-
-def read_json(path: Path) -> dict[str, TagLine]:
-    """`{"id": ["dog", "sofa"]}` or `[{"id": "id", "tags": ["dog"]}]`; blanks → underscores.
-
-    Raises:
-        UserError: no such file, not JSON, neither of the two forms, an id twice.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give a json file with the tags by id")
-    try:  # as pairs: a dictionary would keep only the last of two equal ids
-        content = json.loads(read_text(path), object_pairs_hook=_Pairs)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})", fix="correct the file") from error
-    lines: dict[str, TagLine] = {}
-    for name, names in _json_pairs(content, path):
-        where = f"{path} at {name!r}"
-        if not isinstance(names, list) or not all(isinstance(tag, str) for tag in names):
-            raise UserError(f"{where}: tags are not a list of names",
-                            fix='write them as ["dog", "sofa"]; [] for none')
-        if name in lines:
-            raise UserError(f"{where}: id {name!r} comes twice", fix="remove one")
-        lines[name] = TagLine(where, ["_".join(tag.split()) for tag in names if tag.strip()])
-    return lines
-
-
-class _Pairs(list):
-    """The pairs of a JSON object, in order."""
-
-
-def _json_pairs(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    """(id, tags) of both forms."""
-    if isinstance(content, _Pairs):
-        yield from content
-        return
-    for number, entry in enumerate(content if isinstance(content, list) else [None]):
-        fields = dict(entry) if isinstance(entry, _Pairs) else {}
-        if not isinstance(fields.get("id"), str) or "tags" not in fields:
-            raise UserError(f"{path}: entry {number} has no id and tags",
-                            fix='write {"ID": ["dog"]} or [{"id": "ID", "tags": ["dog"]}]')
-        yield fields["id"], fields["tags"]
+            for name, line in lines.items()}

@@ -14,7 +14,7 @@ from data_tools.build import check_ids
 from data_tools.convert import Record, convert, inputs_digest
 from data_tools.images import probe_masks
 from data_tools.pool import command
-from data_tools.tags import class_indices, read_classes, tags_from_csv
+from data_tools.tags import read_classes, tags_from_file
 from data_tools.voc_files import (
     AUTO,
     find_files,
@@ -24,6 +24,7 @@ from data_tools.voc_files import (
     read_mask,
     read_split,
 )
+from more.data.tags import class_indices
 from more.data.voc import VOC_CLASSES
 from more.errors import UserError
 from more.progress import console
@@ -97,8 +98,10 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
     if source == "xml":
         return [replace(record, tags=tags_from_xml(root, record.id, class_names))
                 for record in records]
-    tags = tags_from_csv(csv_file, class_names) if csv_file else {}
-    without = [record.id for record in records if record.id not in tags]
+    tags = tags_from_file(csv_file, class_names) if csv_file else {}
+    for record in records:  # a file may name the image's file instead
+        tags.setdefault(record.id, tags.get(record.image.name))
+    without = [record.id for record in records if tags[record.id] is None]
     if without:
         raise UserError(f"{csv_file}: {len(without)} of {len(records)} images have no line: "
                         f"{', '.join(without[:5])}", fix="add them; empty tags are allowed")

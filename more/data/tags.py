@@ -1,22 +1,46 @@
-"""Image tags from a csv file."""
+"""Class names and image tags as people write them: names of background, blanks, separators."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from more.errors import UserError, nearest
 
+SEPARATORS = {"comma": ",", "semicolon": ";", "pipe": "|"}
+TAG_SEPARATORS = ("auto", "blank", *SEPARATORS, "none")
+_SPECIAL = {"background": "background", "bg": "background", "ignore": "ignore", "void": "ignore",
+            "ignored": "ignore", "unlabeled": "ignore", "unlabelled": "ignore"}
+
 
 @dataclass(frozen=True)
 class TagLine:
-    """Class names of one image as a file gives them, and where it does (for messages)."""
+    """What a file says of one image, and where (for messages).
+
+    Attributes:
+        where: file and line.
+        names: class names; empty while `cell` waits for the separator.
+        cell: text that may hold several names; None where `names` are already apart.
+    """
 
     where: str
-    names: list[str]
+    names: tuple[str, ...] = ()
+    cell: str | None = None
+
+
+def special_name(name: str) -> str | None:
+    """Whether a name stands for "background" or for pixels to "ignore": in any case, with or
+    without underscores around (`__ignore__`, `_background_`, `Unlabeled`); None for a class."""
+    return _SPECIAL.get(tidy(name).strip("_ ").casefold())
+
+
+def tidy(name: str) -> str:
+    """A name without blanks around it; runs of white space inside are one blank."""
+    return " ".join(name.split())
 
 
 def read_text(path: Path) -> str:
@@ -32,39 +56,129 @@ def read_text(path: Path) -> str:
                         fix="save it as plain text in UTF-8") from error
 
 
+class ClassNames:
+    """Finds class names; `traffic_light` and `traffic light` are one where no class differs so.
+
+    Args: names: the classes in order.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+        self._numbers = {name: number for number, name in enumerate(names)}
+        plain = Counter(_plain(name) for name in names)
+        self._plain = {_plain(name): number for number, name in enumerate(names)
+                       if plain[_plain(name)] == 1}
+        self.most_words = max((len(_plain(name).split("_")) for name in names), default=1)
+
+    def find(self, name: str) -> int | None:
+        """Number of a class, from 0; None where it is none."""
+        number = self._numbers.get(name)
+        return self._plain.get(_plain(name)) if number is None else number
+
+    def split(self, cell: str) -> list[str]:
+        """Names in a text of words, the longest that is a class first; other words alone."""
+        words, found = cell.split(), []
+        while words:
+            count = next((count for count in range(min(self.most_words, len(words)), 1, -1)
+                          if self.find(" ".join(words[:count])) is not None), 1)
+            found.append(" ".join(words[:count]))
+            words = words[count:]
+        return found
+
+
+def _plain(name: str) -> str:
+    return "_".join(name.replace("_", " ").split())
+
+
 def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[int, ...]:
-    """Names → sorted 0-based indices. Raises UserError for a name that is no class."""
+    """Names → sorted 0-based indices; names of background name no class and are left out.
+
+    Raises UserError for a name that is no class.
+    """
+    classes, found = ClassNames(class_names), set()
     for name in names:
-        if name not in class_names:
+        number = classes.find(name)
+        if number is not None:
+            found.add(number)
+        elif special_name(name) is None:
             close = nearest(name, class_names)
             raise UserError(f"{where}: unknown class {name!r}",
                             fix=f"{f'did you mean {close}? ' if close else ''}known: "
                                 f"{', '.join(class_names[:25])}")
-    return tuple(sorted({class_names.index(name) for name in names}))
+    return tuple(sorted(found))
 
 
-def read_csv(path: Path) -> dict[str, TagLine]:
-    """`id,tags` lines with tags separated by blanks; other columns do not matter.
+def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
+                separator: str = "auto") -> tuple[dict[str, TagLine], str]:
+    """Take the names in the cells of a tags file apart, all in the same way.
+
+    Commas, semicolons or bars anywhere in the file's cells separate, and blanks then belong to
+    names. Without them, blanks separate where the classes are known (names of several words are
+    found first) or where each of the words also stands alone in some line.
+
+    Args:
+        lines: by what the file calls the image.
+        class_names: known classes, or None.
+        separator: one of `TAG_SEPARATORS`.
+
+    Returns:
+        The lines with names, and how the cells were read, for people ("" where none is joined).
 
     Raises:
-        UserError: no such file, another header, more cells than the header, an id twice.
+        UserError: several ways to read the cells are possible.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give a csv file with the header id,tags")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    cells = {line.cell for line in lines.values() if line.cell is not None} - {""}
+    if separator == "auto":
+        separator = _separator(lines, cells, class_names)
+    classes = ClassNames(class_names or ())
+
+    def names(cell: str) -> list[str]:
+        if cell[:1] in ("[", "{") and (found := _json_names(cell)) is not None:
+            return found
+        if separator == "blank":
+            return classes.split(cell)
+        return cell.split(SEPARATORS[separator]) if separator in SEPARATORS else [cell]
+    apart = {key: line if line.cell is None else
+             replace(line, names=tuple(filter(None, map(tidy, names(line.cell)))), cell=None)
+             for key, line in lines.items()}
+    joined = any(line.cell is not None and len(apart[key].names) > 1
+                 for key, line in lines.items())
+    return apart, f"tags in a cell separated by {separator}s" if joined else ""
+
+
+def _separator(lines: Mapping[str, TagLine], cells: Collection[str],
+               class_names: Sequence[str] | None) -> str:
+    """Which sign separates the tags in these cells."""
+    lists, cells = len(cells), [cell for cell in cells if _json_names(cell) is None]
+    used = [name for name, sign in SEPARATORS.items() if any(sign in cell for cell in cells)]
+    if len(used) == 1:
+        return used[0]
+    if not used and len(cells) < lists:
+        return "none"  # several tags come as a list in this file
+    if not used and class_names is not None:
+        return "blank"
+    alone = {cell for cell in cells if len(cell.split()) == 1}
+    doubtful = [cell for cell in cells if used or not alone.issuperset(cell.split())]
+    if not any(len(cell.split()) > 1 for cell in doubtful) and not used:
+        return "blank"
+    cell = max(doubtful, key=lambda text: (sum(s in text for s in SEPARATORS.values()), len(text)))
+    where = next(line.where for line in lines.values() if line.cell == cell)
+    raise UserError(f"{where}: {cell!r} may be one tag or several",
+                    fix="say what separates tags: --tag-separator blank, comma, semicolon, pipe, "
+                        "or none; or give the classes with --classes")
+
+
+def _json_names(cell: str) -> list[str] | None:
+    """`["cat", "dog"]` or `{"choices": ["cat", "dog"]}` in a cell; None for another text."""
+    if cell[:1] not in ("[", "{"):
+        return None
     try:
-        if not {"id", "tags"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: first line is not id,tags", fix="add the header id,tags")
-        lines: dict[str, TagLine] = {}
-        for row in reader:
-            where, name = f"{path} line {reader.line_num}", row["id"] or ""
-            if any(row.get(None) or ()):  # `a,cat,dog`: the dog would be lost
-                raise UserError(f"{where}: more cells than the header has",
-                                fix="separate tags by blanks: id,cat dog")
-            if name in lines:
-                raise UserError(f"{where}: id {name!r} comes twice", fix="remove one")
-            lines[name] = TagLine(where, (row["tags"] or "").split())
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: not a csv ({error})",
-                        fix="save it as plain csv with the header id,tags") from error
-    return lines
+        content = json.loads(cell)
+    except ValueError:  # Python's own way of writing lists is common, too: ['cat', 'dog']
+        quoted = re.findall(r"'([^']*)'", cell)
+        return quoted if re.fullmatch(r"\[\s*('[^']*'\s*,?\s*)*\]", cell) else None
+    if isinstance(content, dict):
+        content = next(iter(content.values()), None) if len(content) == 1 else None
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return content
+    return None

@@ -17,7 +17,8 @@ import torch
 import more
 from more.config.schema import Config
 from more.data.shards.lock import folder_lock
-from more.data.tags import class_indices, read_csv
+from more.data.tag_files import read_tag_file
+from more.data.tags import class_indices, split_cells
 from more.engine.distributed import local_device
 from more.engine.folders import STAGE_TWO
 from more.engine.stop import finished
@@ -52,8 +53,8 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
         Counts of pictures; one that cannot be read or written fails, the others go on.
 
     Raises:
-        UserError: see `find_pictures`, `load_run`, `read_csv`; another process writes to `out`;
-            the disk is full.
+        UserError: see `find_pictures`, `load_run`, `read_tag_file`; another process writes to
+            `out`; the disk is full.
     """
     options = options or Options()
     pictures = find_pictures(inputs, out, stdin)
@@ -140,7 +141,7 @@ def _record(config: Config, options: Options, path: Path) -> dict[str, Any]:
 def _read_tags(file: Path, names: list[str]) -> dict[str, np.ndarray]:
     """bool `[C]` by what the file calls a picture."""
     tags = {}
-    for name, line in read_csv(file).items():
+    for name, line in split_cells(read_tag_file(file)[0], names)[0].items():
         tags[plain(name)] = np.zeros(len(names), bool)
         tags[plain(name)][list(class_indices(line.names, names, line.where))] = True
     return tags

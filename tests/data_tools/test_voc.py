@@ -78,7 +78,7 @@ def test_images_without_masks_need_other_tags(root, tmp_path):
     (lambda r: write_list(r, ""), {}, "list is empty"),
     (lambda r: write_list(r, "id0\nid0\n"), {}, "'id0' comes twice"),
     (lambda r: (r / "classes.txt").write_text("cat\ndog\n"), {}, "mask value 3, .* 2 classes"),
-    (lambda r: (r / "classes.txt").write_text("cat\ncat\n"), {}, "classes.txt: 2 class names"),
+    (lambda r: (r / "classes.txt").write_text("cat\ncat\n"), {}, "classes.txt: 'cat' comes twice"),
     (lambda r: (r / "classes.txt").write_text("cat\nbackground\n"), {}, "background first"),
     (lambda r: None, {"classes": Path("nowhere.txt")}, "nowhere.txt: no such file"),
     (lambda r: None, {"tags": Path("nowhere.csv")}, "nowhere.csv: no such file"),
@@ -96,7 +96,7 @@ def test_refusals_come_before_any_work(root, tmp_path, change, options, text):
 
 
 @pytest.mark.parametrize(("old", "new", "text"), [
-    ("id,tags", "name,tags", "first line is not id,tags"),
+    ("id,tags", "who,tags", "names no column of images"),
     ("id2,cow", "id2,cwo", "line 4: unknown class 'cwo'\n.*did you mean cow"),
     ("id2,cow", "id1,cow", "line 4: id 'id1' comes twice"),
     ("id2,cow\n", "", "1 of 12 images have no line: id2")])
