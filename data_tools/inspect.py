@@ -9,19 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.bar import Bar
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from data_tools.facts import count_pixels, describe
 from data_tools.pool import command
 from more.data.shards.reader import ShardSet
+from more.progress import PlainTable
 
 _BAR = 30  # characters
 
 
-def _bars(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
+def _bars(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> PlainTable:
     """A table whose rows begin with a name and a count; the count ends them as a bar."""
-    table = Table(*columns, "", title=title)
+    table = PlainTable(*columns, "", title=title)
     largest = max([1, *(row[1] for row in rows)])
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row), Bar(largest, 0, row[1], width=_BAR))
@@ -30,7 +30,7 @@ def _bars(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> 
 
 def show(facts: dict[str, Any], console: Console) -> None:
     """Print what `describe` found, as tables."""
-    table = Table("what", "value", title=Text(facts["path"]))
+    table = PlainTable("what", "value", title=Text(facts["path"]))
     for key in ("kind", "images", "shards", "bytes", "tags_per_image", "without_tags"):
         value = facts[key]
         table.add_row(key, f"{value:.2f}" if isinstance(value, float) else str(value))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,9 +20,30 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 console = Console(stderr=True, soft_wrap=True)
+
+
+class PlainTable(Table):
+    """A table that shows text as it is: names of classes and files may hold brackets."""
+
+    def __init__(self, *headers: str, title: str | Text | None = None,
+                 caption: str | Text | None = None, **options: Any):
+        super().__init__(*headers, title=_as_it_is(title), caption=_as_it_is(caption), **options)
+
+    def add_column(self, header: Any = "", footer: Any = "", **options: Any) -> None:
+        """As rich's."""
+        super().add_column(_as_it_is(header), _as_it_is(footer), **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """As rich's."""
+        super().add_row(*map(_as_it_is, cells), **options)
+
+
+def _as_it_is(cell: Any) -> Any:
+    return Text(cell) if isinstance(cell, str) else cell
 
 
 class _Rate(ProgressColumn):
@@ -56,7 +78,8 @@ class Tracker:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        (self.progress.console if self.progress else console).print(text, highlight=False)
+        (self.progress.console if self.progress else console).print(text, highlight=False,
+                                                                    markup=False)
 
     def _line(self) -> None:
         seconds = max(time.monotonic() - self.started, 1e-9)

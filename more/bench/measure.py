@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from more.progress import PlainTable
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def show(title: str, lines: list[Row], about: Mapping[str, Any], unit: str, as_j
         print(json.dumps({"bench": title, **about, "rows": [asdict(line) for line in lines]},
                          indent=1))
         return
-    table = Table("what", f"µs per {unit}", f"{unit}s/s", "speed against", title=title)
+    table = PlainTable("what", f"µs per {unit}", f"{unit}s/s", "speed against", title=title)
     for line in lines:
         ratio = f"{line.ratio:.2f} × {line.against}" if line.ratio is not None else ""
         table.add_row(line.name, f"{line.seconds * 1e6:.0f}", f"{line.per_second:.0f}", ratio)

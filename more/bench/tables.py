@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from more.progress import PlainTable
 
 Line = dict[str, Any]
 
@@ -29,7 +30,7 @@ def show_tables(name: str, tables: Mapping[str, list[Line]], about: Mapping[str,
     for title, lines in tables.items():
         if lines:
             # Few lines: the widest table just fits into 80 columns.
-            table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+            table = PlainTable(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
             for key in lines[0]:
                 number = all(isinstance(line[key], int | float | None) for line in lines)
                 table.add_column(key, justify="right" if number else "left")

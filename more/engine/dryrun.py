@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from more.config.schema import Config
 from more.data.loader import Reading, parcels
@@ -30,6 +29,7 @@ from more.engine.memory import (
 )
 from more.engine.settings import BatchSplit, deepspeed_dict, split_batch
 from more.errors import UserError
+from more.progress import PlainTable
 
 
 def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,
@@ -194,7 +194,7 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         "evaluation": f"after {_steps(scored['steps'])}, {scored['images']} images"
                       if scored["steps"] else "none (no --val)",
     }
-    table = Table(show_header=False, title="dry run: nothing is written")
+    table = PlainTable(show_header=False, title="dry run: nothing is written")
     for key, text in lines.items():
         table.add_row(key, text)
     out.print(table)
@@ -205,13 +205,13 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
               "layers while it needs them.", highlight=False)
 
 
-def _memory_table(facts: dict[str, Any]) -> Table:
+def _memory_table(facts: dict[str, Any]) -> PlainTable:
     """Memory of one rank by ZeRO stage; the chosen one is marked."""
     titles = {"weights": "weights", "master": "fp32 copy", "gradients": "gradients",
               "moments": "moments", "average": "average", "buffers": "buffers",
               "host": "on the CPU", "device": "on the device"}
     columns = [name for name in titles if any(row[name] for row in facts["memory"])]
-    table = Table("ZeRO", *(titles[name] for name in columns), title="memory of a rank")
+    table = PlainTable("ZeRO", *(titles[name] for name in columns), title="memory of a rank")
     for row in facts["memory"]:
         chosen = row["stage"] == facts["zero_stage"]
         table.add_row(f"{row['stage']}{' ←' if chosen else ''}",
@@ -220,11 +220,11 @@ def _memory_table(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _activation_table(facts: dict[str, Any]) -> Table:
+def _activation_table(facts: dict[str, Any]) -> PlainTable:
     """Activations of a pass, without and with recomputed blocks."""
     titles = {"kept": "kept for backward", "forward": "forward", "cam": "CAM views",
               "losses": "labels, losses", "backward": "backward", "peak": "at most"}
-    table = Table("blocks", *titles.values(), title=f"activations of a pass of "
+    table = PlainTable("blocks", *titles.values(), title=f"activations of a pass of "
                   f"{facts['batch']['micro']} images")
     names = {"plain": "kept", "checkpointing": "recomputed"}
     for key, name in names.items():

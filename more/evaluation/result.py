@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from more.data.shards.format import make_folder, write_atomic
 from more.evaluation.calibration import Calibration
 from more.evaluation.metrics import Scores, mean_over
+from more.progress import PlainTable
 
 LISTED = 12
 
@@ -113,9 +113,9 @@ class Result:
         write_atomic(path, (json.dumps(self.to_json(), indent=1) + "\n").encode("utf-8"))
         return path
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """A rich table: one row a class, the means below, the route above."""
-        table = Table(title=f"{self.name}: {self.route}", title_justify="left",
+        table = PlainTable(title=f"{self.name}: {self.route}", title_justify="left",
                       caption="\n".join(self.notes()), caption_justify="left", show_footer=True)
         table.add_column("class", footer="mean")
         true, columns = self._true(), self._per_class()

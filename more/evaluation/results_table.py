@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from more.evaluation.result import percent
 from more.evaluation.results import SHARE, Results
+from more.progress import PlainTable
 
 
 def results_table(found: Results, width: int = 80) -> Group:
@@ -74,7 +74,7 @@ def _route(found: Results, column: str) -> str:
 
 
 def _tables(found: Results, rows: Sequence[Sequence[str]], texts: int, width: int
-            ) -> list[Table | Text]:
+            ) -> list[PlainTable | Text]:
     """Rich tables of as many columns as fit, each led by the first `texts` columns, which are text,
     and ended by an empty line."""
     titles = [title.replace(":", ":\n", 1).replace("@", "\n@").replace(SHARE, f"\n{SHARE[1:]}")
@@ -91,8 +91,8 @@ def _tables(found: Results, rows: Sequence[Sequence[str]], texts: int, width: in
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], texts: int,
-           shown: Sequence[int]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+           shown: Sequence[int]) -> PlainTable:
+    table = PlainTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for number in shown:
         table.add_column(Text(titles[number]), overflow="fold",
                          justify="left" if number < texts else "right")

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from more.evaluation.compare import Comparison, Image
 from more.evaluation.result import percent, ratio
 from more.evaluation.saved import stage_notes
+from more.progress import PlainTable
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> Group:
@@ -36,7 +36,7 @@ def score_table(rows: Sequence[dict[str, Any]]) -> Group:
         ("images", None, lambda row: str(row.get("images", "–")))]
     shown = [(title, cell) for title, key, cell in columns
              if key is None or any(row.get(key) is not None for row in rows)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = PlainTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("set", overflow="fold")
     for title, _ in shown:
         table.add_column(title, justify="right")
@@ -63,7 +63,7 @@ def comparison_table(found: Comparison, listed: int = 5) -> Group:
     keys = [("iou", "miou", "IoU"), ("boundary_iou", "boundary_iou", "boundary")]
     means, classes = found.means(), found.classes()
     keys = [key for key in keys if key[1] in means]
-    table = Table(show_footer=True)
+    table = PlainTable(show_footer=True)
     table.add_column("class", footer="mean")
     for _, mean, title in keys:
         for head, cell in zip((f"{title} A", f"{title} B", "A − B"), _cells(means[mean]),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 import more
 from more.config.load import changed
@@ -82,7 +81,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
                 failures = shards.write(shard, missing, bar.advance)
                 for image_id, why in failures:
                     tally.fail(image_id, why)
-                    bar.note(escape(f"failed: {image_id}: {why}"))
+                    bar.note(f"failed: {image_id}: {why}")
                 tally.ok(rows - len(failures))
     finish(folders, provenance, source)
     return tally

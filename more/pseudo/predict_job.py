@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 
 from more.data.shards.codec import decode_whole
 from more.data.shards.format import sha256_bytes
@@ -166,5 +165,5 @@ class PictureJob:
         else:
             why = f"{type(error).__name__}: {error}"
         self.tally.fail(str(picture.path), why)
-        self.bar.note(escape(f"failed: {picture.path}: {why}"))
+        self.bar.note(f"failed: {picture.path}: {why}")
         self.bar.advance()

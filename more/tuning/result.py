@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.table import Table
 
 from more import __version__
 from more.evaluation.result import percent, plain
+from more.progress import PlainTable
 from more.pseudo.refinement import Refinement
 from more.tuning.figures import Difference, PointScores
 from more.tuning.grid import Axis, marked, settings_at, value_of
@@ -88,9 +88,9 @@ class TuneResult:
                 "precision": found.precision, "recall": found.recall, "kept": found.kept,
                 "iou": dict(zip(self.class_names, found.scores.iou, strict=True))}
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """A rich table: the best points, then the reference."""
-        table = Table(title=f"{self.name}: {self.route}", title_justify="left", box=SIMPLE,
+        table = PlainTable(title=f"{self.name}: {self.route}", title_justify="left", box=SIMPLE,
                       padding=(0, 1, 0, 0), caption="\n".join(self.notes()), caption_justify="left")
         names = [axis.key.removeprefix("crf.").replace("_", " ") for axis in self.axes]
         for name in (*names, "mIoU", "gain", "precision", "recall", "kept"):
