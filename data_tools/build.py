@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ from more.data.shards.manifest import ShardEntry, finished_shards, write_manifes
 from more.data.shards.reader import shard_ids
 from more.data.shards.writer import check_id
 from more.errors import UserError
+from more.jobs.crumbs import Crumbs, clear_crumb, leave_crumb
 from more.progress import Tally, track
 
 
 @dataclass(frozen=True)
 class Part:
-    """All that a worker needs to write one shard; `rows` and `options` belong to the tool."""
+    """All that a worker needs to write one shard; `rows` and `options` belong to the tool.
+
+    Attributes:
+        skip: (id, reason) of rows not to touch because they killed workers.
+        watched: a worker died on this shard, so the row in hand is noted from now on; not from
+            the start, since a note costs more than many an image.
+    """
 
     path: Path
     kind: str
@@ -29,6 +36,19 @@ class Part:
     provenance: dict[str, Any]
     rows: list[Any]
     options: Any
+    skip: tuple[tuple[str, str], ...] = ()
+    watched: bool = False
+
+    def take(self, row_id: str | None) -> str | None:
+        """Say, before a row is touched, that it is in hand; None after the last one.
+
+        Returns:
+            Why the row must not be touched; None where it may.
+        """
+        reason = dict(self.skip).get(row_id)
+        if self.watched and reason is None:
+            clear_crumb(self.path) if row_id is None else leave_crumb(self.path, row_id)
+        return reason
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,14 @@ def automatic_shard_size(images: int) -> int:
     A shard is the unit of parallel work later on, so a small set should still have several.
     """
     return min(max(images // 16, 32), 256)
+
+
+class _Suspects(Crumbs):
+    """As `Crumbs`, for shards that are watched only once a worker has died on them."""
+
+    def revise(self, part: Part) -> Part:
+        """The shard to try after a worker died on `part`."""
+        return super().revise(part) if part.watched else replace(part, watched=True)
 
 
 _HELD: set[Path] = set()  # folders that this process writes in
@@ -127,7 +155,7 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
     """Run the workers; add what they finish to `entries` and the counts to `tally`."""
     with track(sum(len(part.rows) for part in parts), "writing shards",
                disable=not parts) as bar:
-        for part, result in parallel(write, parts, workers):
+        for part, result in parallel(write, parts, workers, _Suspects().revise):
             bar.advance(len(part.rows))
             if isinstance(result, BaseException):
                 tally.fail(part.path.name, getattr(result, "message", None) or repr(result))

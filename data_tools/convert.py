@@ -67,10 +67,15 @@ def write_shard(part: Part) -> PartResult:
     bad = []
     writer = ShardWriter(part.path, part.kind, part.class_names, part.provenance)
     for record in part.rows:
+        reason = part.take(record.id)
+        if reason is not None:
+            bad.append((record.id, f"{record.image}: {reason}"))
+            continue
         try:
             _add(writer, record, part.options.read_mask)
         except (UserError, ValueError, OSError) as error:
             bad.append((record.id, str(getattr(error, "message", error))))
+    part.take(None)
     if len(writer) == 0 or (bad and not part.options.skip_bad):
         return PartResult(None, 0, bad)
     entry = writer.close()

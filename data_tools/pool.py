@@ -3,59 +3,59 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from typing import Any
 
 import typer
 
 from more.errors import UserError, from_system
+from more.jobs.workers import (
+    WorkerDied,
+    local_crew,
+    local_executor,
+    one_thread_each,
+    run_tasks,
+    usable_cores,
+)
 
 
-def parallel(function: Callable[[Any], Any], tasks: Sequence[Any],
-             workers: int = 0) -> Iterator[tuple[Any, Any]]:
+def parallel(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int = 0,
+             revise: Callable[[Any], Any] | None = None) -> Iterator[tuple[Any, Any]]:
     """Run `function` over tasks in spawned processes; pairs (task, result or exception).
 
-    Pairs come as they finish. One worker runs in this process. A worker that dies takes only
-    the unfinished tasks along: they come back with the exception.
+    Pairs come as they finish. A worker that dies takes no other task along: its own is tried
+    again, and comes back as an exception when that fails, too.
+
+    Args:
+        workers: processes; 0 = all cores that this process may use.
+        revise: the task to try after a worker died on one (see `run_tasks`). Without it a single
+            worker is this process: what kills it could not be left out anyway.
     """
-    workers = min(workers if workers > 0 else os.cpu_count() or 1, len(tasks))
-    if workers <= 1:
+    workers = min(workers if workers > 0 else usable_cores(), len(tasks))
+    if workers <= 1 and revise is None:
         for task in tasks:
             yield task, _caught(function, task)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent,
-                             initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(function, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], _caught(lambda _, f=future: f.result(), None)
+    crew = local_crew(workers, functools.partial(local_executor, keep_memory=False))
+    with one_thread_each(), closing(run_tasks(function, tasks, crew, revise)) as outcomes:
+        for outcome in outcomes:
+            yield outcome.task, _told(outcome.error) or outcome.result
 
 
 def _caught(function: Callable[[Any], Any], task: Any) -> Any:
     try:
         return function(task)
-    except BrokenExecutor:
-        return UserError("a worker process died", fix="run the same command again")
     except Exception as error:  # noqa: BLE001 - reported per task by the caller
         return error
 
 
-def _end_with_parent(parent: int) -> None:
-    """Keep a worker from outliving a killed parent, even one killed while the worker starts."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _told(error: BaseException | None) -> BaseException | None:
+    if not isinstance(error, WorkerDied):
+        return error
+    return UserError(f"a worker process died ({error})",
+                     fix="run the same command again, with fewer --workers if memory was short")
 
 
 def command(main: Callable[..., int]) -> None:

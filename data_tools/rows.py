@@ -49,11 +49,16 @@ def copy_rows(part: Part) -> PartResult:
     for (folder, shard), rows in groupby(part.rows, key=lambda row: (row.folder, row.shard)):
         source = ShardSet(folder, only=[shard])
         for row in rows:
+            reason = part.take(row.id)
+            if reason is not None:
+                damaged.append(f"{folder}: image {row.id!r}: {reason}")
+                continue
             try:
                 _copy(writer, source, row)
             except UserError as error:
                 damaged.append(error.message)
         source.close()
+    part.take(None)
     if damaged:
         raise UserError("; ".join(damaged),
                         fix="run data_tools.verify on the set, and make what it names again")

@@ -18,8 +18,8 @@ from more.data.shards.reader import ShardSet
 from more.engine.allocator import keep_freed_memory
 from more.errors import UserError
 from more.filtering.crf import resolve_engine
+from more.jobs.workers import one_thread_each, usable_cores
 from more.pseudo.seeds import decode_seed
-from more.pseudo.workers import one_thread_each, usable_cores
 
 PER_LABELLED = 12  # one image in so many is measured with every number of labels
 DRAWN = (375, 500)

@@ -24,8 +24,8 @@ from more.evaluation.sets import (
     set_name,
 )
 from more.evaluation.sweep import sweep_scores
+from more.jobs.workers import usable_cores
 from more.progress import track
-from more.pseudo.workers import usable_cores
 
 MOST_THREADS = 16
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from more import __version__
 from more.errors import UserError
+from more.jobs.workers import Crew
 from more.progress import console
 from more.pseudo.dask_worker import Job, look_around, mark_name, run_once
-from more.pseudo.workers import Crew
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from more.errors import UserError
+from more.jobs.workers import Crew, local_crew, usable_cores
 from more.pseudo.dask_worker import Job
 from more.pseudo.ranks import Rank, launched_rank
-from more.pseudo.workers import Crew, local_crew, usable_cores
 
 FORMS = "local, ranks, dask://HOST:PORT, tcp://HOST:PORT or the path of a scheduler file"
 

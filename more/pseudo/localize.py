@@ -22,11 +22,11 @@ from more.data.shards.reader import ShardSet
 from more.engine.distributed import local_device
 from more.engine.weights import load_run, weights_file
 from more.errors import UserError
+from more.jobs.workers import usable_cores
 from more.progress import Tally, track
 from more.pseudo.crumbs import read_failures
 from more.pseudo.localizer import Localizer, Request
 from more.pseudo.seed_shard import SeedShards
-from more.pseudo.workers import usable_cores
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
 

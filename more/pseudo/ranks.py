@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from more.data.shards.format import TEMPORARY
+from more.jobs.workers import usable_cores
 from more.progress import console
-from more.pseudo.workers import usable_cores
 
 POLL = 1.0
 

@@ -27,8 +27,9 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering.crf import available_engine, crf_devices, prepare_engine, resolve_engine
+from more.jobs.crumbs import Crumbs
+from more.jobs.workers import Outcome, local_executor, one_thread_each, run_tasks
 from more.progress import Tally, console, track
-from more.pseudo.crumbs import Crumbs
 from more.pseudo.executors import Choice, choose
 from more.pseudo.mask_set import finish, reopen, sweep, unfinished
 from more.pseudo.memory import GB, free_memory, image_bytes, ranks_here, workers_that_fit
@@ -36,7 +37,6 @@ from more.pseudo.ranks import Departure, Rank
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
 from more.pseudo.refinement import Refinement
 from more.pseudo.threshold import with_threshold
-from more.pseudo.workers import Outcome, local_executor, one_thread_each, run_tasks
 
 ROWS_PER_SHARD = 64
 GPU_BATCH = 8

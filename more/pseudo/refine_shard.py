@@ -18,7 +18,8 @@ from more.data.shards.manifest import ShardEntry, read_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
-from more.pseudo.crumbs import clear_crumb, failure_reason, finish_shard, leave_crumb
+from more.jobs.crumbs import clear_crumb, leave_crumb
+from more.pseudo.crumbs import failure_reason, finish_shard
 from more.pseudo.lots import Rows, lots
 from more.pseudo.refine_images import refine_items
 from more.pseudo.refinement import Refinement

@@ -14,7 +14,8 @@ import numpy as np
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
-from more.pseudo.crumbs import clear_crumb, failure_reason, leave_crumb
+from more.jobs.crumbs import clear_crumb, leave_crumb
+from more.pseudo.crumbs import failure_reason
 from more.pseudo.memory import check_image
 from more.pseudo.refine_images import label_map
 from more.pseudo.refine_shard import allowed_tags, open_sets

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from more.data.shards.format import TEMPORARY, make_folder, remove_temporaries, write_atomic
 from more.data.shards.lock import folder_lock
+from more.jobs.workers import one_thread_each
 from more.pseudo.ranks import Departure, Rank
-from more.pseudo.workers import one_thread_each
 
 
 class Share:

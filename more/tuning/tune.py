@@ -15,11 +15,11 @@ from more.data.shards.format import to_json, write_atomic
 from more.errors import UserError
 from more.evaluation.routes import describe_route, facts
 from more.evaluation.sets import set_name
+from more.jobs.workers import local_executor
 from more.progress import Tally
 from more.pseudo.executors import choose
 from more.pseudo.refine import announced_engine, open_pair
 from more.pseudo.refinement import Refinement
-from more.pseudo.workers import local_executor
 from more.tuning.count import CountReport, CountSpec, count_task
 from more.tuning.figures import compare, score_point
 from more.tuning.grid import DEFAULT, DEFAULT_DECODER, Axis, grid_points, parse_grid

@@ -69,8 +69,8 @@ def test_killed_converter_ends_with_the_same_bytes(tmp_path, kills):
 def test_a_worker_whose_parent_died_during_its_start_ends(tmp_path):
     """By then its parent is another process: it has to know whom to look for."""
     code = ("import os, sys, time\n"
-            "from data_tools.pool import _end_with_parent\n"
-            "_end_with_parent(int(sys.argv[1]))\n"
+            "from more.jobs.workers import _follow\n"
+            "_follow(int(sys.argv[1]))\n"
             "time.sleep(60)\n")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

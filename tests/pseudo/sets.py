@@ -19,8 +19,8 @@ from more.data.shards import writer as writer_module
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
 from more.filtering.crf import CRFParams
+from more.jobs.crumbs import read_crumb
 from more.pseudo import refine_shard as module
-from more.pseudo.crumbs import read_crumb
 from more.pseudo.refinement import Refinement
 from more.pseudo.seeds import SeedItem, encode_seed
 

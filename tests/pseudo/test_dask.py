@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from more.errors import UserError
+from more.jobs.workers import run_tasks
 from more.pseudo import dask_crew
 from more.pseudo.refine import refine
-from more.pseudo.workers import run_tasks
 from tests.conftest import ROOT
 from tests.launch.project import wait_for
 from tests.pseudo.sets import (

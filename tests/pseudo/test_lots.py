@@ -14,8 +14,8 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering import crf
 from more.filtering.crf import CRFParams, crf_devices
+from more.jobs.crumbs import Crumbs, read_crumb
 from more.pseudo import refine_shard as module
-from more.pseudo.crumbs import Crumbs, read_crumb
 from more.pseudo.lots import lots
 from more.pseudo.refine import plan, refine
 from more.pseudo.refinement import Refinement

@@ -122,10 +122,14 @@ def local_crew(workers: int, make_executor: Callable[[], Executor] | None = None
     return Crew(make_executor or local_executor, lambda: workers)
 
 
-def local_executor() -> Executor:
-    """One spawned process; it ends with its parent."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"),
-                               initializer=_start_worker, initargs=(os.getpid(),))
+def local_executor(keep_memory: bool = True) -> Executor:
+    """One spawned process; it ends with its parent.
+
+    Args:
+        keep_memory: it keeps what it frees for the next image; faster where images need much.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker,
+                               initargs=(os.getpid(), keep_memory))
 
 
 @contextmanager
@@ -150,11 +154,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, keep_memory: bool) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    keep_freed_memory()  # an image needs as much again as the one before
+    if keep_memory:
+        keep_freed_memory()  # an image needs as much again as the one before
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends workers without a traceback
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 

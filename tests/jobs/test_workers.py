@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from more.pseudo.workers import (
+from more.jobs.workers import (
     THREAD_VARIABLES,
     WorkerDied,
     local_crew,
