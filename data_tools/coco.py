@@ -17,6 +17,7 @@ from data_tools.coco_json import PASSES, Category, CocoImage, InstancesFile, meg
 from data_tools.coco_masks import MaskSource, read_mask
 from data_tools.convert import Record, convert
 from data_tools.pool import command
+from data_tools.sources import unchanged
 from more import __version__
 from more.data.shards.format import MANIFEST, sha256_bytes, sha256_file
 from more.data.shards.manifest import Manifest, finished_shards, read_manifest
@@ -133,7 +134,8 @@ def finished(out: Path, asked: dict[str, Any], folder: ImageFolder) -> Manifest 
     entries = finished_shards(out, {**manifest.provenance, **asked})
     whole = all(entries.get(entry.file) == entry for entry in manifest.shards)
     found = any(folder.find(name) for name in manifest.extra["missing_files"])
-    return manifest if whole and not found else None
+    same = unchanged(out, manifest.provenance, folder.root)
+    return manifest if whole and same and not found else None
 
 
 def convert_coco(instances: Path, folder: ImageFolder, out: Path, list_file: Path | None, *,

@@ -10,10 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_tools.build import Part, PartResult, build_set
+from data_tools.build import Part, PartResult, build_set, sole_writer
 from data_tools.images import align_mask, check_image, check_values
+from data_tools.sources import with_sources
 from more.data.shards.codec import encode_mask, mask_values
-from more.data.shards.format import IGNORE, sha256_bytes
+from more.data.shards.format import IGNORE
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from more.progress import Tally
@@ -27,7 +28,8 @@ class Record:
         id: name of the image in the set.
         image: its file.
         mask: what the tool's `read_mask` makes the label map from (a file, or any small picklable
-            object whose text names it in messages); None where there is none.
+            object whose text names it in messages; its file, if any, is its `path`); None where
+            there is none.
         tags: class indices, 0-based; None takes them from the mask.
     """
 
@@ -54,11 +56,15 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
             function of a module (it travels to workers).
         skip_bad: leave unreadable images out instead of failing.
         Others as in `build_set`.
+
+    Raises:
+        UserError: as `build_set`; or `out` was made from other files.
     """
-    provenance = {**provenance, "skip_bad": skip_bad}
-    return build_set(out, "images", class_names, provenance, records, write_shard,
-                     _Options(read_mask, skip_bad), shard_size=shard_size, workers=workers,
-                     extra=extra, left_out=left_out)
+    with sole_writer(out):
+        provenance = with_sources(out, records, {**provenance, "skip_bad": skip_bad})
+        return build_set(out, "images", class_names, provenance, records, write_shard,
+                         _Options(read_mask, skip_bad), shard_size=shard_size, workers=workers,
+                         extra=extra, left_out=left_out)
 
 
 def write_shard(part: Part) -> PartResult:
@@ -97,13 +103,3 @@ def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndar
     tags[list(present)] = 1
     writer.add(record.id, tags, size, image=data,
                mask=None if mask is None else encode_mask(mask))
-
-
-def inputs_digest(records: Sequence[Record]) -> str:
-    """sha256 over ids, tags and file sizes: changes when the input does, cheap to make."""
-    lines = []
-    for record in records:
-        mask = record.mask
-        about = mask.stat().st_size if isinstance(mask, Path) else "" if mask is None else mask
-        lines.append(f"{record.id}\t{record.image.stat().st_size}\t{about}\t{record.tags}")
-    return sha256_bytes("\n".join(lines).encode("utf-8"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from data_tools.build import check_ids
-from data_tools.convert import Record, convert, inputs_digest
+from data_tools.convert import Record, convert
 from data_tools.folder_files import (
     FOLDERS,
     Item,
@@ -238,7 +238,7 @@ def _write(out: Path, records: list[Record], class_names: list[str], parameters:
            options: dict[str, Any]) -> Tally:
     """Write one set."""
     provenance = {"tool": "data_tools.folder", "parameters": parameters,
-                  "inputs": {"images": len(records), "sha256": inputs_digest(records)}}
+                  "inputs": {"images": len(records)}}
     return convert(out, records, class_names, provenance, read_index_png, **options)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from data_tools.build import check_ids
-from data_tools.convert import Record, convert, inputs_digest
+from data_tools.convert import Record, convert
 from data_tools.images import probe_masks
 from data_tools.pool import command
 from data_tools.tags import read_classes, tags_from_file
@@ -166,7 +166,7 @@ def main(
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,
                                  "masks_from": used, "classes": class_names},
-                  "inputs": {"images": len(records), "sha256": inputs_digest(records)}}
+                  "inputs": {"images": len(records)}}
     tally = convert(out, records, class_names, provenance, read_mask,
                     shard_size=shard_size, workers=workers, skip_bad=skip_bad)
     tally.print()

@@ -105,6 +105,6 @@ def tool(name: str, *arguments: object, **options: object) -> subprocess.Complet
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file in a folder, by name."""
+    """sha256 of every file in a folder, by name; hidden ones (times of sources) are no part."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.iterdir())}
+            for path in sorted(folder.iterdir()) if not path.name.startswith(".")}

@@ -162,7 +162,7 @@ def test_a_worker_that_dies_is_a_problem_of_its_shard(tmp_path):
     folder = small_set(tmp_path / "set")
     problems = verify_set(folder, run=lambda _, tasks: parallel(_die_on_shard_1, tasks, 2))
     found = {p.file: p.what for p in problems}
-    assert found[shard_name(1)] == "could not be checked: a worker process died"
+    assert found[shard_name(1)].startswith("could not be checked: a worker process died")
 
 
 def test_a_set_without_shards_is_not_sound(tmp_path):

@@ -142,6 +142,21 @@ def finished_shards(folder: Path | str, provenance: dict[str, Any]) -> dict[str,
     return finished
 
 
+def recorded_provenance(folder: Path | str) -> dict[str, Any] | None:
+    """What a finished or unfinished set in `folder` was made from and how; None where none is."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder).provenance
+    for path in sorted(folder.glob("shard-*.json")):
+        try:
+            recorded = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(recorded, dict):
+            return recorded
+    return None
+
+
 def _intact(path: Path, entry: ShardEntry) -> bool:
     return (path.is_file() and path.stat().st_size == entry.bytes
             and sha256_file(path) == entry.sha256)
