@@ -102,6 +102,8 @@ def become(request: dict, outputs: list[int]) -> None:
     """Take on directory, environment, arguments and output of the request, then run its module."""
     if request["session"]:
         os.setsid()
+    # Whoever started the tests may ignore it (a shell's &), and so would a training.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for target, descriptor in zip((1, 2), outputs, strict=True):
         os.dup2(descriptor, target)
     for descriptor in outputs:

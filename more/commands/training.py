@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from more.config.schema import Config
     from more.data.shards.quarantine import Damaged
     from more.data.shards.reader import ShardSet
+    from more.engine.stop import StopRequest
 
 
 @app.command()
@@ -57,58 +59,97 @@ def train(
     (torchrun mistakes `--run` for an option of its own), or
     `deepspeed --num_gpus 2 --module more train …`
     """
-    from more.config.load import load_config
-    from more.data.shards.format import make_folder
+    from more.engine.stop import Stopped, StopRequest, end_early
 
     if init is not None and masks is None:
         raise UserError("--init without --masks", "it says where stage two starts; stage one "
                         "starts from model.weights")
-    settings = load_config(config, overrides or [], stage=2 if masks else 1)
-    from more.engine.checks import check_classes
+    asked = StopRequest(at_once=True)
+    place, iterations = run, 0
+    try:
+        with nullcontext() if dry_run else asked:
+            from more.config.load import load_config
+
+            settings = load_config(config, overrides or [], stage=2 if masks else 1)
+            from more.engine.folders import STAGE_TWO
+
+            inside = init / STAGE_TWO if masks and init and init.is_dir() else None
+            place = run or inside or Path("checkpoints") / settings.name
+            iterations = settings.train.iterations
+            paths = _Paths(train_set, val_set, masks, init, place, resume)
+            if dry_run:
+                _plan(settings, paths, ranks, as_json)
+            else:
+                _train(settings, paths, asked)
+    except Stopped:
+        end_early(place, iterations)
+
+
+class _Paths(NamedTuple):
+    """What a training reads and writes, see `train`."""
+
+    train: Path
+    val: Path | None
+    masks: Path | None
+    init: Path | None
+    run: Path
+    resume: str
+
+
+def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
+    """Say what a training would do."""
+    from more.engine.distributed import launched_world
+    from more.engine.dryrun import describe, show
+
+    number, size = launched_world()
+    settings, images, _, val, _ = _open_sets(settings, paths, (number, size))
+    if number == 0:
+        show(describe(settings, images, val, ranks or size, resume=paths.resume, run=paths.run,
+                      init=paths.init), as_json)
+
+
+def _train(settings: Config, paths: _Paths, asked: StopRequest) -> None:
+    """Train, as one rank of those launched, and end this process."""
+    from more.data.shards.format import make_folder
     from more.engine.distributed import launched_world, leave, setup, teardown
-    from more.engine.folders import STAGE_TWO
-    from more.engine.stage_two import settled
+    from more.engine.runlock import sole_training
     from more.engine.stop import exit_code
     from more.engine.trainer import Trainer
 
     share = launched_world()
-    images, left_out, val, labels = _open_sets(train_set, val_set, masks, settings, share)
-    settings = settled(settings, labels, init) if labels else settings
-    check_classes(settings, images, val)
-    inside = init / STAGE_TWO if masks and init and init.is_dir() else None
-    run = run or inside or Path("checkpoints") / settings.name
-    if dry_run:
-        from more.engine.dryrun import describe, show
-
-        if share[0] == 0:
-            show(describe(settings, images, val, ranks or share[1], resume=resume,
-                          run=run, init=init), as_json)
-        return
-    make_folder(run)
+    asked.at_once = asked.at_once and share[1] == 1
+    settings, images, left_out, val, labels = _open_sets(settings, paths, share)
+    make_folder(paths.run)
     world = setup(settings.deepspeed.timeout_minutes, settings.train.threads)
     try:
-        state = Trainer(settings, images, val, run, world, resume, left_out, labels, init).fit()
+        with sole_training(paths.run, world):
+            state = Trainer(settings, images, val, paths.run, world, paths.resume, left_out,
+                            labels, paths.init, asked).fit()
     except BaseException:
         teardown()
         raise
     leave(exit_code() if state == "stopped" else 0, world)
 
 
-def _open_sets(train_set: Path, val_set: Path | None, masks: Path | None, settings: Config,
-               share: tuple[int, int]
-               ) -> tuple[ShardSet, list[Damaged], ShardSet | None, ShardSet | None]:
-    """Images, what is damaged of them, validation set and masks, every file hashed."""
+def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
+               ) -> tuple[Config, ShardSet, list[Damaged], ShardSet | None, ShardSet | None]:
+    """Settings as the sets decide them; images, what is damaged of them, validation set and masks,
+    every file hashed."""
     from more.data.shards.quarantine import open_checked
     from more.data.shards.reader import ShardSet
+    from more.engine.checks import check_classes
+    from more.engine.stage_two import settled
 
-    images, left_out = open_checked(train_set, quarantine=settings.data.quarantine, share=share,
+    images, left_out = open_checked(paths.train, quarantine=settings.data.quarantine, share=share,
                                     cache=settings.data.cache or None)
-    val = ShardSet(val_set, kind="images", check="full", share=share) if val_set else None
-    if masks is None:
-        return images, left_out, val, None
-    if masks.resolve() == train_set.resolve():
-        return images, left_out, val, images  # true masks of the same set, less what is damaged
-    return images, left_out, val, ShardSet(masks, check="full", share=share)
+    val = ShardSet(paths.val, kind="images", check="full", share=share) if paths.val else None
+    labels = None
+    if paths.masks is not None:
+        same = paths.masks.resolve() == paths.train.resolve()  # true masks, less what is damaged
+        labels = images if same else ShardSet(paths.masks, check="full", share=share)
+        settings = settled(settings, labels, paths.init)
+    check_classes(settings, images, val)
+    return settings, images, left_out, val, labels
 
 
 @app.command()

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from more.data.dataset import EvalDataset, Masks, TrainDataset, collate
 from more.data.plan import GlobalBatchSampler
+from more.data.processes import held_signals, start_worker
 from more.data.ring import BatchRing
 from more.data.sampler import MicroBatches, Parcels, SampleKey
 from more.data.shards.reader import ShardSet
@@ -42,7 +42,9 @@ class Batches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        with held_signals():  # of processes that it starts
+            batches = iter(self.loader)
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message, batch.fix)
             batch = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -82,11 +84,6 @@ def _collate(samples: Sequence[Any]) -> Any:
         if isinstance(sample, _Failure):
             return sample
     return collate(samples)
-
-
-def start_worker(_: int) -> None:
-    """Keep OpenCV from starting its own threads in a loader process."""
-    cv2.setNumThreads(0)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ from more.data.shards.reader import ShardSet
 from more.data.store import TokenStore, row_bytes
 from more.engine.build import make_transform
 from more.engine.distributed import World
+from more.engine.stop import StopRequest
 from more.errors import UserError
 from more.model.network import MoReNetwork
 from more.progress import track
 
 
 def kept_tokens(network: MoReNetwork, images: ShardSet, config: Config, frozen: int, run: Path,
-                world: World, say: Callable[[str], None], mirrored: bool = False
-                ) -> tuple[TokenStore | None, int]:
+                world: World, say: Callable[[str], None], mirrored: bool = False,
+                stop: StopRequest | None = None) -> tuple[TokenStore | None, int]:
     """The tokens of views of all images, computed unless they are there; and the number of views.
 
     Args:
@@ -40,6 +41,7 @@ def kept_tokens(network: MoReNetwork, images: ShardSet, config: Config, frozen: 
         world: ranks.
         say: told what is computed, reused, or does not fit.
         mirrored: also of the mirrored view.
+        stop: what ends the work; the same call goes on with it.
 
     Returns:
         A complete store, or None where `tokens.gb` holds no view; views that training shows.
@@ -57,7 +59,7 @@ def kept_tokens(network: MoReNetwork, images: ShardSet, config: Config, frozen: 
     store = TokenStore(Path(tokens.folder or run / "tokens"),
                        _facts(network, images, config, frozen), views * len(images), shape)
     shown = TrainDataset(images, make_transform(config.data), config.train.seed)
-    fill(store, network, shown, config, frozen, world, say)
+    fill(store, network, shown, config, frozen, world, say, stop or StopRequest())
     return store, views
 
 
@@ -92,7 +94,7 @@ def frozen_digest(network: MoReNetwork, frozen: int) -> str:
 
 
 def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: Config,
-         frozen: int, world: World, say: Callable[[str], None]) -> None:
+         frozen: int, world: World, say: Callable[[str], None], stop: StopRequest) -> None:
     """Compute the rows that a store lacks; an interrupted filling goes on.
 
     Args:
@@ -103,8 +105,10 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
         frozen: blocks to run.
         world: ranks; each fills a stretch of rows.
         say: told what is reused.
+        stop: what ends the work.
 
     Raises:
+        Stopped: on request; on every rank.
         UserError: no space, or another run fills the same store; on every rank.
     """
     if world.agree(store.complete if world.main else None):
@@ -125,8 +129,9 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
             raise UserError(*told)
         own = range(world.rank * store.rows // world.size,
                     (world.rank + 1) * store.rows // world.size)
-        _fill(store, own, network, views, config, frozen, world)
+        _fill(store, own, network, views, config, frozen, world, stop)
         store.flush()
+        stop.check()
         world.barrier()
         if world.main:
             store.finish()
@@ -138,8 +143,8 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
 
 @torch.no_grad()
 def _fill(store: TokenStore, own: range, network: MoReNetwork, views: TrainDataset,
-          config: Config, frozen: int, world: World) -> None:
-    """This rank's rows."""
+          config: Config, frozen: int, world: World, stop: StopRequest) -> None:
+    """This rank's rows, until somebody asks to stop."""
     data, count = config.data, len(views)
     rows = store.missing(own)
     keys = [SampleKey(row % count, 0, row // count) for row in rows]
@@ -148,6 +153,8 @@ def _fill(store: TokenStore, own: range, network: MoReNetwork, views: TrainDatas
                disable=not world.main) as bar:
         place = 0
         for batch in make_view_loader(views, keys, config.inference.batch, data.workers):
+            if stop.seen():
+                break
             images = prepare(batch, world.device, data.mean, data.std)
             with torch.autocast(world.device.type, torch.bfloat16,
                                 enabled=config.precision == "bf16"):

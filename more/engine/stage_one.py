@@ -19,6 +19,7 @@ from more.engine.cams import CamMaker
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
+from more.engine.stop import StopRequest
 from more.engine.warmup import warm_heads
 from more.losses.objective import Batch
 from more.model.network import MoReNetwork, NetworkOutput
@@ -35,7 +36,7 @@ class TagStage:
 
     Attributes:
         routes: what evaluation scores. record: JSON values for the checkpoints' marker;
-            sources: for the run's `run.json`.
+            sources: for the run's `run.json`; stop: what ends the work before the first update.
     """
 
     pretrained = True
@@ -43,6 +44,7 @@ class TagStage:
 
     def __init__(self, config: Config, images: ShardSet, run: Path, world: World):
         self.config, self.images, self.run, self.world = config, images, run, world
+        self.stop = StopRequest()
         self.store: TokenStore | None = None
         self.views = 0
         self.objective = make_objective(config)
@@ -53,7 +55,8 @@ class TagStage:
     def begin(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
         """The start of a run that no checkpoint continues: the head warm-up."""
         if self.config.head_warmup.updates:
-            terms = warm_heads(network, self.images, self.config, quiet=not self.world.main)
+            terms = warm_heads(network, self.images, self.config, quiet=not self.world.main,
+                               check=self.stop.check)
             say("head warm-up ends at " + ", ".join(
                 f"{name} {value:.4g}" for name, value in terms.items()))
 
@@ -62,7 +65,8 @@ class TagStage:
         frozen = self.config.model.frozen_blocks
         if frozen:
             self.store, self.views = kept_tokens(network, self.images, self.config, frozen,
-                                                 self.run, self.world, say, mirrored=True)
+                                                 self.run, self.world, say, mirrored=True,
+                                                 stop=self.stop)
 
     def connect(self, engine: Any, average: WeightAverage | None) -> None:
         """Take the engine that updates run through, and the average of its weights."""

@@ -27,6 +27,7 @@ from more.engine.build import make_batches
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
+from more.engine.stop import StopRequest
 from more.engine.weights import (
     exported_config,
     find_checkpoint,
@@ -53,6 +54,7 @@ class MaskStage:
 
     Attributes:
         images: those that have a mask. lacking: ids of those that have none.
+        stop: what ends the work before the first update.
 
     Raises:
         UserError: masks that do not belong to the images.
@@ -63,6 +65,7 @@ class MaskStage:
     def __init__(self, config: Config, images: ShardSet, masks: ShardSet, run: Path, world: World,
                  init: Path | None = None):
         self.config, self.run, self.world, self.init = config, run, world, init
+        self.stop = StopRequest()
         self.labels, self.images, self.lacking = joined(masks, images)
         self.pretrained = init is None
         self.record = {"masks": masks.manifest.digest,
@@ -95,7 +98,7 @@ class MaskStage:
         if not self.frozen:
             return
         store, self.views = kept_tokens(network, self.images, self.config, self.frozen, self.run,
-                                        self.world, say)
+                                        self.world, say, stop=self.stop)
         if store is not None:
             self.tokens = TokenDataset(store, self.views, self.labels, self.images.tags,
                                        self.config.data.crop, segment.stride)

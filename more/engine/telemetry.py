@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class Records:
     """
 
     def __init__(self, run: Path, main: bool, iterations: int):
-        self.main, self.iterations, self.bar = main, iterations, None
+        self.run, self.main, self.iterations, self.bar = run, main, iterations, None
         if not main:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -73,6 +74,15 @@ class Records:
             for name, number in values.items():
                 if isinstance(number, (int, float)):
                     self.board.add_scalar(f"{group}/{name}".rstrip("/"), number, step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has scores of the weights after `step` updates; rank 0 only."""
+        for line in (self.run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, AttributeError):  # a line that a kill has cut off
+                record = json.loads(line)
+                if record.get("step") == step and "eval" in record:
+                    return True
+        return False
 
     def progress(self, done: int, meter: Meter) -> None:
         """Move the bar on a terminal."""

@@ -42,17 +42,22 @@ class Trainer:
         left_out: images of the training set that are damaged and left out.
         masks: shard set to train on masks (stage two), or None for training on tags.
         init: run folder or exported file that stage two starts from.
+        stop: whether somebody asked the run to stop; None: signals count while it trains.
 
     Raises:
+        Stopped: on request, before the first update.
         UserError: settings, data or checkpoint do not fit together.
     """
 
     def __init__(self, config: Config, train_set: ShardSet, val_set: ShardSet | None, run: Path,
                  world: World, resume: str = "auto", left_out: Sequence[Damaged] = (),
-                 masks: ShardSet | None = None, init: Path | None = None):
+                 masks: ShardSet | None = None, init: Path | None = None,
+                 stop: StopRequest | None = None):
         check_classes(config, train_set, val_set)
         self.stage = (TagStage(config, train_set, run, world) if masks is None
                       else MaskStage(config, train_set, masks, run, world, init))
+        self.stop = self.stage.stop = stop or StopRequest()
+        self.stop.join(run, world)
         train_set = self.stage.images
         if config.checkpoint.best not in ("", *self.stage.routes):
             raise UserError(f"checkpoint.best = {config.checkpoint.best!r} is not scored in this "
@@ -89,11 +94,12 @@ class Trainer:
         """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""
         state = "failed"
         watchdog = Watchdog(self.run, self.world.rank, self.config.deepspeed.timeout_minutes * 60)
+        self.stop.at_once = False  # from now on there is something to lose
         self._status("running", self.start)
         try:
-            with StopRequest(self.run, self.world) as stop:
+            with self.stop:
                 try:
-                    state = self._loop(stop, watchdog)
+                    state = self._loop(watchdog)
                 finally:
                     # In here, where signals wait: a launcher ends all ranks as soon as one fails.
                     if state == "failed":
@@ -106,12 +112,16 @@ class Trainer:
             self.engine.destroy()
         return state
 
-    def _loop(self, stop: StopRequest, watchdog: Watchdog) -> str:
+    def _loop(self, watchdog: Watchdog) -> str:
         train, meter = self.config.train, Meter()
+        if self.stop.agreed():
+            return self._stopped(self.start)
+        if self._missed_evaluation() and self._evaluate(self.start):
+            return self._stopped(self.start)
         batches = iter(self.stage.batches(self.split, self.start))
         for step in range(self.start, train.iterations):
             watchdog.rearm()
-            stopping = self._step(step, batches, meter, stop)
+            stopping = self._step(step, batches, meter)
             watchdog.disarm()
             done = step + 1
             if done % train.log_every == 0 or done == train.iterations:
@@ -120,20 +130,33 @@ class Trainer:
             if stopping or self._due(done, self.config.checkpoint.every):
                 self._save(done)
             if stopping and done < train.iterations:
-                self.writer.finish()
-                self._status("stopped", done)
-                self.records.say(f"stopped on request after {done} updates; the same command goes "
-                                 "on from here")
-                return "stopped"
+                return self._stopped(done)
             if self._due(done, self.config.eval.every) and self.val_set is not None:
-                self._evaluate(done)
+                if self._evaluate(done) or (done < train.iterations and self.stop.agreed()):
+                    return self._stopped(done)
                 meter.restart()
         self.writer.finish()
         self._status("finished", train.iterations)
         return "finished"
 
-    def _step(self, step: int, batches: Iterator[dict[str, Any]], meter: Meter,
-              stop: StopRequest) -> bool:
+    def _stopped(self, done: int) -> str:
+        """Save, where there is something to save and that is not done, and say so."""
+        if done:
+            self._save(done)
+        self.writer.finish()
+        self._status("stopped", done)
+        self.records.say(f"stopped on request after {done} updates; the same command goes on from "
+                         "here")
+        return "stopped"
+
+    def _missed_evaluation(self) -> bool:
+        """Whether the start before this one ended between its last update and the scores."""
+        due = self.start and self.val_set is not None and self._due(self.start,
+                                                                    self.config.eval.every)
+        return bool(due) and not self.world.agree(
+            self.world.main and self.records.evaluated(self.start))
+
+    def _step(self, step: int, batches: Iterator[dict[str, Any]], meter: Meter) -> bool:
         """One update of all ranks; whether they agree to stop after it."""
         waited, terms, rows = 0.0, [], []
         for _ in range(self.split.accumulation):
@@ -143,7 +166,7 @@ class Trainer:
             rows += batch["indices"].tolist()
             terms.append(self._pass(batch, step))
         own = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
-        request = torch.tensor(float(stop.asked()), device=self.world.device)
+        request = torch.tensor(float(self.stop.asked()), device=self.world.device)
         means = self.world.mean(torch.stack([*own.values(), request])).tolist()
         if self.engine.was_step_applied():
             if self.average is not None:
@@ -165,13 +188,16 @@ class Trainer:
         self.engine.step()
         return {name: value.detach().float().reshape(()) for name, value in terms.items()}
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int) -> bool:
+        """Score the weights; whether somebody asked to stop meanwhile, and there are no scores."""
         if self.average is None:
             scores = self._scores()
         else:
             with self.average.in_place():
                 scores = self._scores()
         self.engine.train()
+        if scores is None:
+            return True
         self.records.write(done, {"eval": scores})
         self.records.say(f"[{done}] validation mIoU: " + ", ".join(
             f"{name} {value:.1f}" for name, value in scores.items()))
@@ -184,10 +210,11 @@ class Trainer:
                 if self.world.main:
                     folders.write_best(self.writer.folder, metric, scores[metric], done)
                     folders.prune(self.writer.folder, self.config.checkpoint.keep)
+        return False
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self) -> dict[str, float] | None:
         return validate(self.engine.module, self.val_set, self.config, self.world,
-                        self.stage.routes)
+                        self.stage.routes, self.stop.agreed)
 
     def _save(self, done: int) -> None:
         if self.saved == done:

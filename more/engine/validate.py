@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from more.localization.regions import cam_to_label
 
 @torch.no_grad()
 def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: World,
-             routes: Sequence[str] = ("cam", "lam", "decoder")) -> dict[str, float]:
+             routes: Sequence[str] = ("cam", "lam", "decoder"),
+             stopping: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
     """mIoU in percent of some routes, one scale, no flip; a quick look, not the final score.
 
     Args:
@@ -29,9 +30,10 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: Wo
         config: settings (`inference.size`, thresholds, `eval.images`).
         world: ranks; the confusion matrices are summed over them.
         routes: among "cam", "lam" and "decoder".
+        stopping: asked before every batch, by all ranks, so that they may answer with one voice.
 
     Returns:
-        {"cam": …, "lam": …, "decoder": …}, as far as asked for.
+        {"cam": …, "lam": …, "decoder": …}, as far as asked for; None where it was stopped.
     """
     network.eval()
     classes = data.num_classes + 1
@@ -42,6 +44,8 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: Wo
                                rank=world.rank, world=world.size, indices=range(limit),
                                mean=config.data.mean, std=config.data.std)
     for batch in batches:
+        if stopping():
+            return None
         labels = _labels(network, batch["images"].to(world.device),
                          batch["tags"].to(world.device), config, routes)
         for row, truth in enumerate(batch["masks"]):
@@ -51,6 +55,8 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: Wo
     # ZeRO 3 gathers weights in every forward: a rank with fewer batches has to join in.
     most = math.ceil(math.ceil(limit / world.size) / config.inference.batch)
     for _ in range(most - len(batches)):
+        if stopping():
+            return None
         side = config.inference.size
         _labels(network, torch.zeros(1, 3, side, side, device=world.device),
                 torch.zeros(1, data.num_classes, device=world.device), config, routes)

@@ -6,6 +6,7 @@ backbones that come pretrained: where CAMs are poor, every other term learns fro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from more.losses.classification import multilabel_soft_margin
 from more.model.network import MoReNetwork, feature_maps
 from more.progress import track
 
+CHECK_EVERY = 10  # updates
+
 
 @dataclass(frozen=True)
 class Features:
@@ -30,7 +33,7 @@ class Features:
 
 
 def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
-               quiet: bool = False) -> dict[str, float]:
+               quiet: bool = False, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Train the two classifiers for `head_warmup.updates` updates; everything else stays.
 
     Every rank does the same on the same images, so that none has to wait for data of another.
@@ -40,12 +43,13 @@ def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
         data: training set; at most `head_warmup.images` of it, evenly spread, are used.
         config: settings.
         quiet: no progress bar.
+        check: called now and then by all ranks at the same places; what it raises ends the work.
 
     Returns:
         {"cls", "cls_aux", "background", "centre"}: the terms of the last update.
     """
     settings = config.head_warmup
-    features = encode(network, data, config, quiet)
+    features = encode(network, data, config, quiet, check)
     if network.pooling == "competitive":
         network.contest.set_centre(features.main)
         network.aux_contest.set_centre(features.aux)
@@ -56,6 +60,8 @@ def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
     device, terms = next(network.parameters()).device, {}
     with track(settings.updates, "head warm-up", unit="updates", disable=quiet) as bar:
         for update in range(settings.updates):
+            if update % CHECK_EVERY == 0:
+                check()
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * (1 - update / settings.updates)
             rows = torch.randperm(len(features.tags), generator=generator)[:settings.batch]
@@ -73,7 +79,8 @@ def warm_heads(network: MoReNetwork, data: ShardSet, config: Config,
 
 
 @torch.no_grad()
-def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool) -> Features:
+def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool,
+           check: Callable[[], None] = lambda: None) -> Features:
     """Whole images at crop size through the frozen encoder, kept in half precision on the CPU."""
     count = min(config.head_warmup.images, len(data))
     rows = torch.linspace(0, len(data) - 1, count).round().long().tolist()
@@ -83,6 +90,7 @@ def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool) ->
         for batch in make_eval_loader(data, config.data.crop, batch_size=config.inference.batch,
                                       indices=rows, masks=False, workers=config.data.workers,
                                       mean=config.data.mean, std=config.data.std):
+            check()
             with torch.autocast(device.type, torch.bfloat16,
                                 enabled=config.precision == "bf16"):
                 main, aux = feature_maps(network.encoder(batch["images"].to(device)))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 
 import psutil
 import pytest
 
+from more.engine.stop import STOPPED
 from tests.conftest import ROOT
 from tests.faults.nodes import steps
+from tests.faults.test_training import status, step_folder
 from tests.launch.project import (
+    _heed_signals,
     clean_environment,
     ended,
     environment_folder,
@@ -25,7 +29,10 @@ STEPS = 24
 
 @pytest.fixture
 def start(tiny, tmp_path):
-    """Starts launch/train.sh with two ranks of the tiny run; afterwards no process is left."""
+    """Starts launch/train.sh with two ranks of the tiny run; afterwards no process is left.
+
+    What it starts is the first of a process group.
+    """
     programs = environment_folder(tmp_path / "programs", ROOT)
     started: list[subprocess.Popen] = []
 
@@ -36,7 +43,8 @@ def start(tiny, tmp_path):
         variables = {"RANKS": "2", "MORE_VENV": os.path.relpath(programs, ROOT), **extra}
         started.append(subprocess.Popen(
             list(map(str, command)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, env=clean_environment(**variables)))
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_heed_signals,
+            env=clean_environment(**variables)))
         return started[-1]
 
     yield call
@@ -71,3 +79,30 @@ def test_a_killed_rank_ends_all_and_is_named_and_the_run_goes_on(start, tmp_path
     assert done.returncode == 0, done.stdout
     assert "resumed after" in done.stdout
     assert steps(tmp_path / "run")[-1] == STEPS
+
+
+def stopped_and_goes_on(running, start, run, ranks: str) -> None:
+    done = ended(running, 90)
+    assert done.returncode == STOPPED, done.stdout
+    assert "Traceback" not in done.stdout and "stopped on request" in done.stdout
+    found = status(run)
+    assert found["state"] == "stopped" and step_folder(run, found["step"]).is_dir()
+    done = ended(start(RANKS=ranks), 120)
+    assert done.returncode == 0 and f"resumed after {found['step']} updates" in done.stdout
+
+
+def test_ctrl_c_to_the_group_of_one_rank_saves_and_ends_with_75(start, tmp_path):
+    running = start(RANKS="1")
+    wait_for(lambda: len(steps(tmp_path / "run")) >= 3, "three steps", 120)
+    os.killpg(running.pid, signal.SIGINT)
+    stopped_and_goes_on(running, start, tmp_path / "run", "1")
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_saves_and_ends_with_75(start, tmp_path):
+    """As a container's runtime or a batch system ends a job: script, torchrun, ranks, all."""
+    running = start()
+    wait_for(lambda: len(steps(tmp_path / "run")) >= 3, "three steps", 120)
+    for process in family(running.pid):
+        process.terminate()
+    stopped_and_goes_on(running, start, tmp_path / "run", "2")

@@ -84,6 +84,25 @@ def slow(seconds: str) -> None:
     Trainer._pass = _pass
 
 
+def lingering(place: str) -> None:
+    """A phase of the run that takes its time, "PHASE,FILE": FILE is there once it has begun."""
+    from more.engine import checkpoint, stage_one, validate, warmup
+
+    phase, _, file = place.partition(",")
+    module, name, seconds = {"start": (stage_one.TagStage, "begin", 60),
+                             "warm-up": (warmup, "_terms", 0.3),
+                             "evaluation": (validate, "_labels", 0.5),
+                             "saving": (checkpoint, "commit_folder", 0.7)}[phase]
+    original = getattr(module, name)
+
+    def slow(*arguments):
+        open(file, "w").close()
+        time.sleep(seconds)
+        return original(*arguments)
+
+    setattr(module, name, slow)
+
+
 def half_on_the_cpu(_: str) -> None:
     """Not a fault: DeepSpeed believes that this CPU computes in fp16 (slowly, it does)."""
     from deepspeed.accelerator import get_accelerator
@@ -94,7 +113,7 @@ def half_on_the_cpu(_: str) -> None:
 WOUNDS: dict[str, Callable[[str], None]] = {
     function.__name__: function
     for function in (killed_while_saving, not_finite, sleeping, out_of_memory, slow,
-                     half_on_the_cpu)}
+                     lingering, half_on_the_cpu)}
 
 if __name__ == "__main__":
     name, _, argument = sys.argv.pop(1).partition(":")
