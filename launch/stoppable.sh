@@ -51,17 +51,23 @@ ask_to_stop() {
         asked=yes
         say "asked to stop: all ranks write a checkpoint after this step (once more: end at once)"
     elif [ -n "$child" ]; then
-        kill -TERM "$child" 2>/dev/null || true
+        kill "-$end_signal" "$child" 2>/dev/null || true
     fi
 }
 
 # run_stoppable COMMAND…: runs it to its end, whatever signals arrive; sets `code`.
-# torchrun would answer SIGTERM by killing the ranks after 30 s, and die of SIGUSR1: it gets neither.
+# torchrun would answer SIGTERM by killing the ranks after 30 s, and die of SIGUSR1: it is deaf to
+# both, whoever sends them to all processes. What ends it, and its ranks, is SIGQUIT.
 run_stoppable() {
-    asked="" child=""
+    local deaf=(USR1)
+    asked="" child="" end_signal=TERM
+    if [ "$1" = torchrun ]; then
+        deaf=(USR1 TERM INT HUP) end_signal=QUIT
+        export PET_SIGNALS_TO_HANDLE=SIGQUIT  # its option --signals_to_handle, if it has it
+    fi
     trap ask_to_stop TERM USR1 INT HUP
     set -m  # a process group of its own: Ctrl-C reaches this script alone
-    (trap '' USR1 && exec "$@") &
+    (trap '' "${deaf[@]}" && exec "$@") &
     child=$!
     set +m
     while kill -0 "$child" 2>/dev/null; do

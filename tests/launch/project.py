@@ -86,7 +86,7 @@ class Project:
     def stoppable_torchrun(self) -> None:
         """A torchrun that runs until it finds the stop file, as the ranks do."""
         self.fake("torchrun", f"""mkdir -p dir; echo > dir/started
-            trap 'echo TERM > dir/terminated; exit 1' TERM
+            trap 'echo QUIT > dir/terminated; exit 1' QUIT
             for n in $(seq 400); do
                 [ ! -e dir/stop ] || [ -e dir/stubborn ] || break
                 sleep .05
