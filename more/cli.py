@@ -7,7 +7,7 @@ import sys
 
 from more.bench.command import app as bench_app
 from more.commands.common import app
-from more.errors import UserError, from_system
+from more.errors import UserError, from_loading, from_system
 from more.progress import console
 
 for part in ("training", "masks", "tuning", "results"):  # they register commands, in this order
@@ -19,8 +19,9 @@ def main() -> None:
     """Run the command line; what the user can mend prints a message and exits with 2."""
     try:
         app()
-    except (UserError, OSError) as error:
-        known = error if isinstance(error, UserError) else from_system(error)
+    except (UserError, OSError, RuntimeError) as error:
+        known = (error if isinstance(error, UserError) else
+                 from_system(error) if isinstance(error, OSError) else from_loading(error))
         if known is None:
             raise
         console.print(f"error: {known}", highlight=False, markup=False, style="red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -41,6 +42,22 @@ def from_system(error: OSError) -> UserError | None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     return UserError(f"{where}{error.strerror}", remedies[error.errno])
+
+
+def from_loading(error: RuntimeError) -> UserError | None:
+    """The user's part of an error of PyTorch's loader: a dead process, full shared memory; or None.
+    """
+    text = str(error).split("\n")[0]
+    shared = "shared memory" in text or ("/torch_" in text and os.strerror(errno.ENOSPC) in text)
+    if "DataLoader worker" in text and not shared:
+        return UserError(f"a loader process has died: {text}",
+                         "mostly memory was short: lower data.workers or data.prefetch_mb; "
+                         "training goes on from the last checkpoint by the same command")
+    if shared:
+        return UserError(f"the shared memory, /dev/shm, is full: {text}",
+                         "free some of it, let the container have more (docker run --shm-size), or "
+                         "lower data.workers or data.prefetch_mb; data.workers=0 needs none")
+    return None
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

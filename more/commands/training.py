@@ -137,9 +137,10 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
     every file hashed."""
     from more.data.shards.quarantine import open_checked
     from more.data.shards.reader import ShardSet
-    from more.engine.checks import check_classes
+    from more.engine.checks import check_classes, check_compile
     from more.engine.stage_two import settled
 
+    check_compile(settings)
     images, left_out = open_checked(paths.train, quarantine=settings.data.quarantine, share=share,
                                     cache=settings.data.cache or None)
     val = ShardSet(paths.val, kind="images", check="full", share=share) if paths.val else None

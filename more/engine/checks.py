@@ -37,6 +37,23 @@ def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None)
                         "convert a split with masks, or leave --val out")
 
 
+def check_compile(config: Config) -> None:
+    """`train.compile` must name a backend of this PyTorch's torch.compile, or nothing.
+
+    Raises:
+        UserError: it does not.
+    """
+    wanted = config.train.compile
+    if not wanted:
+        return
+    from torch._dynamo import list_backends  # takes seconds
+
+    if wanted not in list_backends(exclude_tags=()):
+        known = ", ".join(list_backends())
+        raise UserError(f"train.compile = {wanted!r} is no backend of torch.compile",
+                        f"choose one of {known}, or '' for none")
+
+
 def check_same_model(config: Config, source: Path) -> None:
     """A checkpoint continues only under the model, classes and crop it was made with.
 

@@ -99,6 +99,9 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     Args:
         timeout_minutes: longest wait for another rank in a collective.
         threads: CPU threads of this process; 0 = cores divided by the ranks of this machine.
+
+    Raises:
+        UserError: the ranks do not find each other (names address and port).
     """
     _fill_environment()
     device = local_device()
@@ -112,8 +115,11 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,
-                               timeout=timedelta(minutes=timeout_minutes))
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,
+                                   timeout=timedelta(minutes=timeout_minutes))
+    except dist.DistError as error:
+        raise _not_met(str(error), timeout_minutes) from error
     return World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 
 
@@ -178,6 +184,25 @@ def _fill_environment() -> None:
         os.environ["MASTER_PORT"] = str(_free_port())
     if int(os.environ["WORLD_SIZE"]) > 1:
         _choose_interface()
+
+
+def _not_met(text: str, minutes: float) -> UserError:
+    """Why the ranks have not found each other, and what to do about it."""
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if "EADDRINUSE" in text or "address already in use" in text:
+        return UserError(f"port {port} of {host} is in use (MASTER_PORT)",
+                         "choose another one (PORT of the launch scripts, --master_port of "
+                         "torchrun), or end what uses it")
+    if rank == "0":
+        return UserError(f"not all of {size} ranks came to {host}:{port} within {minutes:g} "
+                         f"minutes ({text.splitlines()[0]})",
+                         "start the others, with this MASTER_ADDR and MASTER_PORT; see that the "
+                         "network lets them through")
+    return UserError(f"{host}:{port} (MASTER_ADDR, MASTER_PORT) does not answer rank {rank} "
+                     f"of {size} within {minutes:g} minutes ({text.splitlines()[0]})",
+                     "start rank 0 there, correct the address, or open the port between the "
+                     "machines")
 
 
 def _free_port() -> int:
