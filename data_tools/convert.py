@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_tools.build import Part, PartResult, build_set, sole_writer
+from data_tools.build import Part, PartResult, build_set, check_ids, sole_writer
 from data_tools.images import align_mask, check_image, check_values
 from data_tools.sources import with_sources
 from more.data.shards.codec import encode_mask, mask_values
@@ -60,6 +60,7 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
     Raises:
         UserError: as `build_set`; or `out` was made from other files.
     """
+    check_ids(record.id for record in records)  # before any work
     with sole_writer(out):
         provenance = with_sources(out, records, {**provenance, "skip_bad": skip_bad})
         return build_set(out, "images", class_names, provenance, records, write_shard,

@@ -9,6 +9,7 @@ It imports no torch: signals have to be heeded before that has loaded.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether somebody asked this process to stop; use as a context manager around the run.
 
+    It may be entered again inside: signals count until the last exit, and each takes the file away.
+
     Attributes:
         at_once: a signal raises `Stopped` where it arrives: nothing would be lost, and no other
             rank would wait in vain.
@@ -59,12 +62,11 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self._entered -= 1
-        if self._entered:
-            return
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if self.run is not None and _is_main():
             (self.run / "stop").unlink(missing_ok=True)
+        if not self._entered:
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def join(self, run: Path, world: World) -> None:
         """From now on the file counts, too, and other ranks may be asked."""
@@ -117,8 +119,8 @@ class StopRequest:
         if not again:
             self._since = time.monotonic()
             if _is_main():
-                os.write(2, f"asked to stop ({signal.Signals(number).name}): a checkpoint is "
-                            "written after this update; Ctrl-C once more ends at once\n".encode())
+                os.write(2, f"asked to stop ({signal.Signals(number).name}): it ends as soon as "
+                            "all is saved; Ctrl-C once more ends it at once\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
 
@@ -145,6 +147,8 @@ def end_early(run: Path | None, iterations: int) -> NoReturn:
             write_status(run, "stopped", _read_status(run).get("step", 0), iterations)
         print("stopped on request before the first update of this start, so there is nothing to "
               "save; the same command goes on from here", file=sys.stderr)
+    for process in multiprocessing.active_children():  # loaders: they would notice in seconds
+        process.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code())  # what was interrupted, an import for example, cannot be taken apart

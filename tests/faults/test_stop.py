@@ -86,11 +86,13 @@ def test_a_second_ctrl_c_ends_at_once(tiny, tmp_path):
 
 
 PHASES = {"start": (), "warm-up": ("head_warmup.updates=60", "head_warmup.batch=4"),
+          "tokens": ("model.frozen_blocks=1", "data.augment=coco", "inference.batch=2"),
           "evaluation": ("eval.every=4", "inference.batch=1"), "saving": ()}
 
 
 # At the start the file counts only once the ranks meet.
 CASES = [*((phase, number) for phase in PHASES for number in SIGNALS), ("warm-up", "file"),
+         ("tokens", "file"),
          *(pytest.param(phase, signal.SIGUSR1, marks=pytest.mark.slow) for phase in PHASES),
          *(pytest.param(phase, "file", marks=pytest.mark.slow)
            for phase in ("evaluation", "saving"))]
@@ -108,7 +110,7 @@ def test_a_run_stops_in_every_phase(tiny, tmp_path, phase, number):
     began = time.monotonic()
     step = stopped(process, run)
     assert time.monotonic() - began < 15
-    assert step == {"start": 0, "warm-up": 0, "evaluation": 4}.get(phase, step)
+    assert step == {"start": 0, "warm-up": 0, "tokens": 0, "evaluation": 4}.get(phase, step)
     assert phase != "saving" or 3 <= step < 12
 
 
@@ -147,16 +149,36 @@ def _catches(pid: int, number: int) -> bool:
     return False
 
 
-def test_a_signal_to_one_rank_during_the_warm_up_stops_all(tiny, tmp_path):
-    run, file, port = tmp_path / "run", tmp_path / "begun", free_port()
-    group = [begin(tiny, run, f"lingering:warm-up,{file}-{rank}", *PHASES["warm-up"],
-                   RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(2)]
-    try:
-        wait_for(Path(f"{file}-1").exists, "the warm-up", 60)
-        group[1].send_signal(signal.SIGTERM)
-        assert stopped(group[0], run) == 0
-        assert group[1].wait(20) == STOPPED
-    finally:
-        for process in group:
-            process.kill()
+@pytest.fixture
+def two_ranks(tiny, tmp_path):
+    """Starts two ranks of a run that linger in a phase; then FILE-0 and FILE-1 are there."""
+    group, port = [], free_port()
+
+    def start(phase: str, file: Path) -> list[Forked]:
+        for rank in ("0", "1"):
+            group.append(begin(tiny, tmp_path / "run", f"lingering:{phase},{file}-{rank}",
+                               *PHASES[phase], RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2",
+                               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+        return group
+
+    yield start
+    for process in group:
+        process.kill()
+
+
+@pytest.mark.parametrize("phase", ["warm-up", pytest.param("tokens", marks=pytest.mark.slow)])
+def test_a_signal_to_one_rank_before_the_first_update_stops_all(two_ranks, tmp_path, phase):
+    group = two_ranks(phase, tmp_path / "begun")
+    wait_for((tmp_path / "begun-1").exists, phase, 60)
+    group[1].send_signal(signal.SIGTERM)
+    assert stopped(group[0], tmp_path / "run") == 0
+    assert group[1].wait(20) == STOPPED
+
+
+def test_the_stop_file_ends_all_ranks_and_is_gone(two_ranks, tmp_path):
+    """Left behind, it would end the next start."""
+    group = two_ranks("saving", tmp_path / "begun")
+    wait_for((tmp_path / "begun-0").exists, "saving", 60)
+    (tmp_path / "run/stop").touch()
+    assert stopped(group[0], tmp_path / "run") >= 3
+    assert group[1].wait(20) == STOPPED

@@ -86,11 +86,12 @@ def slow(seconds: str) -> None:
 
 def lingering(place: str) -> None:
     """A phase of the run that takes its time, "PHASE,FILE": FILE is there once it has begun."""
-    from more.engine import checkpoint, stage_one, validate, warmup
+    from more.engine import checkpoint, encode, stage_one, validate, warmup
 
     phase, _, file = place.partition(",")
     module, name, seconds = {"start": (stage_one.TagStage, "begin", 60),
                              "warm-up": (warmup, "_terms", 0.3),
+                             "tokens": (encode, "prepare", 0.3),
                              "evaluation": (validate, "_labels", 0.5),
                              "saving": (checkpoint, "commit_folder", 0.7)}[phase]
     original = getattr(module, name)
