@@ -119,7 +119,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(tiny, tmp_path):
     process = begin(tiny, run, f"lingering:evaluation,{file}", *PHASES["evaluation"])
     wait_for(file.exists, "the evaluation", 60)
     process.send_signal(signal.SIGTERM)
-    assert stopped(process, run) == 4
+    assert stopped(process, run) == 4 and '"eval"' not in (run / "log.jsonl").read_text()
     goes_on(tiny, run, *PHASES["evaluation"])
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval" in line] == [4, 8, 12]

@@ -112,9 +112,11 @@ def test_a_wish_to_stop_outlives_ranks_that_begin_again(project):
     assert not (project.run / "stop").exists()
 
 
-def test_torchrun_does_not_die_of_usr1_sent_to_all(project):
-    """SLURM can signal every process; the ranks have a handler, torchrun has none."""
-    project.fake("torchrun", "kill -USR1 $$; exit 5")
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+def test_torchrun_does_not_die_of_a_signal_sent_to_all(project, number):
+    """A container's runtime or SLURM can signal every process: that is for the ranks."""
+    project.fake("torchrun", f'kill -{number.value} $$; [ "$PET_SIGNALS_TO_HANDLE" = SIGQUIT ] && '
+                             "exit 5")
     assert project.call(*TRAIN, RANKS="2").returncode == 5
 
 
