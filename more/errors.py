@@ -26,7 +26,8 @@ class UserError(Exception):
 
 
 def from_system(error: OSError) -> UserError | None:
-    """The user's part of a system error: no space, no permission; None for anything else.
+    """The user's part of a system error: no space, no permission, too many open files; None for
+    anything else.
 
     Errors that a defect of the program may cause as well (no such file) keep their traceback.
     """
@@ -37,6 +38,10 @@ def from_system(error: OSError) -> UserError | None:
         errno.EPERM: "correct its permissions, or choose another place",
         errno.EROFS: "choose a place that can be written",
         errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EMFILE: "let one process open more files, as in `ulimit -n 4096`, or use fewer "
+                      "workers; then run the same command again",
+        errno.ENFILE: "the machine has too many open files: end other jobs, then run the same "
+                      "command again",
     }
     if error.errno not in remedies:
         return None

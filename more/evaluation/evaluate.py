@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,15 +93,11 @@ def _run(job: Job, source: ShardSet, truth: ShardSet, parts: list[Rows], workers
     Decoding, filtering and counting leave Python's lock, all but a twentieth of the time. So
     threads keep the cores busy, and start at once, which processes do not.
     """
-    counts, own = Counts(), threading.local()
-
-    def start() -> None:  # descriptors of its own: another thread may close a shared one
-        own.sets = source.without(()), truth.without(())
-
+    counts = Counts()
     workers = workers or min(usable_cores(), MOST_THREADS)
     with (track(sum(map(len, parts)), "evaluate", disable=not progress) as bar,
-          ThreadPoolExecutor(workers, initializer=start) as pool):
-        for part in pool.map(lambda rows: count_piece(job, *own.sets, rows), parts):
+          ThreadPoolExecutor(workers) as pool):
+        for part in pool.map(lambda rows: count_piece(job, source, truth, rows), parts):
             counts.merge(part)
             bar.advance(len(part.per_image))
     return counts

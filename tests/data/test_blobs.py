@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.shards.blobs import BlobMap, OpenFiles
+from more.data.shards.blobs import BlobMap
+from more.data.shards.open_files import Descriptors, OpenFiles
 from more.data.shards.reader import ShardSet
 from tests.data.sets import small_set
 
@@ -44,7 +45,8 @@ def test_any_stretch_is_what_hdf5_reads(stored, first, second):
     with h5py.File(path) as file:
         maps = [BlobMap(file[name]) for name in ("plain", "mixed")]
     for blob in maps:
-        assert blob.read(files.get(path), start, stop) == data[start:stop].tobytes()
+        with files.reading(path) as opened:
+            assert blob.read(opened, start, stop) == data[start:stop].tobytes()
     files.close()
 
 
@@ -61,7 +63,7 @@ def test_other_storage_is_refused(stored):
 def test_few_files_stay_open(tmp_path):
     """A set of a thousand shards must not exceed a process's limit of open files."""
     shards = ShardSet(small_set(tmp_path, shards=9, rows=2))
-    shards._files = OpenFiles(limit=4)
+    shards._files = OpenFiles(Descriptors(limit=4))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         for row in shards:
@@ -77,7 +79,8 @@ def test_a_descriptor_closed_or_taken_by_others_is_replaced(tmp_path):
     expected = shards.blob("image", 0)
     (tmp_path / "other").write_bytes(bytes(10**6))
     for taken in (False, True):
-        file = shards._files.get(shards.path / "shard-00000.h5")
+        with shards._files.reading(shards.path / "shard-00000.h5") as file:
+            pass
         os.close(file)
         other = os.open(tmp_path / "other", os.O_RDONLY) if taken else None
         assert other in (None, file)

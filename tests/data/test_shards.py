@@ -101,9 +101,9 @@ def test_reading(tmp_path):
 
 
 def _read_all(shards, queue):
-    inherited = set(shards._files._files.values())  # none after spawn
+    inherited = set(shards._files.descriptors())  # none after spawn
     total = sum(int(shards.image(i).sum()) for i in shards)
-    queue.put((total, len(inherited & set(shards._files._files.values()))))
+    queue.put((total, len(inherited & set(shards._files.descriptors()))))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

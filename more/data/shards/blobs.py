@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import OrderedDict
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -86,58 +84,3 @@ class BlobMap:
             at += width
         got = os.preadv(file, parts, self.starts[first] + low)
         return data if got == stop - start + (last - first) * _SUM_BYTES else b""
-
-
-class OpenFiles:
-    """Descriptors of the files read lately, of this process alone, at most `limit` at a time.
-
-    A process that inherits the object by fork opens its own; pickled, it holds none.
-    """
-
-    def __init__(self, limit: int = 64):
-        self.limit = limit
-        self._files: OrderedDict[Path, int] = OrderedDict()
-        self._pid = os.getpid()
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def get(self, path: Path, fresh: bool = False) -> int:
-        """A descriptor of `path`, valid until `limit` other files were asked for.
-
-        `fresh` opens the file anew; the old descriptor, which may be somebody else's by now, is
-        forgotten, not closed.
-        """
-        if self._pid != os.getpid():  # forked: leave the parent's descriptors alone
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if fresh:
-            self._files.pop(path, None)
-        file = self._files.get(path)
-        if file is None:
-            if len(self._files) >= self.limit:
-                _close(self._files.popitem(last=False)[1])
-            file = self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            self._files.move_to_end(path)
-        return file
-
-    def close(self) -> None:
-        """Close this process's files; they open again when needed."""
-        if self._pid == os.getpid():
-            for file in self._files.values():
-                _close(file)
-        self._files.clear()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple:
-        return OpenFiles, (self.limit,)
-
-
-def _close(file: int) -> None:
-    try:
-        os.close(file)
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise

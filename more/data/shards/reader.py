@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
@@ -14,12 +16,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from more.data.shards.blobs import BlobMap, OpenFiles
+from more.data.shards.blobs import BlobMap
 from more.data.shards.cache import ShardCache
 from more.data.shards.codec import decode_image, decode_mask
 from more.data.shards.format import PAYLOADS, sha256_file
 from more.data.shards.index import ShardIndex, blob_maps
 from more.data.shards.manifest import REBUILD, ShardEntry, read_manifest
+from more.data.shards.open_files import OpenFiles
 from more.errors import UserError
 
 _RESTORE = f"restore the file from a copy, or delete it and {REBUILD}"
@@ -34,8 +37,9 @@ def shard_ids(path: Path) -> list[str]:
 class ShardSet:
     """A shard set, opened for reading. Imports no torch; file handles open lazily per process.
 
-    Rows are numbered through all shards in order. Safe to hand to worker processes, forked or
-    spawned: a handle is never shared between processes.
+    Rows are numbered through all shards in order. Safe to share between threads and to hand to
+    worker processes, forked or spawned: a handle is never shared between processes. However many
+    sets and shards there are, few files of a process are open at a time (see `Descriptors`).
 
     Args:
         path: folder with `manifest.json`.
@@ -94,7 +98,7 @@ class ShardSet:
             shard, place = self.locate(row)
             dropped[shard].append(place)
         other = copy.copy(self)
-        other._files, other._maps = OpenFiles(self._files.limit), {}
+        other._files, other._maps = OpenFiles(), {}
         other._gather([index.without(dropped[number]) if number in dropped else index
                        for number, index in enumerate(self._indexes)])
         return other
@@ -159,7 +163,8 @@ class ShardSet:
         start, stop, crc32 = index.extent(name, row)
         path, maps = self._where(shard)
         for fresh in (False, True):  # libraries that close a descriptor twice may close ours
-            data = maps[name].read(self._files.get(path, fresh), start, stop)
+            with self._files.reading(path, fresh) as file:
+                data = maps[name].read(file, start, stop)
             if len(data) == stop - start and (not check or zlib.crc32(data) == crc32):
                 return data
         raise UserError(f"{path}: {name} of {self.ids[i]!r} is damaged", fix=_RESTORE)
@@ -213,4 +218,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise UserError(f"{path}: not a readable shard ({error})", fix=_RESTORE) from error
