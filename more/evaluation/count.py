@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from more.data.shards.codec import decode_mask
-from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.boundary import boundary_counts
 from more.evaluation.calibration import calibration_counts
-from more.evaluation.metrics import image_iou, joint_labels, joint_matrix
+from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
 from more.evaluation.sets import NO_TRUTH
 from more.evaluation.sweep import sweep_counts
 from more.pseudo.seeds import SeedItem, decode_seed, seed_label
@@ -52,8 +51,8 @@ class Counts:
     """Sums over images.
 
     Attributes:
-        sums: arrays by name, int64: `matrix` [K, K]; `left_out` [1], pixels with truth that are
-            unlabelled; and where asked for and possible `boundary`, `swept`, `levels`, `reached`.
+        sums: arrays by name, int64: `matrix` [K, K] of the pixels with a label; `truth` [K],
+            pixels of each class with or without one; and where asked for and possible `boundary`, `swept`, `levels`, `reached`.
         per_image: mean IoU by id.
         thresholded: some label was made with the background threshold.
     """
@@ -117,9 +116,9 @@ def _count_image(job: Job, source: ShardSet, item: int, true: np.ndarray,
     label = _label(job, source, item, true, counts)
     counted, joint = joint_labels(true, label, k)
     matrix = joint_matrix(joint, k)
-    unlabelled = np.count_nonzero((true < k) & (label == IGNORE))
-    counts.add(matrix=matrix, left_out=np.array([unlabelled]))
-    counts.per_image[source.ids[item]] = image_iou(matrix)
+    pixels = true_pixels(true, k)
+    counts.add(matrix=matrix, truth=pixels)
+    counts.per_image[source.ids[item]] = image_iou(matrix, pixels)
     if job.boundary:
         counts.add(boundary=boundary_counts(true, label, ~counted, k, job.boundary))
     level = _confidence(source, item, label) if job.calibration else None

@@ -6,17 +6,20 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from more.data.shards.format import sha256_bytes
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.boundary import DEFAULT_BOUNDARY, boundary_iou
 from more.evaluation.calibration import calibrate
 from more.evaluation.count import Counts, Job, Rows, count_piece, pieces
-from more.evaluation.metrics import scores
+from more.evaluation.metrics import Scores, scores
 from more.evaluation.result import Result
 from more.evaluation.routes import describe_route
 from more.evaluation.sets import (
     check_subset,
+    check_truth,
     matching_rows,
     open_pair,
     seed_threshold,
@@ -52,8 +55,8 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
         progress: show a progress line.
 
     Raises:
-        UserError: sets that do not belong together, an image without true mask, an unknown
-            class, or a mask with values outside the classes; always with the name of the file
+        UserError: sets that do not belong together, an image without true mask, true masks that
+            show no class, an unknown class, or a mask with values outside the classes; always with the name of the file
             or image.
     """
     _check_options(boundary, workers)
@@ -63,19 +66,20 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
     job = Job(len(class_names), seed_threshold(source, threshold), sweep, boundary, calibration)
     parts = pieces(source, matching_rows(source, truth, only))
     counts = _run(job, source, truth, parts, workers, progress)
+    check_truth(counts.sums["truth"], truth)
     used, sums = job.threshold if counts.thresholded else None, counts.sums
-    left_out, total = int(sums["left_out"][0]), int(sums["matrix"].sum())
+    figures, pixels = scores(sums["matrix"], sums["truth"]), int(sums["truth"].sum())
     held = set(source.ids)
     scored = list(counts.per_image)
     return Result(
         name=name or set_name(Path(path)), kind=source.kind, data=Path(data).name,
         route=describe_route(source.manifest.provenance, used), threshold=used,
-        class_names=class_names, scores=scores(sums["matrix"]), images=len(scored),
-        unlabelled=left_out / max(left_out + total, 1),
+        class_names=class_names, scores=figures, images=len(scored),
+        unlabelled=1 - int(sums["matrix"].sum()) / pixels,
         missing=[i for i in truth.ids if i not in held],
         per_image=counts.per_image,
         subset=subset, sweep=sweep_scores(sums["swept"]) if "swept" in sums else {},
-        boundary=boundary_iou(sums["boundary"]) if boundary else None,
+        boundary=_boundary(sums["boundary"], figures) if boundary else None,
         boundary_width=boundary or None,
         calibration=calibrate(sums["levels"], sums["reached"]) if "levels" in sums else None,
         digests=(truth.manifest.digest, ids_digest(scored)))
@@ -101,6 +105,12 @@ def _run(job: Job, source: ShardSet, truth: ShardSet, parts: list[Rows], workers
             counts.merge(part)
             bar.advance(len(part.per_image))
     return counts
+
+
+def _boundary(counts: np.ndarray, figures: Scores) -> np.ndarray:
+    """Boundary IoU `[K]`; 0 of a class whose truth was left out altogether, with its band."""
+    found = boundary_iou(counts)
+    return np.where(np.isnan(found) & (figures.recall == 0), 0.0, found)
 
 
 def _check_options(boundary: float, workers: int | None) -> None:

@@ -15,7 +15,7 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.count import read_seed
 from more.evaluation.evaluate import evaluate
-from more.evaluation.metrics import image_iou, joint_labels, joint_matrix
+from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
 from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
 from more.evaluation.sets import seed_threshold
 from more.pseudo.seeds import seed_label, seed_probabilities
@@ -216,7 +216,8 @@ def label_tile(caption: str, label: np.ndarray | None, image: np.ndarray,
 def _iou(truth: np.ndarray | None, label: np.ndarray, classes: int) -> float | None:
     if truth is None or truth.shape != label.shape:
         return None
-    return image_iou(joint_matrix(joint_labels(truth, label, classes + 1)[1], classes + 1))
+    joint = joint_labels(truth, label, classes + 1)[1]
+    return image_iou(joint_matrix(joint, classes + 1), true_pixels(truth, classes + 1))
 
 
 def _legend(data: ShardSet, labels: set[int]) -> list[dict[str, str]]:

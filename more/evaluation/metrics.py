@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 class Scores:
     """Figures of one confusion matrix; per-class arrays are `[K]` float64, background first.
 
-    A class that is neither true nor predicted has NaN everywhere. `confusion` is FP/TP: the
-    lower, the fewer stray pixels; inf for a class that was only ever predicted wrongly.
+    A class that is neither true nor predicted has NaN everywhere. A missed class, which has truth
+    but no right pixel, has IoU, precision and recall 0, whether or not it was predicted elsewhere.
+    `confusion` is FP/TP: the lower, the fewer stray pixels; inf for a class without a right pixel,
+    so for every missed one.
     """
 
     pixel_accuracy: float
@@ -103,33 +105,53 @@ def joint_matrix(joint: np.ndarray, num_classes: int) -> np.ndarray:
     return counts.reshape(num_classes, num_classes)
 
 
-def scores(matrix: Tensor | np.ndarray) -> Scores:
+def scores(matrix: Tensor | np.ndarray, truth: np.ndarray | None = None) -> Scores:
     """Scores of a confusion matrix `[K, K]` (true class first).
 
-    `miou` and `mean_accuracy` average over the classes that have truth; NaN when none has.
+    Args:
+        matrix: counts of the pixels that have a label.
+        truth: true pixels of each class `[K]`, those without a label included: a class that the
+            labels leave out altogether is missed, too. None: all pixels have a label.
+
+    `miou` and `mean_accuracy` average over the classes that have truth; NaN when none has. All
+    figures of a missed class are the worst there are, so that missing it can never pay.
     """
     counts = np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.float64)
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    there = (true if truth is None else np.asarray(truth)) > 0
+    missed = there & (hit == 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        iou = hit / (true + predicted - hit)
-        recall = hit / true
-        precision = hit / predicted
-        confusion = (predicted - hit) / hit
+        iou = np.where(missed, 0.0, hit / (true + predicted - hit))
+        recall = np.where(missed, 0.0, hit / true)
+        precision = np.where(missed, 0.0, hit / predicted)
+        confusion = np.where(missed, np.inf, (predicted - hit) / hit)
         pixel_accuracy = hit.sum() / counts.sum()
-    return Scores(float(pixel_accuracy), mean_over(recall, true > 0), mean_over(iou, true > 0),
-                  iou, precision, recall, confusion)
+    return Scores(float(pixel_accuracy), mean_over(recall, there), mean_over(iou, there), iou,
+                  precision, recall, confusion)
 
 
-def image_iou(matrix: np.ndarray) -> float:
-    """Mean IoU of one image over the classes that its truth or its prediction contains."""
-    iou = scores(matrix).iou
+def image_iou(matrix: np.ndarray, truth: np.ndarray | None = None) -> float:
+    """Mean IoU of one image over the classes that its truth or its prediction contains.
+
+    Args: as of `scores`.
+    """
+    iou = scores(matrix, truth).iou
     return mean_over(iou, ~np.isnan(iou))
 
 
 def mean_over(values: np.ndarray, chosen: np.ndarray) -> float:
-    """Mean of the chosen finite entries of `[K]`; NaN when there is none."""
-    kept = values[chosen & np.isfinite(values)]
-    return float(kept.mean()) if kept.size else float("nan")
+    """Mean of the chosen entries of `[K]` that are defined; NaN when there is none.
+
+    Also NaN when one of them is infinite: FP/TP of a missed class is beyond every number, and a
+    mean of the others would be the better, the more classes were missed.
+    """
+    kept = values[chosen & ~np.isnan(values)]
+    return float(kept.mean()) if kept.size and np.isfinite(kept).all() else float("nan")
+
+
+def true_pixels(truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class in a uint8 label map, int64 `[K]`."""
+    return np.bincount(truth.reshape(-1), minlength=num_classes)[:num_classes]
 
 
 def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -69,6 +69,13 @@ class Result:
         """Threshold and mIoU of the best step of the sweep; None without one."""
         return max(self.sweep.items(), key=lambda item: item[1]) if self.sweep else None
 
+    @property
+    def missed(self) -> list[str]:
+        """Classes with truth of which not one pixel is right."""
+        true = self._true()
+        return [name for row, name in enumerate(self.class_names)
+                if true[row] and not self.scores.recall[row]]
+
     def _true(self) -> np.ndarray:
         return ~np.isnan(self.scores.recall)
 
@@ -83,6 +90,7 @@ class Result:
             "precision": mean_over(figures.precision, self._true()),
             "recall": mean_over(figures.recall, self._true()),
             "confusion": mean_over(figures.confusion, self._true()),
+            "classes_with_truth": int(self._true().sum()), "missed": self.missed,
             "classes": {name: {key: values[row] for key, values in self._per_class().items()}
                         for row, name in enumerate(self.class_names)},
             "worst": sorted(self.per_image, key=self.per_image.__getitem__)[:LISTED],
@@ -129,10 +137,17 @@ class Result:
 
     def notes(self) -> list[str]:
         """Lines of text that belong to the figures: counts, subset, sweep, what was left out."""
-        lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}; means "
-                 "are over classes with truth"]
+        true = self._true()
+        lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}; means are "
+                 f"over the {true.sum()} of {len(true)} classes with truth"]
+        if self.missed:
+            lines.append(f"missed, no pixel is right: {', '.join(self.missed)}; they count as 0 "
+                         "in the means, and FP/TP has no mean")
         if self.subset is not None:
-            lines.append(f"mIoU {percent(self.miou_subset)} over {', '.join(self.subset)}")
+            without = [name for name, there in zip(self.class_names, true, strict=True)
+                       if name in self.subset and not there]
+            left = f", without {', '.join(without)}, which have no truth" if without else ""
+            lines.append(f"mIoU {percent(self.miou_subset)} over {', '.join(self.subset)}{left}")
         if self.best:
             lines.append(f"best threshold of {min(self.sweep):.2f} to {max(self.sweep):.2f}: "
                          f"{self.best[0]:.2f} with mIoU {percent(self.best[1])}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from more.data.shards.reader import ShardSet
 from more.errors import UserError, nearest
 from more.evaluation.routes import seed_facts
@@ -54,6 +56,22 @@ def matching_rows(source: ShardSet, truth: ShardSet,
         raise UserError(f"{truth.path} holds no true masks", fix=NO_TRUTH)
     return [(item, where[name]) for item, name in enumerate(source.ids)
             if only is None or name in only]
+
+
+def check_truth(pixels: np.ndarray, truth: ShardSet) -> None:
+    """Raise UserError unless some true pixel belongs to a class.
+
+    Args:
+        pixels: true pixels of each class `[K]`, background first.
+        truth: the set with the true masks.
+    """
+    if not pixels[1:].any():
+        held = "only background" if pixels[0] else "no pixel but 255 (ignore)"
+        raise UserError(
+            f"{truth.path}: the true masks of these images hold {held}, so there is nothing to "
+            "score", fix="see what they hold with data_tools.inspect --pixels. If the masks "
+            "that the set was made from mark objects by 255, make it again with --mask-values "
+            "255=NAME")
 
 
 def seed_threshold(source: ShardSet, threshold: float | None = None) -> float:

@@ -20,7 +20,8 @@ class PointScores:
         scores: as `more evaluate` gives them for these images: pixels left out do not count.
         kept: share of the true pixels that have a label.
         miou_all: mIoU with pixels left out as missed, over the classes with truth.
-        margins: [N, 3, K] int64 per image and class: hit, true and predicted pixels (kept ones).
+        margins: [N, 4, K] int64 per image and class: hit, true and predicted pixels (kept ones),
+            and true ones kept or not.
     """
 
     scores: Scores
@@ -49,12 +50,13 @@ def score_point(counts: np.ndarray) -> PointScores:
         counts: int64 [N, K, K + 1] as `CountStore.counts` gives.
     """
     square, total = counts[:, :, :-1], counts.sum(0)
-    margins = np.stack([np.diagonal(square, axis1=1, axis2=2), square.sum(2), square.sum(1)], 1)
+    margins = np.stack([np.diagonal(square, axis1=1, axis2=2), square.sum(2), square.sum(1),
+                        counts.sum(2)], 1)
     hit, true, predicted = np.diag(total[:, :-1]), total.sum(1), total[:, :-1].sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         strict = hit / (true + predicted - hit)
     kept = total[:, :-1].sum() / max(total.sum(), 1)
-    return PointScores(scores(total[:, :-1]), float(kept), mean_over(strict, true > 0), margins)
+    return PointScores(scores(total[:, :-1], true), float(kept), mean_over(strict, true > 0), margins)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _drawn(point: PointScores, weights: np.ndarray) -> np.ndarray:
     """mIoU of a point with every image counted `weights` [B, N] times, [B]; NaN without truth."""
     images, _, classes = point.margins.shape
     sums = weights @ point.margins.reshape(images, -1).astype(np.float64)
-    hit, true, predicted = sums.reshape(len(weights), 3, classes).transpose(1, 0, 2)
+    hit, true, predicted, whole = sums.reshape(len(weights), 4, classes).transpose(1, 0, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        iou = np.where(true > 0, hit / (true + predicted - hit), 0.0)
-        return iou.sum(1) / (true > 0).sum(1)
+        iou = np.where(hit > 0, hit / (true + predicted - hit), 0.0)
+        return iou.sum(1) / (whole > 0).sum(1)

@@ -1,7 +1,6 @@
 """Counting without torch, in pieces, over threads."""
 
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -9,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from more.data.shards import reader
 from more.data.shards.codec import encode_mask
+from more.data.shards.open_files import Descriptors, OpenFiles
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation import count as module
@@ -71,21 +72,15 @@ def test_workers_do_not_change_figures(masks, data):
     assert one.calibration is not None and one.boundary is not None
 
 
-def test_threads_share_no_descriptor(masks, data, monkeypatch):
-    seen, ready = {}, threading.Barrier(3, timeout=20)
-
-    def note(job, source, truth, rows):
-        first = threading.get_ident() not in seen
-        seen[threading.get_ident()] = source._files, truth._files
-        if first:
-            ready.wait()  # until three threads are at work, or the barrier breaks
-        return count_piece(job, source, truth, rows)
-
-    monkeypatch.setattr(module, "PIECE", 2)
-    monkeypatch.setattr(job_module, "count_piece", note)
-    monkeypatch.setattr(job_module, "usable_cores", lambda: 3)
-    evaluate(masks, data, progress=False)
-    assert len(seen) == 3 and len({id(files) for pair in seen.values() for files in pair}) == 6
+def test_threads_share_a_set_with_one_open_file(masks, data, monkeypatch):
+    """A file that a thread reads is not closed by another that needs room."""
+    expected = evaluate(masks, data, workers=1, progress=False)
+    tight = Descriptors(limit=1)
+    monkeypatch.setattr(reader, "OpenFiles", lambda: OpenFiles(tight))
+    monkeypatch.setattr(module, "PIECE", 1)
+    found = evaluate(masks, data, workers=8, progress=False)
+    assert found.per_image == expected.per_image and found.miou == expected.miou
+    assert len(tight._files) <= 1
 
 
 def test_error_in_a_thread_names_the_image(tmp_path, rows, data):
@@ -106,7 +101,7 @@ def test_parts_sum_to_the_whole(masks, data):
     for row in (0, 1):
         half.merge(count_piece(job, source, truth, [(row, row)]))
     np.testing.assert_array_equal(whole.sums["matrix"], half.sums["matrix"])
-    assert whole.per_image == half.per_image and set(whole.sums) == {"matrix", "left_out"}
+    assert whole.per_image == half.per_image and set(whole.sums) == {"matrix", "truth"}
 
 
 def test_workers_below_one(masks, data):

@@ -214,3 +214,41 @@ def test_image_iou_counts_classes_of_either_side():
     truth, label = np.array([[0, 0, 1, 1]]), np.array([[0, 2, 1, 1]])
     matrix = confusion_matrix(truth, label, 4).numpy()
     assert image_iou(matrix) == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize(("value", "held"), [(0, "only background"), (255, "no pixel but 255")])
+def test_truth_without_any_class_is_no_score(tmp_path, rows, seeds, value, held):
+    """Background alone gave "mIoU 79.83"."""
+    def payload(row):
+        return {**image_payload(row), "mask": encode_mask(np.full_like(row.truth, value))}
+
+    truth = write_set(tmp_path / "bare", "images", rows, payload)
+    message = refuse(seeds, truth)
+    assert held in message and "--mask-values" in message
+
+
+def test_a_missed_class_is_named_and_counted(tmp_path, rows, data):
+    """Dogs taken for background, or left unlabelled: 0 in every mean, no mean of FP/TP."""
+    figures = []
+    for value in (0, 255):
+        path = write_set(tmp_path / f"{value}", "masks", rows, lambda row, value=value: {
+            "mask": encode_mask(np.where(row.truth == 1, value, row.truth).astype(np.uint8))})
+        found = evaluate(path, data, progress=False)
+        notes, saved = "\n".join(found.notes()), found.to_json()
+        assert "the 4 of 4 classes with truth" in notes and "no pixel is right: dog" in notes
+        assert saved["missed"] == ["dog"] and saved["classes_with_truth"] == 4
+        assert saved["confusion"] is None and saved["classes"]["dog"]["precision"] == 0
+        figures.append((saved["miou"], saved["precision"], saved["boundary_iou"]))
+    assert figures[1] == (0.75, 0.75, 0.75) and max(figures[0]) < 0.75
+    shown = Console(width=200, record=True, file=open("/dev/null", "w"))
+    shown.print(found.table())
+    assert "∞" in shown.export_text()
+
+
+def test_means_say_which_classes_have_no_truth(tmp_path, rows, data):
+    few = [row for row in rows if not (row.truth == 3).any()]
+    path = write_set(tmp_path / "few", "masks", few, mask_payload, REFINED)
+    found = evaluate(path, data, classes=["cat", "train"], progress=False)
+    notes = "\n".join(found.notes())
+    assert "the 3 of 4 classes with truth" in notes
+    assert "over cat, train, without train, which have no truth" in notes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from more.evaluation.metrics import confusion_matrix, f1, scores
+from more.evaluation.metrics import confusion_matrix, f1, mean_over, scores
 
 
 def test_counts_by_hand():
@@ -65,3 +65,40 @@ def test_shapes_must_agree():
 def test_f1_of_empty_images_is_zero():
     assert f1(np.zeros((2, 4)), np.array([[0, 0, 0, 0], [1, 0, 0, 0]])).tolist() == [0, 0]
     assert f1(np.array([1, 1, 0]), np.array([1, 0, 0])) == pytest.approx(2 / 3)
+
+
+def test_missing_a_class_never_pays():
+    """The rule for means: a class with truth and no right pixel has 0 everywhere and FP/TP = inf.
+
+    Were it left out, a method that gives class 2 up would gain in every mean.
+    """
+    tried = scores(np.array([[90, 5, 5], [5, 40, 5], [5, 5, 10]]))
+    gave_up = scores(np.array([[95, 5, 0], [10, 40, 0], [15, 5, 0]]))
+    only_wrong = scores(np.array([[90, 5, 5], [5, 40, 5], [15, 5, 0]]))
+    there = np.ones(3, bool)
+    for missed in (gave_up, only_wrong):
+        assert [missed.iou[2], missed.precision[2], missed.recall[2]] == [0, 0, 0]
+        assert missed.confusion[2] == np.inf
+        assert missed.miou < tried.miou and missed.mean_accuracy < tried.mean_accuracy
+        assert mean_over(missed.precision, there) < mean_over(tried.precision, there)
+        assert np.isnan(mean_over(missed.confusion, there))
+    assert mean_over(gave_up.precision, there) == pytest.approx((95 / 120 + 40 / 50 + 0) / 3)
+    assert mean_over(tried.confusion, there) == pytest.approx((10 / 90 + 10 / 40 + 10 / 10) / 3)
+
+
+def test_infinite_values_stay_out_of_means():
+    """No mean is infinite, and none is made of what is left beside an infinite value."""
+    chosen = np.ones(3, bool)
+    assert np.isnan(mean_over(np.array([1.0, np.inf, 2.0]), chosen))
+    assert mean_over(np.array([1.0, np.inf, 2.0]), np.array([True, False, True])) == 1.5
+    assert mean_over(np.array([1.0, np.nan, 2.0]), chosen) == 1.5
+    assert np.isnan(mean_over(np.full(3, np.nan), chosen))
+
+
+def test_a_class_that_is_left_unlabelled_is_missed():
+    """255 on all pixels of a class must not take it out of the means."""
+    counted = np.array([[8, 0], [0, 0]])
+    assert scores(counted).miou == 1
+    found = scores(counted, np.array([8, 5]))
+    assert found.iou.tolist() == [1, 0] and found.precision.tolist() == [1, 0]
+    assert found.miou == 0.5 and found.confusion[1] == np.inf
