@@ -2,117 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from data_tools.build import check_ids
 from data_tools.convert import Record, convert
 from data_tools.folder_files import (
-    FOLDERS,
     Item,
     Layout,
-    by_its_tail,
-    composed,
     find_layout,
     find_masks,
     list_files,
-    plain,
     say,
     some,
-    spellings,
     split_ids,
 )
+from data_tools.folder_tags import named_tags, say_unused, tag_lines
 from data_tools.images import probe_masks, read_index_png
+from data_tools.mask_meaning import LABELMAP, Meaning, find_meaning
 from data_tools.pool import command
-from data_tools.tags import CLASS_FILES, class_file, join_alike, names_in, read_classes
+from data_tools.tags import CLASS_FILES, check_classes, class_file, read_classes
 from more.data.files import IMAGE_ENDINGS
-from more.data.tag_files import read_tag_file
-from more.data.tags import TAG_SEPARATORS, TagLine, class_indices, split_cells, tidy
+from more.data.tags import TAG_SEPARATORS, class_indices
 from more.errors import UserError
 from more.progress import Tally
-
-
-def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLine]:
-    """Class names by id, for every image. Lines about no image are counted and said.
-
-    Args:
-        source: csv or json file, or "folders": the first folder of an image's path is its class.
-        images: by id.
-
-    Raises:
-        UserError: an image without line or folder, one with two lines, and see `read_tag_file`.
-    """
-    if source == FOLDERS:
-        outside = [item.name for item in images.values() if "/" not in item.name]
-        if outside:
-            raise UserError(f"{len(outside)} of {len(images)} images are in no sub-folder: "
-                            f"{some(outside)}", fix="move them, or give tags with --tags FILE")
-        return {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
-                for name, item in images.items()}
-    names, lines, strays, by_tail = spellings(images), {}, [], []
-    read, found = read_tag_file(source)
-    say(f"{source}: {len(read)} lines" + (f", {found}" if found else ""))
-    for text, line in read.items():
-        image_id = names.get(plain(text))
-        if image_id is None and (image_id := by_its_tail(text, names)) is not None:
-            by_tail.append(text)
-        if image_id is None:
-            strays.append(text)
-        elif image_id in lines:
-            raise UserError(f"{line.where}: {text!r} is the image of {lines[image_id].where} again",
-                            fix="remove one")
-        else:
-            lines[image_id] = line
-    if by_tail:
-        say(f"{source}: paths of which the end fits an image: {len(by_tail)} ({some(by_tail, 2)})")
-    if strays:
-        say(f"{source}: lines about no image: {len(strays)} ({some(strays)})")
-    if images and not lines:
-        first = next(iter(images.values())).name
-        raise UserError(f"{source}: no line fits any of the {len(images)} images",
-                        fix=f"a line says {next(iter(read), '')!r}, an image is {first!r}: name "
-                            "images by their path below the image folder, or by its end")
-    without = [name for name in images if name not in lines]
-    if without:
-        raise UserError(f"{source}: {len(without)} of {len(images)} images have no line: "
-                        f"{some(without)}", fix="add them; empty tags are allowed")
-    return lines
-
-
-def named_tags(lines: Mapping[str, TagLine], known: list[str], separator: str, join: bool,
-               where: str) -> tuple[dict[str, TagLine], list[str]]:
-    """Take the tags of each line apart, and find the classes.
-
-    Args:
-        lines: by id.
-        known: classes of a list; empty without one: all names in the tags, sorted.
-        separator: see `split_cells`.
-        join: whether names that differ in case, blanks or underscores alone are one.
-        where: the tags' file, for messages.
-
-    Raises:
-        UserError: see `split_cells` and `check_classes`.
-    """
-    apart, how = split_cells(lines, known or None, separator)
-    if how:
-        say(f"{where}: {how}")
-    apart = join_alike(apart, known) if join else apart
-    if known:
-        return apart, known
-    names = names_in(apart, where)
-    say(f"classes, from the tags: {some(names, 25)}")
-    return apart, names
-
-
-def say_unused(records: Mapping[str, Record], names: list[str]) -> None:
-    """Name classes that no image has: they stay in the list, which gives them their numbers."""
-    used = {number for record in records.values() for number in record.tags or ()}
-    unused = [name for number, name in enumerate(names) if number not in used]
-    if unused and all(record.tags is not None for record in records.values()):
-        say(f"classes of no image: {len(unused)} ({some(unused, 25)})")
 
 
 def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, Path]) -> None:
@@ -129,44 +46,58 @@ def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, P
 
 
 def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes: Path | None,
-                 separator: str = "auto",
-                 join: bool = False) -> tuple[dict[str, Record], list[str]]:
-    """A record per image, by id, and the classes; what was found is said.
+                 meaning: Meaning | None = None, separator: str = "auto", join: bool = False
+                 ) -> tuple[dict[str, Record], list[str], Callable[[Path], np.ndarray]]:
+    """A record per image, by id, the classes, and what reads the masks; what was found is said.
 
-    Where tags come from masks, they stay None: workers read them.
+    Classes are those of the list, else of the masks' values or colours, else the names in the
+    tags, sorted. Where tags come from masks, they stay None: workers read them.
 
     Args:
         layout: where masks and tags are.
         images: by id, at least one.
         root: folder where `classes.txt` may be.
         classes: file of class names that goes before it.
+        meaning: of the masks' values or colours; None: they hold class indices.
         separator, join: see `named_tags`.
 
     Raises:
         UserError: masks, tags or classes are missing, doubled, unreadable or do not fit.
     """
-    masks = find_masks(layout.masks, images) if layout.masks else {}
+    used = () if layout.masks is None else (layout.masks / LABELMAP,)
+    masks = find_masks(layout.masks, images, used) if layout.masks else {}
     _need_tags(layout, images, masks)
-    names = read_classes(root, classes, ())
-    if names:
-        say(f"classes, from {class_file(root, classes)}: {some(names, 25)}")
-    elif masks or layout.tags is None:
-        raise UserError(f"{layout.masks}: the numbers in masks need the list of classes in their "
-                        f"order", fix=f"write it to {root / 'classes.txt'}, one class a line (1 is "
-                                      "the first; a first line background does not count), or "
-                                      "give --classes")
+    names = _listed_classes(layout, root, classes, meaning)
     lines = None
     if layout.tags is not None:
         lines, names = named_tags(tag_lines(layout.tags, images), names, separator, join,
                                   str(layout.tags))
-    probe_masks(list(masks.values()), len(names))
+    read = read_index_png if meaning is None else meaning.reader(names)
+    probe_masks(list(masks.values()), len(names), read)
     say(f"images: {len(images)}, {len(masks)} of them with mask; tags from "
         f"{layout.tags or layout.masks}")
     records = {key: Record(key, item.path, masks.get(key), None if lines is None else
                            class_indices(lines[key].names, names, lines[key].where))
                for key, item in images.items()}
     say_unused(records, names)
-    return records, names
+    return records, names, read
+
+
+def _listed_classes(layout: Layout, root: Path, classes: Path | None,
+                    meaning: Meaning | None) -> list[str]:
+    """Classes of a list or of the masks' values or colours; none where tags name them."""
+    names, where = read_classes(root, classes, ()), str(class_file(root, classes))
+    if not names and meaning is not None:
+        names, where = meaning.classes, meaning.where
+        check_classes(names, where)
+    if names:
+        say(f"classes, from {where}: {some(names, 25)}")
+    elif layout.masks is not None or layout.tags is None:
+        raise UserError(f"{layout.masks}: the numbers in masks need the list of classes in their "
+                        f"order", fix=f"write it to {root / 'classes.txt'}, one class a line (1 is "
+                                      "the first; a first line background does not count), or "
+                                      "give --classes")
+    return names
 
 
 def main(
@@ -177,6 +108,12 @@ def main(
                                                             "the folder of the sets")],
     masks: Annotated[Path | None, typer.Option(
         help="folder of index masks: PNG files at the same relative paths as the images")] = None,
+    mask_values: Annotated[list[str] | None, typer.Option(
+        metavar="VALUE=CLASS", help="what a value in the masks means, as 255=coin; give it once "
+                                    "for each value")] = None,
+    colours: Annotated[Path | None, typer.Option(
+        help="classes of the colours in the masks, one label:R,G,B a line, as in CVAT's "
+             "labelmap.txt, which is found beside the masks by itself")] = None,
     tags: Annotated[Path | None, typer.Option(
         help='csv file with a column id or image and one of tags, or one column of 0 and 1 for '
              'each class; or json file {"id": ["dog", "sofa"]}')] = None,
@@ -213,17 +150,21 @@ def main(
         raise UserError(f"--tag-separator {tag_separator}: unknown",
                         fix=f"one of {', '.join(TAG_SEPARATORS)}")
     layout = find_layout(image_dir, masks, tags, tags_from_folders)
-    known = (*(image_dir / name for name in CLASS_FILES), classes, tags)
+    known = (*(image_dir / name for name in (*CLASS_FILES, LABELMAP)), classes, colours, tags)
     images = list_files(layout.images, IMAGE_ENDINGS, "images", layout.masks, known)
     if not images:
         raise UserError(f"{layout.images}: no image in it", fix=f"bring {' '.join(IMAGE_ENDINGS)}")
     check_ids(images)
     sets = split_ids(images, split, seed) if split else {}
-    records, names = make_records(layout, images, image_dir, classes, tag_separator,
-                                  join_names)
-    parameters = {"tags_from": layout.source, "masks": layout.masks is not None, "classes": names}
+    meaning = find_meaning(mask_values, colours, layout.masks is not None,
+                           [folder for folder in (layout.masks, image_dir) if folder])
+    records, names, read = make_records(layout, images, image_dir, classes, meaning,
+                                        tag_separator, join_names)
+    parameters = {"tags_from": layout.source, "masks": layout.masks is not None, "classes": names,
+                  **({} if meaning is None else meaning.recorded)}
     tally = Tally("images")
-    options = {"shard_size": shard_size, "workers": workers, "skip_bad": skip_bad}
+    options = {"read_mask": read, "shard_size": shard_size, "workers": workers,
+               "skip_bad": skip_bad}
     if not split:
         tally.merge(_write(out, list(records.values()), names, parameters, options))
     for name, (share, ids) in sets.items():
@@ -239,7 +180,7 @@ def _write(out: Path, records: list[Record], class_names: list[str], parameters:
     """Write one set."""
     provenance = {"tool": "data_tools.folder", "parameters": parameters,
                   "inputs": {"images": len(records)}}
-    return convert(out, records, class_names, provenance, read_index_png, **options)
+    return convert(out, records, class_names, provenance, **options)
 
 
 if __name__ == "__main__":

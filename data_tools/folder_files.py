@@ -67,12 +67,15 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
     """`root` is the image folder, or holds `images`; then what lies beside that is taken, too.
 
     Raises:
-        UserError: no such folder, two sources of tags, or images among the masks.
+        UserError: no such folder, VOC's layout, two sources of tags, or images among the masks.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder", fix="give the folder of the images")
     if tags is not None and from_folders:
         raise UserError("--tags and --tags-from-folders: two sources of tags", fix="give one")
+    if (root / "JPEGImages").is_dir():  # its masks would be taken for pictures
+        raise UserError(f"{root}: is a folder in VOC's layout (it holds JPEGImages)",
+                        fix=f"python -m data_tools.voc {root} SET")
     images = root / "images" if (root / "images").is_dir() else root
     beside = [path for path in (root / f"tags{ending}" for ending in TAG_ENDINGS)
               if path.is_file() and tags is None and not from_folders]
@@ -131,13 +134,15 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
     return {item.id: item for item in sorted(found.values(), key=lambda item: item.id)}
 
 
-def find_masks(folder: Path, images: Mapping[str, Item]) -> dict[str, Path]:
+def find_masks(folder: Path, images: Mapping[str, Item],
+               known: Sequence[Path | None] = ()) -> dict[str, Path]:
     """Mask files by id: PNG files at the same path as their images. Masks of no image are said.
 
     Raises:
         UserError: no such folder, two masks with one id, or none of its files fits an image.
     """
-    files = {composed(name): item for name, item in list_files(folder, (".png",), "masks").items()}
+    files = {composed(name): item for name, item
+             in list_files(folder, (".png",), "masks", known=known).items()}
     keys = {name: composed(name) for name in images}
     masks = {name: files[key].path for name, key in keys.items() if key in files}
     if not masks:

@@ -14,9 +14,11 @@
 | … of the stored size, 2 to 4, square | taken to lie on the stored pixels: size cannot tell |
 | mask in 16 bits, with a palette, in 1 bit | its indices |
 | mask in grey with 2 or 4 bits | refused: readers stretch these values to 0..255 |
-| mask as JPEG, in colour or with alpha | refused |
+| mask as JPEG | refused |
+| mask in colour | refused; by its colours with `--colours FILE` or a `labelmap.txt` |
 | mask of another size | refused |
-| mask value that is no class and not 255 | refused |
+| mask value that is no class and not 255 | refused, unless `--mask-values` says what it means |
+| no mask of the set shows a class (only 0 and 255) | refused before any work |
 | empty, cut short, damaged, a text, above 178 million pixels | refused |
 | id in any script | kept letter for letter |
 | id twice, or no possible file name | refused before any work |
@@ -61,7 +63,8 @@ def read_index_png(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.format == "JPEG" or image.mode not in ("P", "L", "1", "I", "I;16"):
                 raise UserError(f"{path}: mask is a {image.mode} {image.format}, not indices",
-                                fix="store masks as PNG with one class index per pixel")
+                                fix="store masks as PNG with one class index per pixel, or give "
+                                    "the classes of the colours of PNG masks with --colours FILE")
             if image.tile and image.tile[0][3] in ("L;2", "L;4"):
                 raise UserError(f"{path}: mask is grey with {image.tile[0][3][-1]} bits, which "
                                 "readers stretch to 0..255",
@@ -123,12 +126,15 @@ def check_values(mask: np.ndarray, num_classes: int, path: Path | None) -> None:
     if len(strange):
         raise UserError(f"{path}: mask value {int(strange[-1])}, but there are {num_classes} "
                         "classes and background",
-                        fix="give the list of classes that belongs to these masks (--classes)")
+                        fix="give the list of classes that belongs to these masks (--classes), or "
+                            f"say what values mean: --mask-values {int(strange[-1])}=NAME")
 
 
 def probe_masks(masks: Sequence[Path], num_classes: int,
                 read: Callable[[Path], np.ndarray] = read_index_png) -> None:
     """Look at some masks, evenly spread, so that a wrong list of classes shows at once.
+
+    Where none of these shows a class, all others are looked at until one does.
 
     Args:
         masks: mask files; the first one is always looked at.
@@ -136,7 +142,22 @@ def probe_masks(masks: Sequence[Path], num_classes: int,
         read: mask file → uint8 `[H, W]`.
 
     Raises:
-        UserError: a mask cannot be read, or holds a value that is no class.
+        UserError: a mask cannot be read, or holds a value that is no class; or no mask at all
+            shows a class, as where the objects are 255, which means ignore.
     """
-    for path in masks[::max(len(masks) // PROBES, 1)]:
-        check_values(read(path), num_classes, path)
+    probes, held = masks[::max(len(masks) // PROBES, 1)], set()
+    for path in probes:
+        mask = read(path)
+        check_values(mask, num_classes, path)
+        held.update(mask_values(mask).tolist())
+    rest = iter(sorted(set(masks) - set(probes)))
+    while not held - {0, IGNORE} and (path := next(rest, None)) is not None:
+        held.update(mask_values(read(path)).tolist())
+    if masks and not held - {0, IGNORE}:
+        names = {0: "0 (background)", IGNORE: f"{IGNORE} (ignore)"}
+        raise UserError(
+            f"{masks[0].parent}: no pixel of the {len(masks)} masks belongs to a class, they hold "
+            f"only {' and '.join(names[value] for value in sorted(held))}",
+            fix=f"say what the values mean: --mask-values {IGNORE}=NAME, with the class that "
+                f"{IGNORE} stands for" if IGNORE in held else
+                "export them again with the class of each pixel, or leave the masks away")

@@ -14,7 +14,6 @@ from more.data.shards.open_files import Descriptors, OpenFiles
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation import count as module
-from more.evaluation import evaluate as job_module
 from more.evaluation.count import Counts, count_piece, pieces
 from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import confusion_matrix, joint_labels, joint_matrix
