@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +14,17 @@ import typer
 from data_tools.build import check_ids
 from data_tools.convert import Record, convert
 from data_tools.images import probe_masks
+from data_tools.mask_meaning import Meaning, find_meaning
 from data_tools.pool import command
-from data_tools.tags import read_classes, tags_from_file
+from data_tools.tags import check_classes, read_classes, tags_from_file
 from data_tools.voc_files import (
     AUTO,
+    SomeMasks,
+    choose_split,
     find_files,
     find_root,
     find_sbd,
+    list_images,
     mask_places,
     read_mask,
     read_split,
@@ -51,7 +56,41 @@ def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tupl
     return class_indices(names, class_names, str(path))
 
 
-def choose_source(root: Path, split: str, source: str, csv_file: Path | None,
+def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
+                   records: Sequence[Record]) -> list[str]:
+    """`--classes`, else `classes.txt` or labelme's `class_names.txt`, else the names that values or
+    colours of masks mean, else those of the annotations where there is no mask, else VOC's.
+
+    Raises:
+        UserError: no usable names.
+    """
+    labelme = root / "class_names.txt"
+    if given is None and not (root / "classes.txt").is_file() and labelme.is_file():
+        given = labelme
+    names, where = read_classes(root, given, ()), given or root / "classes.txt"
+    if not names and meaning is not None:
+        names, where = meaning.classes, meaning.where
+        check_classes(names, meaning.where)
+    if not names:
+        shown = set() if any(record.mask for record in records) else _annotated(root, records)
+        strange = shown - set(VOC_CLASSES)
+        names = sorted(shown) if strange else list(VOC_CLASSES)
+        where = root / "Annotations" if strange else "VOC (no list of classes there)"
+    console.print(f"classes, from {where}: {', '.join(names[:25])}", highlight=False, markup=False)
+    return names
+
+
+def _annotated(root: Path, records: Sequence[Record]) -> set[str]:
+    """Names in the annotations that can be read; the others are told of where they are needed."""
+    names: set[str] = set()
+    for record in records:
+        with suppress(OSError, ElementTree.ParseError):
+            tree = ElementTree.parse(annotation(root, record.id))
+            names.update((node.findtext("name") or "").strip() for node in tree.iter("object"))
+    return names - {""}
+
+
+def choose_source(root: Path, split: str | None, source: str, csv_file: Path | None,
                   records: list[Record]) -> str:
     """What "auto" means here: the csv when given, else masks, else Annotations.
 
@@ -128,13 +167,19 @@ def main(
     voc_root: Annotated[Path, typer.Argument(help="folder with JPEGImages, ImageSets, …, or "
                                                   "VOCdevkit, or the folder that holds it")],
     out: Annotated[Path, typer.Argument(metavar="SET", help="shard set to write")],
-    split: Annotated[str, typer.Option(
+    split: Annotated[str | None, typer.Option(
         help="list in ImageSets/Segmentation without .txt: train, val, trainval, test, train_aug, "
-             "or your own")],
+             "or your own; may be left out where there is one list or none (all images)")] = None,
     tags: Annotated[Path | None, typer.Option(help="csv file with the columns id,tags")] = None,
     tags_from: Annotated[str, typer.Option(
         help="auto, masks, xml, csv, or none (all zero)")] = AUTO,
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,
+    mask_values: Annotated[list[str] | None, typer.Option(
+        metavar="VALUE=CLASS", help="what a value in the masks means, as 255=coin; give it once "
+                                    "for each value")] = None,
+    colours: Annotated[Path | None, typer.Option(
+        help="classes of the colours in the masks, one label:R,G,B a line; CVAT's labelmap.txt "
+             "in VOC_ROOT is taken by itself")] = None,
     masks: Annotated[str, typer.Option(
         help="folder of index masks; auto = per image SegmentationClass, then "
              "SegmentationClassAug, then SBD")] = AUTO,
@@ -147,27 +192,33 @@ def main(
 ) -> int:
     """Convert a folder in VOC layout to image shards; run it again to resume.
 
-    The 10,582 images of train_aug need SBD: unpack its release and name it with --sbd.
+    The 10,582 images of train_aug need SBD: unpack its release and name it with --sbd. Exports of
+    CVAT ("Segmentation mask"), labelme (labelme2voc) and Label Studio (Pascal VOC) are taken as
+    they are.
 
     Example: python -m data_tools.voc VOCdevkit data/voc_train_aug --split train_aug
     --sbd benchmark_RELEASE
     """
     root, release = find_root(voc_root), find_sbd(sbd) if sbd else None
-    ids = read_split(root, split, release)
-    class_names = read_classes(root, classes, VOC_CLASSES)
-    records, used = find_files(root, ids, mask_places(root, masks, release), release)
+    split, images = choose_split(root, split), list_images(root, release)
+    ids = list(images) if split is None else read_split(root, split, release, images)
+    records, used = find_files(root, ids, mask_places(root, masks, release), images)
+    meaning = find_meaning(mask_values, colours, any(used.values()), [root])
+    class_names = choose_classes(root, classes, meaning, records)
     source = choose_source(root, split, tags_from, tags, records)
     records = add_tags(root, records, class_names, source, tags, masks)
     check_ids(record.id for record in records)
     _say_masks(used, len(records))
+    read = read_mask if meaning is None else SomeMasks(meaning.reader(class_names))
     # Masks of SBD to the front: a missing package shows at once, too.
     found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
-    probe_masks(found, len(class_names), read_mask)
+    probe_masks(found, len(class_names), read)
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,
-                                 "masks_from": used, "classes": class_names},
+                                 "masks_from": used, "classes": class_names,
+                                 **({} if meaning is None else meaning.recorded)},
                   "inputs": {"images": len(records)}}
-    tally = convert(out, records, class_names, provenance, read_mask,
+    tally = convert(out, records, class_names, provenance, read,
                     shard_size=shard_size, workers=workers, skip_bad=skip_bad)
     tally.print()
     return tally.exit_code
