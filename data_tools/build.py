@@ -53,11 +53,13 @@ class Part:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of a shard: `entry` is None when it was not written; `bad` = (id, reason)."""
+    """What became of a shard: `entry` is None when it was not written; `bad` = (id, reason);
+    `recoded` = images stored in another format than they came in."""
 
     entry: ShardEntry | None
     rows: int
     bad: list[tuple[str, str]]
+    recoded: int = 0
 
 
 def automatic_shard_size(images: int) -> int:
@@ -66,6 +68,9 @@ def automatic_shard_size(images: int) -> int:
     A shard is the unit of parallel work later on, so a small set should still have several.
     """
     return min(max(images // 16, 32), 256)
+
+
+RECODED = "stored as PNG, without loss, since not every reader knows their format"
 
 
 class _Suspects(Crumbs):
@@ -170,6 +175,7 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
                 bar.note(f"{part.path.name} is not written, its {len(part.rows)} images wait: "
                          "replace the bad ones, or leave them out with --skip-bad")
             tally.ok(result.rows)
+            tally.note(RECODED, result.recoded)
             if result.entry is not None:
                 entries[result.entry.file] = result.entry
 

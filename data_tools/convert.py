@@ -71,7 +71,7 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
 def write_shard(part: Part) -> PartResult:
     """Write one shard; without `skip_bad` a single unreadable image keeps it from being written."""
     cv2.setNumThreads(0)
-    bad = []
+    bad, recoded = [], 0
     writer = ShardWriter(part.path, part.kind, part.class_names, part.provenance)
     for record in part.rows:
         reason = part.take(record.id)
@@ -79,19 +79,20 @@ def write_shard(part: Part) -> PartResult:
             bad.append((record.id, f"{record.image}: {reason}"))
             continue
         try:
-            _add(writer, record, part.options.read_mask)
+            recoded += _add(writer, record, part.options.read_mask)
         except (UserError, ValueError, OSError) as error:
             bad.append((record.id, str(getattr(error, "message", error))))
     part.take(None)
     if len(writer) == 0 or (bad and not part.options.skip_bad):
         return PartResult(None, 0, bad)
     entry = writer.close()
-    return PartResult(entry, len(writer), bad)
+    return PartResult(entry, len(writer), bad, recoded)
 
 
-def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndarray]) -> None:
+def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndarray]) -> bool:
+    """Write one row; whether the image is stored in another format than it came."""
     data = record.image.read_bytes()
-    size = check_image(data, record.image)
+    stored, size = check_image(data, record.image)
     count = len(writer.class_names)
     mask = None if record.mask is None else read_mask(record.mask)
     if mask is not None:
@@ -102,5 +103,6 @@ def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndar
     if present is None:
         present = tuple(int(v) - 1 for v in mask_values(mask) if v not in (0, IGNORE))
     tags[list(present)] = 1
-    writer.add(record.id, tags, size, image=data,
+    writer.add(record.id, tags, size, image=stored,
                mask=None if mask is None else encode_mask(mask))
+    return stored is not data

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from data_tools.tags import TAG_ENDINGS
-from more.data.files import files_below
+from more.data.files import check_utf8, files_below, shown
 from more.data.shares import Share, assign, parse_parts
 from more.errors import UserError
 from more.progress import console
@@ -109,17 +109,21 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
         known: files that have another use and are no news.
 
     Raises:
-        UserError: no such folder, two files with one id, or a link to a missing file.
+        UserError: no such folder, a name that is not UTF-8, two files with one id, or a link to a
+            missing file.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", fix=f"give the folder of the {what}")
     found: dict[str, Item] = {}  # by what ids are compared by
     others, expected = [], {os.path.realpath(path) for path in known if path is not None}
     above = frozenset() if leave_out is None else frozenset([os.path.realpath(leave_out)])
-    for path in files_below(folder, above):
+    paths = list(files_below(folder, above))
+    check_utf8((path.relative_to(folder).as_posix() for path in paths
+                if path.suffix.lower() in endings), str(folder))
+    for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in endings:
-            others += [] if os.path.realpath(path) in expected else [name]
+            others += [] if os.path.realpath(path) in expected else [shown(name)]
             continue
         item = Item(name.removesuffix(path.suffix).replace("/", "__"), name, path)
         key = composed(item.id)

@@ -3,6 +3,7 @@
 | input | result |
 |---|---|
 | PNG named .jpg, JPEG named .png | the content decides; the bytes are stored as they are |
+| AVIF, JPEG 2000, PPM, rare TIFF, … | stored as PNG, which every later reader knows; counted |
 | grey, palette, 1 bit | RGB: three equal channels, or the palette's colours |
 | 16 bits per channel | RGB of the high bytes |
 | CMYK or YCCK JPEG | RGB; inks are read inverted, as Adobe's programs write them |
@@ -21,6 +22,7 @@
 | no mask of the set shows a class (only 0 and 255) | refused before any work |
 | empty, cut short, damaged, a text, above 178 million pixels | refused |
 | id in any script | kept letter for letter |
+| file name that is not UTF-8 | refused before any work, named as bash takes it |
 | id twice, or no possible file name | refused before any work |
 
 "Refused" means that the image is named and its shard waits; `--skip-bad` leaves the image out
@@ -36,20 +38,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from more.data.shards.codec import UNREADABLE, decode_whole, mask_values
+from more.data.shards.codec import UNREADABLE, decode_whole, mask_values, to_store
 from more.data.shards.format import IGNORE
 from more.errors import UserError
 
 PROBES = 40  # masks looked at before the work starts
 
 
-def check_image(data: bytes, path: Path) -> tuple[int, int]:
-    """Height and width of an encoded image, pixels as stored.
+def check_image(data: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
+    """What to store of an encoded image (see `to_store`), and its height and width there.
 
     Raises:
         UserError: not an image, or cut short (OpenCV would fill the missing part with grey).
     """
-    return decode_whole(data, str(path)).shape[:2]
+    pixels = decode_whole(data, str(path))
+    return to_store(data, pixels), pixels.shape[:2]
 
 
 def read_index_png(path: Path) -> np.ndarray:

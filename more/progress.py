@@ -118,12 +118,13 @@ def track(total: int, description: str, unit: str = "images",
 
 @dataclass
 class Tally:
-    """Counts of a batch job: done, skipped, failed with the reason."""
+    """Counts of a batch job: done, skipped, failed with the reason; and what else is to be said."""
 
     what: str = "images"
     done: int = 0
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def ok(self, n: int = 1) -> None:
         """Count finished units."""
@@ -137,11 +138,18 @@ class Tally:
         """Record a unit that failed, by name and reason."""
         self.failures.append((name, why))
 
+    def note(self, what: str, n: int = 1) -> None:
+        """Count something that happened to `n` units, to be said in the summary; 0 says nothing."""
+        if n:
+            self.notes[what] = self.notes.get(what, 0) + n
+
     def merge(self, other: Tally) -> None:
         """Add another tally's counts."""
         self.done += other.done
         self.skipped += other.skipped
         self.failures.extend(other.failures)
+        for what, count in other.notes.items():
+            self.note(what, count)
 
     @property
     def exit_code(self) -> int:
@@ -149,13 +157,14 @@ class Tally:
         return 1 if self.failures else 0
 
     def summary(self) -> str:
-        """`done 10, skipped 2, failed 1 images` and one line per failure (first 20)."""
+        """`done 10, skipped 2, failed 1 images`, one line per note and failure (first 20)."""
         counts = (f"{self.what}: done {self.done}, skipped {self.skipped}, "
                   f"failed {len(self.failures)}")
         lines = [f"  {name}: {why}" for name, why in self.failures[:20]]
         if len(self.failures) > 20:
             lines.append(f"  … and {len(self.failures) - 20} more")
-        return "\n".join([counts, *lines])
+        notes = [f"  {what}: {count}" for what, count in self.notes.items()]
+        return "\n".join([counts, *notes, *lines])
 
     def print(self) -> None:
         """Write the summary to stderr."""

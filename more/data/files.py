@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+from PIL import features
+
+from more.errors import UserError
+
+# The endings of images; the last ones where Pillow was built with their decoders.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+                 ".pgm", *(ending for ending, codec in ((".avif", "avif"), (".jp2", "jpg_2000"))
+                           if features.check(codec)))
+
+
+def shown(name: str) -> str:
+    """A file name for messages; one that is not UTF-8 as bash takes it: `$'caf\\xe9.jpg'`."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "$'" + "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else
+                              f"\\x{byte:02x}" for byte in os.fsencode(name)) + "'"
+    return name
+
+
+def check_utf8(names: Iterable[str], where: str) -> None:
+    """Raise UserError, with those names, unless all are UTF-8: shards and lists hold text.
+
+    Args:
+        names: file names or paths, as the system gave them.
+        where: what holds the files, for the message.
+    """
+    odd = [text for name in names if (text := shown(name)) != name]
+    if odd:
+        raise UserError(f"{shown(where)}: {len(odd)} file names are not UTF-8: "
+                        f"{', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}",
+                        fix=f"rename them (in bash, mv {odd[0]} NEW finds the first; for all of "
+                            "them, convmv -f latin1 -t utf8 -r FOLDER)")
 
 
 def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
-from more.data.files import IMAGE_ENDINGS, files_below
+from more.data.files import IMAGE_ENDINGS, check_utf8, files_below
 from more.errors import UserError
 from more.progress import console
 
@@ -66,7 +66,7 @@ def find_pictures(inputs: Sequence[str], out: Path, stdin: BinaryIO | None = Non
 
     Raises:
         UserError: an input that does not exist or lies in `out`, a pattern or folder without
-            images altogether, two pictures with one name.
+            images altogether, a name that is not UTF-8, two pictures with one name.
     """
     singles = [Path(text) for text in inputs if text != STDIN and Path(text).is_file()]
     files = _from_common(singles)
@@ -88,6 +88,7 @@ def find_pictures(inputs: Sequence[str], out: Path, stdin: BinaryIO | None = Non
     if not unique:
         raise UserError(f"{' '.join(inputs)}: no image found",
                         fix=f"give images, or folders with {' '.join(IMAGE_ENDINGS)}")
+    check_utf8((place for _, place in unique.values()), "inputs")
     return _named(list(unique.values()))
 
 

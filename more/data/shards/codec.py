@@ -1,4 +1,4 @@
-"""Image and mask bytes to arrays and back (OpenCV; Pillow reads headers and GIF)."""
+"""Image and mask bytes to arrays and back (OpenCV; Pillow reads headers, GIF and rare formats)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,24 @@ _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
+# First bytes of the formats that shards hold, and file endings; any reader of images knows these.
+COMMON = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"RIFF": "webp",
+          b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
+# Others that sets of earlier versions may hold; those of a container stand behind its length.
+RARE = {b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P1": "pbm", b"P4": "pbm", b"P2": "pgm",
+        b"P5": "pgm", b"P3": "ppm", b"P6": "ppm", b"II+\0": "tif", b"MM\0+": "tif"}
+_CONTAINED = {b"ftypavif": "avif", b"ftypavis": "avif"}
+
+
+def file_ending(data: bytes | bytearray) -> str | None:
+    """`jpg`, `png`, …: what the content is; None where the first bytes are unknown."""
+    known = {**COMMON, **RARE}
+    found = next((ending for start, ending in known.items() if data.startswith(start)), None)
+    return found or _CONTAINED.get(bytes(data[4:12]))
+
+
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """JPEG or PNG bytes → RGB uint8 `[H, W, 3]`.
+    """The bytes of an image file → RGB uint8 `[H, W, 3]`; whatever OpenCV or Pillow decodes.
 
     The content decides the format, not a file name. Grey images become three equal channels,
     CMYK becomes RGB, 16-bit becomes 8-bit, transparency is dropped, EXIF rotation is ignored,
@@ -30,12 +46,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: the bytes are not an image.
     """
-    if data[:4] == b"GIF8":
-        return _decode_gif(data, name)
-    image = _imdecode(data, _COLOUR)
-    if image is None:
-        raise _unreadable(name)
-    return image
+    image = None if data[:4] == b"GIF8" else _imdecode(data, _COLOUR)
+    return _decode_pillow(data, name) if image is None else image
 
 
 def decode_whole(data: bytes, name: str) -> np.ndarray:
@@ -51,6 +63,21 @@ def decode_whole(data: bytes, name: str) -> np.ndarray:
     except UNREADABLE as error:
         raise UserError(f"{name}: damaged image ({error})", fix="replace the file") from error
     return pixels
+
+
+def to_store(data: bytes, pixels: np.ndarray) -> bytes:
+    """What a shard holds of an image: its file as it is, or PNG, which loses nothing of `pixels`.
+
+    PNG takes the place of formats and compressions that other readers may not know: AVIF, JPEG
+    2000, PPM, TIFF with a compression that OpenCV lacks, and whatever else Pillow opens.
+
+    Args:
+        data: the file. pixels: from `decode_image`.
+    """
+    common = any(data.startswith(start) for start in COMMON)
+    if common and (data[:2] not in (b"II", b"MM") or _imdecode(data, _COLOUR) is not None):
+        return data
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
@@ -98,10 +125,16 @@ def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
-def _decode_gif(data: bytes, name: str) -> np.ndarray:
-    """OpenCV paints transparent pixels of a GIF in a colour of its own; Pillow drops it."""
+def _decode_pillow(data: bytes, name: str) -> np.ndarray:
+    """GIF, whose transparent pixels OpenCV paints in a colour of its own, and what it cannot."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode.startswith("I;16"):
+                high = (np.asarray(opened) >> 8).astype(np.uint8)
+                return np.repeat(high[..., None], 3, axis=2)
+            if opened.mode in ("I", "F"):
+                raise UserError(f"{name}: pixels of 32 bits are no colours",
+                                fix="export the image with 8 or 16 bits per channel")
             return np.array(opened.convert("RGB"))
     except UNREADABLE as error:
         raise _unreadable(name) from error

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from more.data.shards.codec import mask_values
+from more.data.shards.codec import COMMON, RARE, file_ending, mask_values
 from more.data.shards.format import (
     IGNORE,
     TEMPORARY,
@@ -25,9 +25,8 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 
-# File endings by the first bytes of the content.
-ENDINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"RIFF": "webp",
-           b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
+# Endings that images in an export may have.
+ENDINGS = tuple(dict.fromkeys((*COMMON.values(), *RARE.values(), "avif")))
 
 
 def open_masks(masks: Path | str) -> ShardSet:
@@ -92,10 +91,10 @@ def ending_of(data: bytes | bytearray) -> str:
     Raises:
         UserError: the bytes do not begin like an image.
     """
-    for start, ending in ENDINGS.items():
-        if data.startswith(start):
-            return ending
-    raise UserError("the stored bytes are no image" if data else "has no image")
+    ending = file_ending(data)
+    if ending is None:
+        raise UserError("the stored bytes are no image" if data else "has no image")
+    return ending
 
 
 def replace_file(path: Path, data: bytes | bytearray) -> bool:

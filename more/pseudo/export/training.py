@@ -130,7 +130,7 @@ def _present(out: Path, source: ShardSet) -> set[str]:
     known = set(source.ids)
     found = {name: sorted(path.name for path in (out / name).iterdir())
              for name in ("images", "masks")}
-    allowed = {"images": tuple(f".{ending}" for ending in ENDINGS.values()), "masks": (".png",)}
+    allowed = {"images": tuple(f".{ending}" for ending in ENDINGS), "masks": (".png",)}
     strangers = [f"{folder}/{name}" for folder, names in found.items() for name in names
                  if Path(name).suffix not in allowed[folder] or Path(name).stem not in known]
     if strangers:
@@ -143,7 +143,7 @@ def _put_image(out: Path, image_id: str, data: bytes | bytearray, present: set[s
     """Write an image under the ending of its content; an older one of another ending goes."""
     ending = ending_of(data)
     written = replace_file(out / "images" / f"{image_id}.{ending}", data)
-    for other in {*ENDINGS.values()} - {ending}:
+    for other in {*ENDINGS} - {ending}:
         if f"{image_id}.{other}" in present:
             (out / "images" / f"{image_id}.{other}").unlink(missing_ok=True)
     return written
