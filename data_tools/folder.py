@@ -153,7 +153,8 @@ def main(
     known = (*(image_dir / name for name in (*CLASS_FILES, LABELMAP)), classes, colours, tags)
     images = list_files(layout.images, IMAGE_ENDINGS, "images", layout.masks, known)
     if not images:
-        raise UserError(f"{layout.images}: no image in it", fix=f"bring {' '.join(IMAGE_ENDINGS)}")
+        raise UserError(f"{layout.images}: no image in it",
+                        fix=f"bring {' '.join(IMAGE_ENDINGS)}")
     check_ids(images)
     sets = split_ids(images, split, seed) if split else {}
     meaning = find_meaning(mask_values, colours, layout.masks is not None,

@@ -20,15 +20,13 @@ from data_tools.tags import check_classes, read_classes, tags_from_file
 from data_tools.voc_files import (
     AUTO,
     SomeMasks,
-    choose_split,
     find_files,
     find_root,
     find_sbd,
-    list_images,
     mask_places,
     read_mask,
-    read_split,
 )
+from data_tools.voc_lists import choose_split, list_images, read_split
 from more.data.tags import class_indices
 from more.data.voc import VOC_CLASSES
 from more.errors import UserError

@@ -52,7 +52,8 @@ class Counts:
 
     Attributes:
         sums: arrays by name, int64: `matrix` [K, K] of the pixels with a label; `truth` [K],
-            pixels of each class with or without one; and where asked for and possible `boundary`, `swept`, `levels`, `reached`.
+            pixels of each class with or without one; and where asked for and possible `boundary`,
+            `swept`, `levels`, `reached`.
         per_image: mean IoU by id.
         thresholded: some label was made with the background threshold.
     """

@@ -56,8 +56,8 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
 
     Raises:
         UserError: sets that do not belong together, an image without true mask, true masks that
-            show no class, an unknown class, or a mask with values outside the classes; always with the name of the file
-            or image.
+            show no class, an unknown class, or a mask with values outside the classes; always
+            with the name of the file or image.
     """
     _check_options(boundary, workers)
     source, truth = open_pair(Path(path), Path(data))

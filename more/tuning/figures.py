@@ -56,7 +56,8 @@ def score_point(counts: np.ndarray) -> PointScores:
     with np.errstate(divide="ignore", invalid="ignore"):
         strict = hit / (true + predicted - hit)
     kept = total[:, :-1].sum() / max(total.sum(), 1)
-    return PointScores(scores(total[:, :-1], true), float(kept), mean_over(strict, true > 0), margins)
+    return PointScores(scores(total[:, :-1], true), float(kept), mean_over(strict, true > 0),
+                       margins)
 
 
 @dataclass(frozen=True)

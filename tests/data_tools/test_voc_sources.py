@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from data_tools.voc_files import MASK_FOLDERS, find_root, read_mask, read_sbd_mask, read_split
+from data_tools.voc_files import MASK_FOLDERS, find_root, read_mask, read_sbd_mask
+from data_tools.voc_lists import read_split
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError

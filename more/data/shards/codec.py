@@ -20,8 +20,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 COMMON = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"RIFF": "webp",
           b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
 # Others that sets of earlier versions may hold; those of a container stand behind its length.
-RARE = {b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P1": "pbm", b"P4": "pbm", b"P2": "pgm",
-        b"P5": "pgm", b"P3": "ppm", b"P6": "ppm", b"II+\0": "tif", b"MM\0+": "tif"}
+RARE = {b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P1": "pbm", b"P4": "pbm",
+        b"P2": "pgm", b"P5": "pgm", b"P3": "ppm", b"P6": "ppm", b"II+\0": "tif", b"MM\0+": "tif"}
 _CONTAINED = {b"ftypavif": "avif", b"ftypavis": "avif"}
 
 
