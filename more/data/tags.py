@@ -43,21 +43,6 @@ def tidy(name: str) -> str:
     return " ".join(name.split())
 
 
-def tidy(name: str) -> str:
-    """A name without blanks around it; runs of white space inside are one blank."""
-    return " ".join(name.split())
-
-
-_SPECIAL = {"background": "background", "bg": "background", "ignore": "ignore",
-            "unlabeled": "ignore", "unlabelled": "ignore", "void": "ignore"}
-
-
-def special_name(name: str) -> str | None:
-    """"background" or "ignore" for a name that means this, in any case and with underscores
-    around it; None for the name of a class."""
-    return _SPECIAL.get(name.strip().strip("_").lower())
-
-
 def read_text(path: Path) -> str:
     """Content of a text file in UTF-8, with or without the mark that some editors put first.
 

@@ -30,7 +30,8 @@ def output(*arguments):
     return result.output
 
 
-@pytest.mark.parametrize("more", [[], ["--calibration"], ["--boundary", "0.02"], ["--classes", ODD[0]]])
+@pytest.mark.parametrize("more", [[], ["--calibration"], ["--boundary", "0.02"],
+                                  ["--classes", ODD[0]]])
 def test_evaluate_prints_them(odd, more):
     said = output("evaluate", odd[1], "--data", odd[0], *more)
     assert all(name in said for name in ODD)
