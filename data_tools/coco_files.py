@@ -6,9 +6,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from data_tools.coco_json import CocoImage
+from PIL import Image
+
+from data_tools.coco_names import CocoImage, clean_name
 from data_tools.tags import read_text
+from more.data.shards.codec import UNREADABLE
 from more.errors import UserError
 
 # Looked through in this order, after the folder itself.
@@ -42,34 +46,61 @@ class ImageFolder:
             raise UserError(f"{root}: no such folder", fix="give the folder of the images")
         self.root = root
         self.bases = [root, *(root / name for name in FOLDERS if (root / name).is_dir())]
-        self._listed: dict[Path, frozenset[str]] = {}
-        self._places: dict[str, list[tuple[Path, frozenset[str]]]] = {}
+        self._listed: dict[Path, dict[str | tuple[str, str], str | None]] = {}
+        self._places: dict[str, list[Path]] = {}
 
     def find(self, file_name: str) -> Path | None:
-        """The file: at its path or by its bare name, as named or by the other edition's name."""
-        path = PurePosixPath(file_name)
+        """The file of a name: at its path, by a tail of its path, or by its bare name.
+
+        Tried are the name as written (see `clean_name`), the other edition's name, the name with
+        `%20` and the like decoded, and the ending in other case (if only one file has it).
+        """
+        cleaned = clean_name(file_name)
+        for form in dict.fromkeys((cleaned, clean_name(unquote(cleaned)))):
+            parts = form.split("/")
+            for start in range(len(parts)):
+                if found := self._at(PurePosixPath(*parts[start:])):
+                    return found
+        return None
+
+    def name_of(self, file: Path) -> str:
+        """Where a found file lies in the folder, with slashes."""
+        return file.relative_to(self.root).as_posix()
+
+    def _at(self, path: PurePosixPath) -> Path | None:
         names = [path.name, *(name + path.suffix for name in other_names(path.stem))]
         places = self._look_in(str(path.parent))
         for name in names:
-            for folder, content in places:
-                if name in content:
+            for folder in places:
+                if name in self._list(folder):
                     return folder / name
+        for folder in places:
+            other = self._list(folder).get((path.stem, path.suffix.lower()))
+            if other:
+                return folder / other
         return None
 
-    def _look_in(self, parent: str) -> list[tuple[Path, frozenset[str]]]:
-        """Folders that may hold a file of sub-folder `parent`, with their content."""
+    def _look_in(self, parent: str) -> list[Path]:
+        """Folders that may hold a file of sub-folder `parent`."""
         if parent not in self._places:
-            folders = dict.fromkeys([*(base / parent for base in self.bases), *self.bases])
-            self._places[parent] = [(folder, self._list(folder)) for folder in folders]
+            folders = dict.fromkeys(base / parent for base in self.bases)
+            self._places[parent] = [folder for folder in folders if self._list(folder)]
         return self._places[parent]
 
-    def _list(self, folder: Path) -> frozenset[str]:
+    def _list(self, folder: Path) -> dict[str | tuple[str, str], str | None]:
+        """Names in a folder: as they are, and by stem and small ending (None: several files)."""
         if folder not in self._listed:
+            content: dict[str | tuple[str, str], str | None] = {}
             try:
                 with os.scandir(folder) as entries:
-                    self._listed[folder] = frozenset(entry.name for entry in entries)
+                    for entry in entries:
+                        path = PurePosixPath(entry.name)
+                        key = path.stem, path.suffix.lower()
+                        content[key] = None if key in content else entry.name
+                        content[entry.name] = entry.name
             except (FileNotFoundError, NotADirectoryError):
-                self._listed[folder] = frozenset()
+                pass
+            self._listed[folder] = content
         return self._listed[folder]
 
 
@@ -81,37 +112,84 @@ def read_list(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such list", fix="give a text file, one image name a line")
-    words = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
-    return [PurePosixPath(word).stem if "/" in word or word.lower().endswith(_ENDINGS) else word
-            for word in words]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+
+
+def bare_name(word: str) -> str:
+    """A name of a list without folder and ending; without ending only if it is an image's."""
+    return (PurePosixPath(word).stem if "/" in word or word.lower().endswith(_ENDINGS) else word)
 
 
 def choose(images: Sequence[CocoImage], names: Iterable[str], where: Path) -> list[CocoImage]:
-    """The images called `names`, in that order; either edition's name will do.
+    """The images called `names`, in that order: id, path, or either edition's name.
 
     Raises:
         UserError: names that are not among the images.
     """
-    known = {image.name: image for image in images}
-    by_other = {other: image for image in images for other in other_names(image.name)}
+    known = {other: image for image in images for other in other_names(image.name)}
+    known.update((clean_name(image.file_name), image) for image in images)
+    known.update((image.name, image) for image in images)
     names = list(names)
-    strange = [name for name in names if name not in known and name not in by_other]
+    found = [known.get(name) or known.get(clean_name(name)) or known.get(bare_name(name))
+             for name in names]
+    strange = [name for name, image in zip(names, found, strict=True) if image is None]
     if strange:
         raise UserError(f"{where}: {len(strange)} of {len(names)} images are not in the "
                         f"annotations: {', '.join(strange[:20])}",
                         fix="remove them from the list, or give the annotations they belong to")
-    return [known.get(name) or by_other[name] for name in names]
+    return [image for image in found if image is not None]
 
 
 def locate(images: Sequence[CocoImage], folder: ImageFolder) \
         -> tuple[list[CocoImage], list[Path], list[CocoImage]]:
-    """Images that have a file, their files, and the images that have none."""
+    """Images that have a file, their files, and the images that have none.
+
+    Raises:
+        UserError: one file is found for two images.
+    """
     found, files, missing = [], [], []
+    owners: dict[Path, CocoImage] = {}
     for image in images:
         path = folder.find(image.file_name)
         if path is None:
             missing.append(image)
-        else:
-            found.append(image)
-            files.append(path)
+            continue
+        other = owners.setdefault(path, image)
+        if other is not image:
+            raise UserError(f"{path}: the file of both {other.file_name} and {image.file_name}",
+                            fix="give the folder that holds both, each at the path that the "
+                            "annotations name")
+        found.append(image)
+        files.append(path)
     return found, files, missing
+
+
+def renamed(images: Sequence[CocoImage], files: Sequence[Path]) -> int:
+    """How many files are not called as the annotations write them, to the last letter."""
+    return sum(not f"/{file.as_posix()}".endswith(f"/{image.file_name}")
+               for image, file in zip(images, files, strict=True))
+
+
+def with_sizes(images: Sequence[CocoImage], files: Sequence[Path]) -> tuple[list[CocoImage], int]:
+    """Images with their height and width, read from the file where they lack; how many did.
+
+    An image that EXIF turns has the size that viewers show, as in files that have it. Of one that
+    cannot be read it is 1x1; the conversion names that image.
+    """
+    whole, read = [], 0
+    for image, file in zip(images, files, strict=True):
+        if image.height is None or image.width is None:
+            height, width = _size(file)
+            image, read = image._replace(height=height, width=width), read + 1
+        whole.append(image)
+    return whole, read
+
+
+def _size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except UNREADABLE:
+        return 1, 1
+    return (width, height) if turned else (height, width)

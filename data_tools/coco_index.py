@@ -7,20 +7,19 @@ is killed. A polygon takes 16 bytes a point there, so all of train2017 about 400
 from __future__ import annotations
 
 import sqlite3
-from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.coco_json import InstancesFile, check_key, need
-from more.data.shards.format import temporary_path
+from data_tools.coco_categories import BACKGROUND
+from data_tools.coco_json import InstancesFile, by_value, check_key, need
+from data_tools.coco_regions import is_crowd, pack, pixelless
+from more.data.shards.format import IGNORE, temporary_path
 from more.errors import UserError
 
-POLYGONS, COMPRESSED, UNCOMPRESSED = 1, 2, 3  # what `Stored.kind` says
-_FEWEST = 6  # numbers of a polygon with an area; pycocotools takes 4 numbers for a box
 _TABLE = ("CREATE TABLE annotation "
           "(image INTEGER, name TEXT, label INTEGER, crowd INTEGER, kind INTEGER, "
           "lengths BLOB, data BLOB)")
@@ -44,16 +43,45 @@ class Stored(NamedTuple):
 
 @dataclass
 class Counts:
-    """What was met among the annotations; the keys of the report."""
+    """What was met among the annotations; the first ones are keys of the report."""
 
     annotations: int = 0
     crowd_regions: int = 0
+    background: int = 0
+    ignored: int = 0
     empty_segmentations: int = 0
     small_polygons: int = 0
+    odd_polygons: int = 0
+    flat_lists: int = 0
+    no_pixel: int = 0
     unknown_category: int = 0
+    other_types: int = 0
     unlisted_images: int = 0
     other_images: int = 0
+    regions: int = 0  # annotations with something to draw
+    owned: dict[int, int] = field(default_factory=dict)  # annotations of the file by class
+    strange_id: Any = None  # of an image that the file does not list
     examples: list[str] = field(default_factory=list)  # first annotations of unknown category
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of the annotations.
+
+    Attributes:
+        database: file to make; None keeps tags and counts only.
+        draw_crowds: crowd regions are drawn like instances.
+        sizes: height and width of each image, to find regions that draw no pixel.
+    """
+
+    database: Path | None
+    draw_crowds: bool = False
+    sizes: Sequence[tuple[int, int]] = ()
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks will be drawn."""
+        return self.database is not None
 
 
 @contextmanager
@@ -70,16 +98,16 @@ def annotation_database(out: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def index_annotations(source: InstancesFile, database: Path | None, images: Mapping[Any, int],
+def index_annotations(source: InstancesFile, options: Options, images: Mapping[Any, int],
                       listed: Set[Any], labels: Mapping[Any, int]) -> tuple[Counts, list[set[int]]]:
     """Read all annotations; keep those of `images`.
 
     Args:
-        source: the file.
-        database: file to make; None keeps tags and counts only.
+        source: the file, of which the images are read.
+        options: what to make of them.
         images: image id → number of the image in the set, from 0.
         listed: all image ids of the file.
-        labels: category id → class 1..C.
+        labels: category id → class 1..C, BACKGROUND or IGNORE.
 
     Returns:
         The counts, and per image the classes (1..C) that its annotations name.
@@ -87,85 +115,106 @@ def index_annotations(source: InstancesFile, database: Path | None, images: Mapp
     Raises:
         UserError: not valid JSON, an annotation lacks something, no space for the database.
     """
-    counts, tags = Counts(), [set() for _ in images]
-    rows = _rows(source, images, listed, labels, counts, tags, database is not None)
-    if database is None:
+    counts, tags, empty = Counts(), [set() for _ in images], [0]
+    rows = _rows(source, images, listed, labels, counts, tags, options)
+    if options.database is None:
         deque(rows, maxlen=0)
         return counts, tags
+    with _connected(options.database) as connection:
+        # Nobody reads a half-made database, so nothing guards against a crash; sorting for the
+        # index stays in memory, since the folder for temporary files may be small.
+        for setting in ("journal_mode=OFF", "synchronous=OFF", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {setting}")
+        connection.execute(_TABLE)
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO annotation VALUES (?, ?, ?, ?, ?, ?, ?)",
+                               pixelless(rows, options.sizes, empty))
+        connection.execute("CREATE INDEX by_image ON annotation (image)")
+        connection.execute("COMMIT")
+    counts.no_pixel = empty[0]
+    return counts, tags
+
+
+def renumber(database: Path, labels: Mapping[int, int]) -> None:
+    """Give the annotations other classes, old → new.
+
+    Raises:
+        UserError: no space for the database.
+    """
+    with _connected(database) as connection:
+        connection.execute("PRAGMA journal_mode=OFF")
+        connection.execute("CREATE TEMP TABLE renumbered (old INTEGER PRIMARY KEY, new INTEGER)")
+        connection.executemany("INSERT INTO renumbered VALUES (?, ?)", labels.items())
+        connection.execute("UPDATE annotation SET label = "
+                           "(SELECT new FROM renumbered WHERE old = label)")
+
+
+@contextmanager
+def _connected(database: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-            # Nobody reads a half-made database, so nothing guards against a crash; sorting for the
-            # index stays in memory, since the folder for temporary files may be small.
-            for setting in ("journal_mode=OFF", "synchronous=OFF", "temp_store=MEMORY"):
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute(_TABLE)
-            connection.execute("BEGIN")
-            connection.executemany("INSERT INTO annotation VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            connection.execute("CREATE INDEX by_image ON annotation (image)")
-            connection.execute("COMMIT")
+            yield connection
     except sqlite3.Error as error:
         raise UserError(f"{database}: {error}", fix="free some space there, or write the set "
                         "elsewhere; then run the same command again") from error
-    return counts, tags
 
 
 def _rows(source: InstancesFile, images: Mapping[Any, int], listed: Set[Any],
           labels: Mapping[Any, int], counts: Counts, tags: list[set[int]],
-          masks: bool) -> Iterator[tuple[Any, ...]]:
+          options: Options) -> Iterator[tuple[Any, ...]]:
     """Rows of the table; counts and tags are filled on the way."""
-    keys = ("image_id", "category_id", *(("segmentation",) if masks else ()))
     for where, item in source.items("annotations"):
-        need(item, keys, where)
+        need(item, ("image_id", "category_id"), where)
         image, category = item["image_id"], item["category_id"]
         check_key(image, "image_id", where)
         check_key(category, "category_id", where)
+        if type(image) not in source.id_types:
+            counts.other_types += 1
+        image = by_value(image)
+        label = labels.get(by_value(category))
+        if label is not None:
+            counts.owned[label] = counts.owned.get(label, 0) + 1
         number = images.get(image)
         if number is None:
             counts.other_images += image in listed
-            counts.unlisted_images += image not in listed
+            if image not in listed:
+                counts.unlisted_images += 1
+                counts.strange_id = item["image_id"]
             continue
-        label = labels.get(category)
         if label is None:
             counts.unknown_category += 1
             if len(counts.examples) < 5:
                 counts.examples.append(f"annotation {item.get('id', '?')} (category {category})")
             continue
-        crowd = bool(item.get("iscrowd"))
-        counts.annotations += 1
-        counts.crowd_regions += crowd
+        yield from _region(item, number, label, where, counts, tags, options)
+
+
+def _region(item: dict[str, Any], number: int, label: int, where: str, counts: Counts,
+            tags: list[set[int]], options: Options) -> Iterator[tuple[Any, ...]]:
+    """The row of one annotation, if it has a region; its tag."""
+    counts.annotations += 1
+    if label == BACKGROUND:
+        counts.background += 1
+        return
+    crowd = is_crowd(item.get("iscrowd"), where)
+    counts.crowd_regions += crowd
+    if label == IGNORE:
+        counts.ignored += 1
+    else:
         tags[number].add(label)
-        kind, lengths, data, small = pack(item.get("segmentation"), where)
-        counts.small_polygons += small
-        if kind:
-            yield number, str(item.get("id", "?")), label, crowd, kind, lengths, data
-        elif not small:
-            counts.empty_segmentations += 1
-
-
-def pack(segmentation: Any, where: str) -> tuple[int, bytes, bytes, int]:
-    """Kind (0: no area), lengths and data as in `Stored`; polygons left out for want of area.
-
-    Raises:
-        UserError: neither polygons nor run lengths.
-    """
-    try:
-        if not segmentation:
-            return 0, b"", b"", 0
-        if isinstance(segmentation, list):
-            polygons = [array("d", polygon) for polygon in segmentation]
-            large = [polygon for polygon in polygons if len(polygon) >= _FEWEST]
-            return (POLYGONS if large else 0, array("i", map(len, large)).tobytes(),
-                    b"".join(polygon.tobytes() for polygon in large), len(polygons) - len(large))
-        height, width = segmentation["size"]
-        size, runs = array("i", (height, width)).tobytes(), segmentation["counts"]
-        if not runs:
-            return 0, b"", b"", 0
-        if isinstance(runs, str):
-            return COMPRESSED, size, runs.encode("ascii"), 0
-        return UNCOMPRESSED, size, array("I", runs).tobytes(), 0
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise UserError(f"{where}: segmentation is neither polygons nor run lengths ({error!r})",
-                        fix="write [[x, y, x, y, …], …], or size and counts") from error
+    if not options.masks:
+        return
+    region = pack(item.get("segmentation"), where)
+    counts.small_polygons += region.small
+    counts.odd_polygons += region.odd
+    counts.flat_lists += region.flat
+    if region.kind:
+        counts.regions += 1
+        hidden = label == IGNORE or (crowd and not options.draw_crowds)
+        yield (number, str(item.get("id", "?")), label, hidden, region.kind, region.lengths,
+               region.data)
+    elif not region.small and not region.odd:
+        counts.empty_segmentations += 1
 
 
 def stored_annotations(database: Path, image: int) -> list[Stored]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
+import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ijson
 
+from data_tools.coco_names import CocoImage, clean_name, name_images
+from data_tools.coco_stream import Counted, PlainNumbers, Recoded, encoding_of
 from more.errors import UserError
 from more.progress import Tracker
 
@@ -16,28 +18,18 @@ from more.progress import Tracker
 # and images are known: one reading for each of the three. ijson builds its items in C; taking
 # single events into Python instead would read once, and take longer.
 PASSES = 3
-MAX_CLASSES = 254  # 255 is "ignore" in a mask
 MAX_PIXELS = 178_956_970  # Pillow refuses to open larger images
 _MB = 1_000_000
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
 _FIX = "give a complete instances_*.json; captions, keypoints and panoptic files do not serve"
 
 
 class Category(NamedTuple):
-    """One class: its id in the file, its name with underscores for blanks, what it belongs to."""
-
-    id: int
-    name: str
-    supercategory: str
-
-
-class CocoImage(NamedTuple):
-    """One image of the file; `name` is the stem of `file_name`."""
+    """One category: its id in the file, its name, what it belongs to."""
 
     id: int | str
     name: str
-    file_name: str
-    height: int
-    width: int
+    supercategory: str
 
 
 def megabytes(path: Path) -> int:
@@ -57,103 +49,133 @@ class InstancesFile:
     Args:
         path: the file.
         bar: told of every MB read.
+
+    Attributes:
+        odd_numbers: NaN and Infinity in the file, once a list was read to its end.
+        id_types: Python types of the ids of images, once `images` was called.
     """
 
     def __init__(self, path: Path, bar: Tracker):
         self.path, self.bar = path, bar
+        self.encoding, self.odd_numbers, self.id_types = encoding_of(path), 0, set[type]()
+        self._plain = False  # numbers have to be made plain, since ijson stopped at one
 
     def categories(self) -> list[Category]:
-        """All categories, by id; class index 1 is the first.
+        """All categories, by id (numbers first).
 
         Raises:
-            UserError: not JSON, none, too many, ids or names given twice, unusable names.
+            UserError: not JSON, none, an id given twice, an empty name.
         """
-        found = []
+        found: dict[int | str, Category] = {}
         for where, item in self.items("categories"):
             need(item, ("id", "name"), where)
-            name = "_".join(str(item["name"]).split())  # tags are separated by blanks
-            if not _is_whole(item["id"]) or name in ("", "background"):
+            check_key(item["id"], "id", where)
+            name, number = " ".join(str(item["name"]).split()), by_value(item["id"])
+            if not name or isinstance(number, float):
                 raise UserError(f"{where}: id {item['id']!r}, name {item['name']!r}",
-                                fix="categories have a whole number and a name, not background")
-            found.append(Category(int(item["id"]), name, str(item.get("supercategory") or "")))
-        if len(found) > MAX_CLASSES:
-            raise UserError(f"{self.path}: {len(found)} categories",
-                            fix=f"leave at most {MAX_CLASSES} of them")
-        for what, values in (("id", [c.id for c in found]), ("name", [c.name for c in found])):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
-            if twice:
-                raise UserError(f"{self.path}: category {what} {', '.join(twice[:5])} comes twice",
-                                fix=f"give every category its own {what}")
-        return sorted(found)
+                                fix="categories have a whole number or text as id, and a name")
+            if number in found:
+                raise UserError(f"{self.path}: category id {number} comes twice",
+                                fix="give every category its own id")
+            above = item.get("supercategory")
+            found[number] = Category(number, name, " ".join(str(above or "").split()))
+        return sorted(found.values(), key=lambda item: (isinstance(item.id, str), item.id))
 
     def images(self) -> list[CocoImage]:
         """All images in the order of the file.
 
         Raises:
-            UserError: none, a value lacking or impossible, ids or names given twice.
+            UserError: none, a value lacking or impossible, an id or file name given twice.
         """
-        found, ids, names = [], set(), set()
+        found, ids = [], set()
         for where, item in self.items("images"):
-            need(item, ("id", "file_name", "height", "width"), where)
-            height, width, file_name = item["height"], item["width"], item["file_name"]
-            if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1 \
-                    or height * width > MAX_PIXELS:
-                raise UserError(f"{where}: height {height!r}, width {width!r}",
-                                fix="give the height and width of the image in pixels")
-            path = PurePosixPath(str(file_name))
-            if not path.name or path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{where}: file_name {file_name!r}",
+            need(item, ("id", "file_name"), where)
+            height, width = (_length(item.get(key)) for key in ("height", "width"))
+            if not isinstance(height or 1, int) or not isinstance(width or 1, int) \
+                    or min(1 if side is None else side for side in (height, width)) < 1 \
+                    or (height or 1) * (width or 1) > MAX_PIXELS:
+                raise UserError(f"{where}: height {item.get('height')!r}, width "
+                                f"{item.get('width')!r}",
+                                fix="give the height and width of the image in pixels, or leave "
+                                "them out: then they are read from the image")
+            if not clean_name(str(item["file_name"])):
+                raise UserError(f"{where}: file_name {item['file_name']!r}",
                                 fix="give a path inside the image folder")
             check_key(item["id"], "id", where)
-            if item["id"] in ids or path.stem in names:
-                what = f"id {item['id']!r}" if item["id"] in ids else f"name {path.stem}"
-                raise UserError(f"{where}: image {what} comes twice",
-                                fix="give every image its own id and file name")
-            ids.add(item["id"])
-            names.add(path.stem)
-            found.append(CocoImage(item["id"], path.stem, str(path), int(height), int(width)))
-        return found
+            number = by_value(item["id"])
+            self.id_types.add(type(item["id"]))
+            if number in ids:
+                raise UserError(f"{where}: image id {item['id']!r} comes twice",
+                                fix="give every image its own id")
+            ids.add(number)
+            found.append(CocoImage(number, "", str(item["file_name"]), height, width))
+        return name_images(found, self.path)
 
     def items(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The objects of the list `name`, each with where it stands, for messages.
 
+        Only `annotations` may be empty: a set of negatives.
+
         Raises:
             UserError: not valid JSON, no such list or an empty one, something else in it.
         """
-        count = 0
-        with open(self.path, "rb") as file:
-            if file.read(3) != codecs.BOM_UTF8:
-                file.seek(0)
-            counted = _Counted(file, self.bar)
-            try:
-                for item in ijson.items(counted, f"{name}.item", use_float=True):
-                    where = f"{self.path}: {name}[{count}]"
-                    if not isinstance(item, dict):
-                        raise UserError(f"{where}: is not an object", fix=_FIX)
-                    yield where, item
-                    count += 1
-            except (ijson.JSONError, UnicodeDecodeError) as error:
-                why = str(error).splitlines()[0].strip()
-                raise UserError(f"{self.path}: not valid JSON ({why}; before byte {counted.done})",
-                                fix="fetch or make the file again") from error
-        if not count:
+        count, told = 0, 0
+        while True:  # once more from the start, past `count` items, when a number was not plain
+            with open(self.path, "rb") as file:
+                if self.encoding == "utf-8-sig":
+                    file.seek(3)
+                counted = Counted(file, self.bar, told)
+                stream = self._stream(counted)
+                try:
+                    for place, item in enumerate(
+                            ijson.items(stream, f"{name}.item", use_float=True)):
+                        if place < count:
+                            continue
+                        where = f"{self.path}: {name}[{count}]"
+                        if not isinstance(item, dict):
+                            raise UserError(f"{where}: is not an object", fix=_FIX)
+                        count += 1
+                        yield where, item
+                    break
+                except (ijson.JSONError, UnicodeDecodeError) as error:
+                    if self._plain:
+                        raise self._malformed(error, counted.done) from error
+                    self._plain, told = True, counted.told
+        self.odd_numbers = stream.odd if isinstance(stream, PlainNumbers) else 0
+        if not count and not (self._has(name) and name == "annotations"):
             raise UserError(f"{self.path}: {name!r} is missing or empty", fix=_FIX)
 
+    def _stream(self, file: Any) -> Any:
+        if self.encoding not in ("utf-8", "utf-8-sig"):
+            file = Recoded(file, self.encoding)
+        return PlainNumbers(file) if self._plain else file
 
-class _Counted:
-    """A file that tells the bar of every MB read."""
+    def _malformed(self, error: Exception, done: int) -> UserError:
+        why = str(error).splitlines()[0].strip()
+        return UserError(f"{self.path}: not valid JSON ({why}; before byte {done})",
+                         fix="fetch or make the file again")
 
-    def __init__(self, file: BinaryIO, bar: Tracker):
-        self.file, self.bar, self.done, self.told = file, bar, file.tell(), 0
+    def _has(self, name: str) -> bool:
+        """Whether the file has the list, be it empty."""
+        with open(self.path, "rb") as file:
+            if self.encoding == "utf-8-sig":
+                file.seek(3)
+            return any(prefix == name and event == "start_array"
+                       for prefix, event, _ in ijson.parse(self._stream(file), use_float=True))
 
-    def read(self, size: int = -1) -> bytes:
-        """As the file's own; a started MB counts as read."""
-        data = self.file.read(size)
-        self.done += len(data)
-        if (now := -(-self.done // _MB)) > self.told:
-            self.bar.advance(now - self.told)
-            self.told = now
-        return data
+
+def by_value(value: Any) -> Any:
+    """An id without its type: 1, 1.0, "1" and "1.0" are the whole number 1."""
+    if isinstance(value, str):
+        value = value.strip()
+        match = _WHOLE.fullmatch(value)
+        return int(match[1]) if match else value
+    return int(value) if isinstance(value, float) and value % 1 == 0 else value
+
+
+def _length(value: Any) -> Any:
+    """A height or width: None where it lacks; what is no whole number as it is."""
+    return None if value is None else by_value(value) if not isinstance(value, bool) else 0
 
 
 def need(item: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
@@ -167,7 +189,3 @@ def check_key(value: Any, key: str, where: str) -> None:
     """Raise UserError when `value` cannot be the id of something."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise UserError(f"{where}: {key} {value!r}", fix="ids are numbers or texts")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data_tools.coco_index import COMPRESSED, POLYGONS, Stored, stored_annotations
+from data_tools.coco_index import Stored, stored_annotations
+from data_tools.coco_regions import COMPRESSED, POLYGONS
 from more.data.shards.format import IGNORE
 from more.errors import UserError
 

@@ -31,12 +31,14 @@ class Record:
             object whose text names it in messages; its file, if any, is its `path`); None where
             there is none.
         tags: class indices, 0-based; None takes them from the mask.
+        file: name of the image in its data set, with folders and ending; "" is that of `image`.
     """
 
     id: str
     image: Path
     mask: Any = None
     tags: tuple[int, ...] | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,6 @@ def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndar
     if present is None:
         present = tuple(int(v) - 1 for v in mask_values(mask) if v not in (0, IGNORE))
     tags[list(present)] = 1
-    writer.add(record.id, tags, size, image=stored,
+    writer.add(record.id, tags, size, image=stored, file=record.file or record.image.name,
                mask=None if mask is None else encode_mask(mask))
     return stored is not data

@@ -70,7 +70,8 @@ def _copy(writer: ShardWriter, source: ShardSet, row: Row) -> None:
     if source.ids[row.place] != row.id:
         raise UserError(f"{row.folder}: changed while it was read ({row.id!r} moved)")
     data = {name: source.blob(name, row.place) or None for name in PAYLOADS}
-    writer.add(row.id, source.tags[row.place], tuple(source.sizes[row.place]), **data)
+    writer.add(row.id, source.tags[row.place], tuple(source.sizes[row.place]), **data,
+               file=source.file_name(row.place))
 
 
 def open_source(path: Path) -> ShardSet:

@@ -76,3 +76,9 @@ def blob_maps(path: Path, payloads: Iterable[str]) -> dict[str, BlobMap]:
     """Where the payloads' bytes lie in a shard file."""
     with h5py.File(path, "r", locking=False) as file:
         return {name: BlobMap(file[f"{name}/bytes"]) for name in payloads}
+
+
+def file_names(path: Path) -> list[str]:
+    """Names of the images' files in their data set, row by row; none in sets without them."""
+    with h5py.File(path, "r", locking=False) as file:
+        return [text.decode("utf-8") for text in file["files"][:]] if "files" in file else []

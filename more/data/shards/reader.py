@@ -20,7 +20,7 @@ from more.data.shards.blobs import BlobMap
 from more.data.shards.cache import ShardCache
 from more.data.shards.codec import decode_image, decode_mask
 from more.data.shards.format import PAYLOADS, sha256_file
-from more.data.shards.index import ShardIndex, blob_maps
+from more.data.shards.index import ShardIndex, blob_maps, file_names
 from more.data.shards.manifest import REBUILD, ShardEntry, read_manifest
 from more.data.shards.open_files import OpenFiles
 from more.errors import UserError
@@ -90,6 +90,7 @@ class ShardSet:
         self.sizes = np.concatenate([index.sizes for index in indexes])
         self._starts = np.cumsum([0, *self.shard_rows]).tolist()
         self._rows: dict[str, int] | None = None
+        self._names: dict[int, list[str]] = {}  # of files, by shard: read when asked for
 
     def without(self, rows: Iterable[int]) -> ShardSet:
         """The same set less some rows; the others are numbered anew, in the same order."""
@@ -168,6 +169,15 @@ class ShardSet:
             if len(data) == stop - start and (not check or zlib.crc32(data) == crc32):
                 return data
         raise UserError(f"{path}: {name} of {self.ids[i]!r} is damaged", fix=_RESTORE)
+
+    def file_name(self, i: int) -> str:
+        """Name of the image's file in its data set, with folders; "" where it is not recorded."""
+        shard, place = self.locate(i)
+        if shard not in self._names:
+            with _named(self._file(shard)):
+                self._names[shard] = file_names(self._file(shard))
+        names = self._names[shard]
+        return names[self._indexes[shard].rows[place]] if names else ""
 
     def image(self, i: int) -> np.ndarray:
         """Image of row `i`, RGB uint8 `[H, W, 3]`."""

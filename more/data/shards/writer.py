@@ -64,6 +64,7 @@ class ShardWriter:
         self._ids: dict[str, None] = {}
         self._tags: list[np.ndarray] = []
         self._sizes: list[tuple[int, int]] = []
+        self._files: list[bytes] = []
         self._payloads: dict[str, list[bytes]] = {name: [] for name in PAYLOADS}
 
     def __enter__(self) -> ShardWriter:
@@ -78,7 +79,8 @@ class ShardWriter:
 
     def add(self, image_id: str, tags: Any, size: tuple[int, int], *,
             image: bytes | None = None, mask: bytes | None = None,
-            seed: bytes | None = None, confidence: bytes | None = None) -> None:
+            seed: bytes | None = None, confidence: bytes | None = None,
+            file: str = "") -> None:
         """Append a row.
 
         Args:
@@ -86,6 +88,7 @@ class ShardWriter:
             tags: `[C]` of 0 and 1.
             size: height and width of the image in pixels.
             image, mask, seed, confidence: encoded bytes, None where there are none.
+            file: the image's file name in its data set, with folders; "" where it has none.
 
         Raises:
             UserError: unusable or repeated id.
@@ -101,6 +104,7 @@ class ShardWriter:
             raise ValueError(f"{image_id}: size {size}")
         self._ids[image_id] = None
         self._tags.append(row)
+        self._files.append(file.encode("utf-8", "replace"))
         self._sizes.append((int(size[0]), int(size[1])))
         for name, data in zip(PAYLOADS, (image, mask, seed, confidence), strict=True):
             self._payloads[name].append(bytes(data or b""))
@@ -147,6 +151,9 @@ class ShardWriter:
             _dataset(file, "tags", np.stack(self._tags))
             _dataset(file, "sizes", np.array(self._sizes, np.int32))
             _dataset(file, "crc32", np.array(sums, np.uint32).reshape(len(names), len(ids)).T)
+            if any(self._files):  # sets of earlier versions have none
+                longest = h5py.string_dtype("utf-8", max(map(len, self._files)))
+                _dataset(file, "files", np.array(self._files, longest))
             for name in names:
                 lengths = [len(data) for data in self._payloads[name]]
                 offsets = np.cumsum([0, *lengths], dtype=np.int64)

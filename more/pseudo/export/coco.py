@@ -61,8 +61,9 @@ def export_coco(masks: Path, out: Path, data: Path | None = None, panoptic: bool
     Category ids are those of the COCO file that the set came from, where the image set or the
     masks' own manifest recorded them (`extra.categories`), else 1..C. Ids of images are the
     numbers in COCO's names (`000000000139`) if the categories are COCO's and all names are such,
-    else 1..N in the order of the set. `file_name` is the id with the ending of the image's
-    content, `.jpg` without images.
+    else 1..N in the order of the set. `file_name` is that of the image when the set was made, with
+    folders; of images without a recorded name the id with the ending of the content, `.jpg`
+    without images.
 
     Args:
         masks: shard set of kind `masks`, or `images` with masks.
@@ -92,9 +93,9 @@ def export_coco(masks: Path, out: Path, data: Path | None = None, panoptic: bool
             file.write(f'{{"info": {json.dumps(info)}')
             write_list(file, "categories", source.categories if not panoptic else
                         [{**item, "isthing": 0} for item in source.categories])
-            endings: list[str] = []
-            write_list(file, "annotations", _annotations(source, describe, endings, tally, bar))
-            write_list(file, "images", _images(source, endings))
+            names: list[str] = []
+            write_list(file, "annotations", _annotations(source, describe, names, tally, bar))
+            write_list(file, "images", _images(source, names))
             file.write("}\n")
         if tally.failures:
             temporary.unlink()
@@ -178,13 +179,11 @@ def _measures(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def _annotations(source: _Source, describe: Callable[[int, np.ndarray], list[dict[str, Any]]],
-                 endings: list[str], tally: Tally, bar: Tracker) -> Iterator[dict[str, Any]]:
-    """The annotations of all masks; notes the endings of the images' names, counts."""
+                 names: list[str], tally: Tally, bar: Tracker) -> Iterator[dict[str, Any]]:
+    """The annotations of all masks; notes the names of the images' files, counts."""
     for row, image_id in enumerate(source.masks.ids):
         try:
-            images = source.images
-            endings.append("jpg" if images is None else
-                           ending_of(images.blob("image", source.rows[row])))
+            names.append(_file_name(source, row))
             yield from describe(row, mask_of(source.masks, row))
             tally.ok()
         except (UserError, OSError) as error:
@@ -192,8 +191,16 @@ def _annotations(source: _Source, describe: Callable[[int, np.ndarray], list[dic
         bar.advance()
 
 
-def _images(source: _Source, endings: list[str]) -> Iterator[dict[str, Any]]:
+def _file_name(source: _Source, row: int) -> str:
+    if source.images is None:
+        return f"{source.masks.ids[row]}.jpg"
+    recorded = source.images.file_name(source.rows[row])
+    image = source.images.blob("image", source.rows[row])
+    return recorded or f"{source.masks.ids[row]}.{ending_of(image)}"
+
+
+def _images(source: _Source, names: list[str]) -> Iterator[dict[str, Any]]:
     sizes = source.masks.sizes.tolist()
-    for row, ending in enumerate(endings):
-        yield {"id": source.numbers[row], "file_name": f"{source.masks.ids[row]}.{ending}",
+    for row, name in enumerate(names):
+        yield {"id": source.numbers[row], "file_name": name,
                "height": sizes[row][0], "width": sizes[row][1]}
