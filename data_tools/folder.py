@@ -77,7 +77,8 @@ def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes
     say(f"images: {len(images)}, {len(masks)} of them with mask; tags from "
         f"{layout.tags or layout.masks}")
     records = {key: Record(key, item.path, masks.get(key), None if lines is None else
-                           class_indices(lines[key].names, names, lines[key].where))
+                           class_indices(lines[key].names, names, lines[key].where),
+                           item.path.relative_to(layout.images).as_posix())
                for key, item in images.items()}
     say_unused(records, names)
     return records, names, read

@@ -42,7 +42,7 @@ def test_every_rule(mixed, tmp_path, capsys):
     assert run(mixed, tmp_path / "set") == 0
     said = capsys.readouterr().err
     shards = ShardSet(tmp_path / "set", kind="images", check="full")
-    assert shards.class_names == ["person", "traffic_light", "toothbrush"]
+    assert shards.class_names == ["person", "traffic light", "toothbrush"]
     assert shards.ids == ["overlap", "crowd", "areas", "bare", "alone"]
     assert shards.tags.tolist() == [[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 0, 0], [0, 0, 1]]
     overlap = np.zeros((24, 32), np.uint8)
@@ -60,9 +60,15 @@ def test_every_rule(mixed, tmp_path, capsys):
     extra = shards.manifest.extra
     assert extra["categories"] == [
         {"index": 1, "id": 1, "name": "person", "supercategory": "person"},
-        {"index": 2, "id": 10, "name": "traffic_light", "supercategory": "outdoor"},
+        {"index": 2, "id": 10, "name": "traffic light", "supercategory": "outdoor"},
         {"index": 3, "id": 90, "name": "toothbrush", "supercategory": "indoor"}]
-    assert extra["report"] == {
+    assert {key: extra["report"][key] for key in (
+        "other_types", "joined_categories", "no_pixel", "other_spelling")} == {
+            "other_types": 0, "joined_categories": 0, "no_pixel": 0, "other_spelling": 0}
+    assert {key: extra["report"][key] for key in (
+        "images", "annotations", "crowd_regions", "empty_segmentations", "small_polygons",
+        "unknown_category", "unlisted_images", "other_images", "missing_files", "without_tags",
+        "dropped")} == {
         "images": 5, "annotations": 8, "crowd_regions": 2, "empty_segmentations": 1,
         "small_polygons": 2, "unknown_category": 0, "unlisted_images": 1, "other_images": 0,
         "missing_files": 0, "without_tags": 1, "dropped": 0}
@@ -163,7 +169,7 @@ def test_real_images(tmp_path, split):
                      workers=1) == 0
     assert verify_set(tmp_path / "set", decode=True) == []
     shards = ShardSet(tmp_path / "set")
-    assert shards.num_classes == 80 and shards.class_names[9] == "traffic_light"
+    assert shards.num_classes == 80 and shards.class_names[9] == "traffic light"
     same = pixels = 0
     for k, name in enumerate(shards.ids):
         wanted = np.asarray(Image.open(root / "SegmentationClass" / f"{name}.png"))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from data_tools.coco_index import Stored, pack
+from data_tools.coco_index import Stored
 from data_tools.coco_masks import semantic_mask
+from data_tools.coco_regions import pack
 from more.errors import UserError
 from tests.data_tools.coco_layout import SIZE, box, runs
 
@@ -18,9 +19,9 @@ def draw(*annotations, size=SIZE):
     """Mask of (class, segmentation, crowd) triples."""
     stored = []
     for number, (label, segmentation, crowd) in enumerate(annotations):
-        kind, lengths, data, _ = pack(segmentation, "here")
-        if kind:
-            stored.append(Stored(str(number), label, crowd, kind, lengths, data))
+        region = pack(segmentation, "here")
+        if region.kind:
+            stored.append(Stored(str(number), label, crowd, *region[:3]))
     return semantic_mask(stored, *size)
 
 
@@ -96,14 +97,14 @@ def test_crowd_regions_are_255_where_no_instance_is(encode):
 def test_polygons_of_two_points_have_no_area():
     """Fault 20: pycocotools takes four numbers for a box."""
     assert pack([[0, 0, 20, 20]], "here")[0] == 0
-    kind, lengths, data, small = pack([[0, 0, 20, 20], box(1, 1, 3, 3), [1, 2], []], "here")
-    assert small == 3 and len(data) == 64
+    region = pack([[0, 0, 20, 20], box(1, 1, 3, 3), [1, 2], []], "here")
+    assert region.small == 3 and len(region.data) == 64
     assert draw((1, [[0, 0, 20, 20], box(1, 1, 3, 3)], False)).sum() == 4
     assert not draw((1, [], False)).any() and pack([], "here") == pack(None, "here")
 
 
 @pytest.mark.parametrize("wrong", [
-    "text", 5, [1, 2, 3, 4, 5, 6], [["a"] * 6], [[[1, 2], [3, 4], [5, 6]]], [{"size": [1, 1]}],
+    "text", 5, [1, 2, 3, "4", 5, 6], [["a"] * 6], [[[1, 2], [3, 4], [5, 6]]], [{"size": [1, 1]}],
     {"counts": [1]}, {"size": [24], "counts": [1]}, {"size": [24, 32], "counts": [-1, 5]},
     {"size": [24, 32], "counts": [1.5]}, {"size": [24, 32], "counts": "é"},
     {"size": "ab", "counts": [1]}, {"size": [24, 2**40], "counts": [1]}])

@@ -194,9 +194,9 @@ def _annotations(source: _Source, describe: Callable[[int, np.ndarray], list[dic
 def _file_name(source: _Source, row: int) -> str:
     if source.images is None:
         return f"{source.masks.ids[row]}.jpg"
-    recorded = source.images.file_name(source.rows[row])
-    image = source.images.blob("image", source.rows[row])
-    return recorded or f"{source.masks.ids[row]}.{ending_of(image)}"
+    if recorded := source.images.file_name(source.rows[row]):
+        return recorded
+    return f"{source.masks.ids[row]}.{ending_of(source.images.blob('image', source.rows[row]))}"
 
 
 def _images(source: _Source, names: list[str]) -> Iterator[dict[str, Any]]:
