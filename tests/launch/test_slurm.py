@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from more.data.shards.reader import ShardSet
 from tests.conftest import ROOT
+from tests.faults.nodes import steps
 from tests.launch.project import Project, clean_environment, ended, wait_for
 from tests.processes import free_port
 
@@ -208,7 +209,7 @@ def test_a_preempted_job_ends_like_an_undisturbed_one(project, tiny):
              "train.iterations=60", "--set", "checkpoint.every=50", "--run")
     job = {**JOB, "SLURM_JOB_NUM_NODES": "1", "RANKS": "2"}
     running = project.start(*train, "dir", **job)
-    wait_for((project.run / "log.jsonl").exists, "the first step", 120)
+    wait_for(lambda: steps(project.run), "the first step", 120)
     running.send_signal(signal.SIGUSR1)
     done = ended(running, 120)
     assert done.returncode == 75 and requeued(project) == ["requeue 4711"], done.stderr
