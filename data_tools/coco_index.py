@@ -186,16 +186,17 @@ def _rows(source: InstancesFile, images: Mapping[Any, int], listed: Set[Any],
             if len(counts.examples) < 5:
                 counts.examples.append(f"annotation {item.get('id', '?')} (category {category})")
             continue
-        yield from _region(item, number, label, where, counts, tags, options)
+        if (row := _region(item, number, label, where, counts, tags, options)) is not None:
+            yield row
 
 
 def _region(item: dict[str, Any], number: int, label: int, where: str, counts: Counts,
-            tags: list[set[int]], options: Options) -> Iterator[tuple[Any, ...]]:
+            tags: list[set[int]], options: Options) -> tuple[Any, ...] | None:
     """The row of one annotation, if it has a region; its tag."""
     counts.annotations += 1
     if label == BACKGROUND:
         counts.background += 1
-        return
+        return None
     crowd = is_crowd(item.get("iscrowd"), where)
     counts.crowd_regions += crowd
     if label == IGNORE:
@@ -203,7 +204,7 @@ def _region(item: dict[str, Any], number: int, label: int, where: str, counts: C
     else:
         tags[number].add(label)
     if not options.masks:
-        return
+        return None
     region = pack(item.get("segmentation"), where)
     counts.small_polygons += region.small
     counts.odd_polygons += region.odd
@@ -211,10 +212,10 @@ def _region(item: dict[str, Any], number: int, label: int, where: str, counts: C
     if region.kind:
         counts.regions += 1
         hidden = label == IGNORE or (crowd and not options.draw_crowds)
-        yield (number, str(item.get("id", "?")), label, hidden, region.kind, region.lengths,
-               region.data)
-    elif not region.small and not region.odd:
-        counts.empty_segmentations += 1
+        return (number, str(item.get("id", "?")), label, hidden, region.kind, region.lengths,
+                region.data)
+    counts.empty_segmentations += not region.small and not region.odd
+    return None
 
 
 def stored_annotations(database: Path, image: int) -> list[Stored]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_numbers_are_made_plain_wherever_the_pieces_end(monkeypatch):
     for step in (1, 2, 3, 7, 1000):
         monkeypatch.setattr(coco_stream, "_MB", step)
         stream = coco_stream.PlainNumbers(io.BytesIO(text.encode()))
-        data = b"".join(iter(lambda: stream.read(5), b""))
+        data = b"".join(iter(partial(stream.read, 5), b""))
         assert json.loads(data) == wanted and (stream.odd, stream.long) == (2, 2)
 
 

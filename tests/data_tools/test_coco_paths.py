@@ -153,7 +153,8 @@ def test_sets_without_recorded_names_export_as_before(tmp_path, monkeypatch):
     shards = ShardSet(tmp_path / "set")
     assert shards.file_name(0) == ""
     export_coco(tmp_path / "set", tmp_path / "out.json", progress=False)
-    names = [item["file_name"] for item in json.loads((tmp_path / "out.json").read_text())["images"]]
+    images = json.loads((tmp_path / "out.json").read_text())["images"]
+    names = [item["file_name"] for item in images]
     assert names == ["a__1.jpg", "b__1.jpg", "2.jpg", "c__3.jpg.jpg", "c__3.png.png"]
 
 
