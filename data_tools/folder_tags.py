@@ -18,7 +18,7 @@ from data_tools.folder_files import (
 )
 from data_tools.tags import join_alike, names_in
 from more.data.tag_files import read_tag_file
-from more.data.tags import TagLine, split_cells, tidy
+from more.data.tags import TagLine, special_name, split_cells, tidy
 from more.errors import UserError
 
 
@@ -37,8 +37,14 @@ def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLi
         if outside:
             raise UserError(f"{len(outside)} of {len(images)} images are in no sub-folder: "
                             f"{some(outside)}", fix="move them, or give tags with --tags FILE")
-        return {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
-                for name, item in images.items()}
+        lines = {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
+                 for name, item in images.items()}
+        unknown = [line for line in lines.values() if special_name(line.names[0]) == "ignore"]
+        if unknown:  # they would count as images without any class
+            raise UserError(f"folder {unknown[0].names[0]!r}: the tags of its {len(unknown)} "
+                            "images are not known",
+                            fix="move it away, or call it background if it shows no class")
+        return lines
     names, lines, strays, by_tail = spellings(images), {}, [], []
     read, found = read_tag_file(source)
     say(f"{source}: {len(read)} lines" + (f", {found}" if found else ""))

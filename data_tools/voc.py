@@ -13,6 +13,7 @@ import typer
 
 from data_tools.build import check_ids
 from data_tools.convert import Record, convert
+from data_tools.folder_files import by_its_tail
 from data_tools.images import probe_masks
 from data_tools.mask_meaning import Meaning, find_meaning
 from data_tools.pool import command
@@ -135,10 +136,16 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
     if source == "xml":
         return [replace(record, tags=tags_from_xml(root, record.id, class_names))
                 for record in records]
-    tags = tags_from_file(csv_file, class_names) if csv_file else {}
-    for record in records:  # a file may name the image's file instead
-        tags.setdefault(record.id, tags.get(record.image.name))
-    without = [record.id for record in records if tags[record.id] is None]
+    names = {name: record.id for record in records for name in (record.image.name, record.id)}
+    tags: dict[str, tuple[int, ...]] = {}
+    for text, found in (tags_from_file(csv_file, class_names) if csv_file else {}).items():
+        image_id = by_its_tail(text, names)
+        if image_id in tags:
+            raise UserError(f"{csv_file}: two lines are about the image {image_id}",
+                            fix="remove one")
+        if image_id is not None:
+            tags[image_id] = found
+    without = [record.id for record in records if record.id not in tags]
     if without:
         raise UserError(f"{csv_file}: {len(without)} of {len(records)} images have no line: "
                         f"{', '.join(without[:5])}", fix="add them; empty tags are allowed")

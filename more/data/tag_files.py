@@ -18,6 +18,7 @@ ID_NAMES = ("filename", "file_name", "file", "image", "image_name", "image_path"
             "file_path", "filepath", "img", "image_id", "imageid", "id", "name", "picture")
 TAG_NAMES = ("tags", "tag", "labels", "label", "classes", "class", "categories", "category",
              "class_name", "choices", "choice")
+_BOX = {"xmin", "x_min", "bbox", "bbox_x", "box", "x1", "left"}
 _ONE = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
 _HEADER = "first line id,tags, or a column id and one column of 0 and 1 for each class"
 
@@ -68,12 +69,26 @@ def _read_csv(path: Path) -> tuple[dict[str, TagLine], str]:
                             fix=f"write as the {_HEADER}")
         rows = _rows(reader, path, len(header))
         if tags is not None:
-            lines = _unique((row[key], TagLine(where, cell=tidy(row[tags]))) for where, row in rows)
-            return lines, f"columns {header[key]} and {header[tags]}"
+            said = f"columns {header[key]} and {header[tags]}"
+            if _BOX & columns.keys():
+                return _objects((row[key], where, tidy(row[tags])) for where, row in rows), \
+                    f"{said}, a line for each object"
+            return _unique((row[key], TagLine(where, cell=tidy(row[tags])))
+                           for where, row in rows), said
         return _read_columns(path, header, key, rows)
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: not a csv ({error})",
                         fix=f"save it as plain csv, {_HEADER}") from error
+
+
+def _objects(rows: Iterator[tuple[str, str, str]]) -> dict[str, TagLine]:
+    """Lines of objects with boxes, one name in each: the tags of an image are all its names."""
+    found: dict[str, TagLine] = {}
+    for name, where, tag in rows:
+        before = found.setdefault(name, TagLine(where))
+        if tag and tag not in before.names:
+            found[name] = TagLine(before.where, (*before.names, tag))
+    return found
 
 
 def _rows(reader: Any, path: Path, cells: int) -> Iterator[tuple[str, list[str]]]:

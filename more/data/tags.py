@@ -109,7 +109,7 @@ def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) 
 
 
 def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
-                separator: str = "auto") -> tuple[dict[str, TagLine], str]:
+                separator: str | None = None) -> tuple[dict[str, TagLine], str]:
     """Take the names in the cells of a tags file apart, all in the same way.
 
     Commas, semicolons or bars anywhere in the file's cells separate, and blanks then belong to
@@ -119,7 +119,7 @@ def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
     Args:
         lines: by what the file calls the image.
         class_names: known classes, or None.
-        separator: one of `TAG_SEPARATORS`.
+        separator: one of `TAG_SEPARATORS`; None as "auto", where a user has no choice.
 
     Returns:
         The lines with names, and how the cells were read, for people ("" where none is joined).
@@ -128,8 +128,8 @@ def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
         UserError: several ways to read the cells are possible.
     """
     cells = {line.cell for line in lines.values() if line.cell is not None} - {""}
-    if separator == "auto":
-        separator = _separator(lines, cells, class_names)
+    if separator in (None, "auto"):
+        separator = _separator(lines, cells, class_names, separator is not None)
     classes = ClassNames(class_names or ())
 
     def names(cell: str) -> list[str]:
@@ -147,7 +147,7 @@ def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
 
 
 def _separator(lines: Mapping[str, TagLine], cells: Collection[str],
-               class_names: Sequence[str] | None) -> str:
+               class_names: Sequence[str] | None, option: bool) -> str:
     """Which sign separates the tags in these cells."""
     lists, cells = len(cells), [cell for cell in cells if _json_names(cell) is None]
     used = [name for name, sign in SEPARATORS.items() if any(sign in cell for cell in cells)]
@@ -165,7 +165,8 @@ def _separator(lines: Mapping[str, TagLine], cells: Collection[str],
     where = next(line.where for line in lines.values() if line.cell == cell)
     raise UserError(f"{where}: {cell!r} may be one tag or several",
                     fix="say what separates tags: --tag-separator blank, comma, semicolon, pipe, "
-                        "or none; or give the classes with --classes")
+                        "or none; or give the classes with --classes" if option else
+                        "separate tags by the same sign in the whole file")
 
 
 def _json_names(cell: str) -> list[str] | None:

@@ -115,7 +115,7 @@ def _draw(blocks: Sequence[Block], out: Path) -> None:
     parts = figure.subfigures(len(blocks), 1, squeeze=False,
                               height_ratios=[len(block.ids) + 0.35 for block in blocks])[:, 0]
     for part, block in zip(parts, blocks, strict=True):
-        part.suptitle(block.title, fontsize=9)
+        part.suptitle(block.title, fontsize=9, parse_math=False)  # names may hold `$`
         grid = part.subplots(len(block.ids), columns, squeeze=False)
         for number, (line, name) in enumerate(zip(grid, block.ids, strict=True)):
             for axes in line:
@@ -125,6 +125,6 @@ def _draw(blocks: Sequence[Block], out: Path) -> None:
                 if picture is not None:
                     axes.imshow(picture, interpolation="lanczos")
                 if number == 0:
-                    axes.set_title(caption, fontsize=8)
+                    axes.set_title(caption, fontsize=8, parse_math=False)
     make_folder(out.parent)
     figure.savefig(out, dpi=110)

@@ -149,6 +149,8 @@ def test_sets_without_recorded_names_export_as_before(tmp_path, monkeypatch):
     folder = equal_names(tmp_path / "coco")
     with monkeypatch.context() as patch:
         patch.setattr("data_tools.convert.ShardWriter.add", _without_file())
+        patch.setattr("data_tools.build.parallel", lambda write, parts, *_: (
+            (part, write(part)) for part in parts))  # in this process, which is patched
         assert run(folder, tmp_path / "set") == 0
     shards = ShardSet(tmp_path / "set")
     assert shards.file_name(0) == ""

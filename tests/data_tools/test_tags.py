@@ -11,7 +11,7 @@ from more.data.shards.reader import ShardSet
 from more.data.tag_files import read_tag_file
 from more.data.tags import ClassNames, TagLine, class_indices, special_name, split_cells
 from more.errors import UserError
-from tests.data_tools.layout import pictures
+from tests.data_tools.layout import convert_voc, pictures, voc_folder
 from tests.data_tools.test_folder import run
 
 NAMES = ["a.jpg", "b.png", "c.jpg"]
@@ -50,6 +50,9 @@ def convert(root, text, name="tags.csv", **options):
     ("_classes.csv", "filename, cat, traffic light, Unlabeled\na.jpg, 0, 1, 0\nb.png, 1, 1, 0\n"
                      "c.jpg, 0, 0, 1\n"),
     ("train.csv", "image_id;traffic light;cat\na;1.0;0.0\nb;True;1\nc;;\n"),
+    ("boxes.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+                  "a.jpg,9,9,traffic light,1,1,2,2\na.jpg,9,9,traffic light,3,1,4,2\n"
+                  "b.png,9,9,cat,1,1,2,2\nb.png,9,9,traffic light,1,1,2,2\nc.jpg,9,9,,,,,\n"),
     ("tags.json", json.dumps([{"image": "a.jpg", "labels": ["traffic light"]},
                               {"image": "b.png", "labels": "cat|traffic light"},
                               {"image": "c.jpg", "labels": ""}])),
@@ -171,6 +174,28 @@ def test_what_is_no_tags_file_is_told_with_an_example(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_tag_file(path)
+
+
+def test_a_folder_of_background_has_no_tag_and_one_of_the_unlabelled_is_refused(tmp_path):
+    root = pictures(tmp_path / "photos", ["Background/a.jpg", "cat/b.jpg"])
+    assert run(root, tmp_path / "set", tags_from_folders=True) == 0
+    shards = ShardSet(tmp_path / "set")
+    assert shards.class_names == ["cat"] and shards.tags.tolist() == [[0], [1]]
+    (root / "Background").rename(root / "Unlabeled")
+    with pytest.raises(UserError, match="folder 'Unlabeled': the tags of its 1 images are not"):
+        run(root, tmp_path / "other", tags_from_folders=True)
+    with pytest.raises(UserError, match="may be one tag.*\n.*the same sign in the whole file"):
+        tags_from_file(write(root, "id,tags\na,cat;dog\nb,cat|dog\n"), ["cat", "dog"])
+
+
+def test_voc_takes_tags_by_id_file_or_path(tmp_path):
+    root = voc_folder(tmp_path / "voc", images=3)
+    tags = write(root, "image;tags\nid0;cat\nJPEGImages/id1.jpg;cat|dog\n/me/VOC/id2.jpg;\n")
+    assert convert_voc(root, tmp_path / "set", tags=tags) == 0
+    assert ShardSet(tmp_path / "set").tags.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    write(root, "image;tags\nid0;cat\nid0.jpg;dog\nid1;\nid2;\n")
+    with pytest.raises(UserError, match="two lines are about the image id0"):
+        convert_voc(root, tmp_path / "other", tags=tags)
 
 
 def test_cells_that_are_apart_stay_as_they_are():
