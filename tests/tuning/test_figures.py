@@ -76,3 +76,14 @@ def test_one_image_has_no_interval():
     points = [score_point(counts(seed, 40, images=1)) for seed in range(2)]
     found = compare(points, 1, 0, [0, 1], 0)
     assert (found.low, found.unseen, found.draws) == (None, None, 0) and not found.certain
+
+
+def test_a_class_that_a_point_leaves_unlabelled_is_missed():
+    """255 on all pixels of class 3 must not raise the mIoU of a point, nor its bootstrap."""
+    given = counts(0, 50)
+    given[:, 3, -1] = given[:, 3].sum(1)
+    given[:, 3, :-1] = 0
+    found = score_point(given)
+    assert found.scores.iou[3] == 0 and found.miou_all == pytest.approx(found.scores.miou)
+    same = compare([found, score_point(counts(0, 50))], 1, 0, [1], seed=0, draws=20)
+    assert same.low > 0.05
