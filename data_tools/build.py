@@ -10,11 +10,10 @@ from typing import Any
 
 from data_tools.pool import parallel
 from more import __version__
-from more.data.shards.format import MANIFEST, remove_temporaries, shard_name
+from more.data.shards.format import MANIFEST, check_id, remove_temporaries, shard_name
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
 from more.data.shards.reader import shard_ids
-from more.data.shards.writer import check_id
 from more.errors import UserError
 from more.jobs.crumbs import Crumbs, clear_crumb, leave_crumb
 from more.progress import Tally, track

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from more.data.shards.format import sha256_bytes
-from more.data.shards.writer import check_id
+from more.data.shards.format import check_id, sha256_bytes
 from more.data.tags import read_text
 from more.errors import UserError
 

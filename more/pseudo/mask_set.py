@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from more.data.shards.format import MANIFEST, TEMPORARY, sidecar_path, to_json
+from more.data.shards.format import MANIFEST, TEMPORARY, is_temporary, sidecar_path, to_json
 from more.data.shards.manifest import (
     Manifest,
     ShardEntry,
@@ -53,7 +53,8 @@ def sweep(specs: Sequence[ShardSpec]) -> None:
         stem = spec.path.stem
         for pattern in (f"{stem}.*{TEMPORARY}*", f"failures-{stem}.*{TEMPORARY}*"):
             for path in spec.path.parent.glob(pattern):
-                path.unlink(missing_ok=True)
+                if is_temporary(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def accounted(spec: ShardSpec) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from more.data.shards.format import TEMPORARY, make_folder, to_json, write_atomic
+from more.data.shards.format import TEMPORARY, is_temporary, make_folder, to_json, write_atomic
 from more.errors import UserError
 from more.evaluation.pictures import PALETTE, colour_of, mask_overlay
 from more.pseudo.export import encode_png
@@ -99,7 +99,7 @@ def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
 def remove_leftovers(out: Path) -> None:
     """Delete what killed writers left at any depth; call it while holding the folder's lock."""
     for path in list(out.rglob(f"*{TEMPORARY}*")):
-        if path.suffix[1:].isdigit():  # the process id; results may have any name before it
+        if is_temporary(path.name):
             path.unlink(missing_ok=True)
 
 

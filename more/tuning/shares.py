@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from more.data.shards.format import TEMPORARY, make_folder, remove_temporaries, write_atomic
+from more.data.shards.format import (
+    TEMPORARY,
+    is_temporary,
+    make_folder,
+    remove_temporaries,
+    write_atomic,
+)
 from more.data.shards.lock import folder_lock
 from more.jobs.workers import one_thread_each
 from more.pseudo.ranks import Departure, Rank
@@ -73,7 +79,8 @@ class Share:
 
     def _sweep(self) -> None:
         for path in self.out.glob(f"{self.tasks}-*{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self.out / f"share-{self._name(number)}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 
 import pytest
 
-from more.data.shards.format import remove_temporaries, write_atomic
+from more.data.shards.format import remove_temporaries, temporary_path, write_atomic
 from more.data.shards.lock import LOCK, folder_lock
 from more.data.shards.manifest import finished_shards
 from more.errors import UserError
@@ -57,6 +58,25 @@ def test_stale_temporaries_go(tmp_path):
     (tmp_path / "shard-00000.h5").write_bytes(b"")
     assert remove_temporaries(tmp_path) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+
+
+def test_only_our_own_temporary_files_go(tmp_path):
+    theirs = ["drawing.tmp.png", "a.tmp.1", "image_1.png.tmp.77", "notes.tmp.row", "b.tmp.more-1",
+              f"x.tmp.{'0' * 32}", "report.tmp.through"]
+    ours = [temporary_path(tmp_path / "image_1.png").name, "shard-00000.h5.tmp.row",
+            "manifest.json.tmp.77", "rank-0-of-2.tmp.id-29500-0.works", f"task.tmp.{'a' * 32}"]
+    for name in (*theirs, *ours):
+        (tmp_path / name).touch()
+    assert remove_temporaries(tmp_path) == len(ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+
+
+def test_temporary_names_differ_between_writers_of_one_process_id(tmp_path):
+    """As ranks in containers have: host and a random part tell them apart; names stay legal."""
+    names = {temporary_path(tmp_path / ("i" * 200 + ".png")).name for _ in range(20)}
+    assert len(names) == 20 and max(map(len, names)) <= 255
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:12]
+    assert all(f"-{host}-{os.getpid()}-" in name for name in names)
 
 
 HOLD = ("import sys, time; from more.data.shards.lock import folder_lock\n"

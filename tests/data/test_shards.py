@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from more.data.shards.codec import decode_image, decode_mask, encode_mask, mask_values
-from more.data.shards.format import shard_name
+from more.data.shards.format import check_id, sha256_file, shard_name
 from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
-from more.data.shards.writer import ShardWriter, check_id
+from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from tests.data.sets import NAMES, picture, small_set
 
@@ -277,6 +277,40 @@ except OSError as error:
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert done.stdout.startswith(f"refused {tmp_path}")
     assert list(tmp_path.iterdir()) == []
+
+
+def set_with_id(folder, image_id: str):
+    """A set whose middle shard holds an id that the writer would refuse."""
+    small_set(folder)
+    path, manifest = folder / shard_name(1), json.loads((folder / "manifest.json").read_text())
+    with h5py.File(path, "r+") as file:
+        names = [text.decode() for text in file["ids"][:]]
+        del file["ids"]
+        file["ids"] = np.array([image_id.encode(), *(name.encode() for name in names[1:])],
+                               h5py.string_dtype("utf-8", 40))
+    entry = manifest["shards"][1]
+    entry["bytes"], entry["sha256"] = path.stat().st_size, sha256_file(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("image_id", ["../x", "/etc/x", "a/b", "..", ""])
+def test_an_id_that_leads_out_of_the_folder_is_refused_on_opening(tmp_path, image_id):
+    folder = set_with_id(tmp_path / "set", image_id)
+    for options in ({}, {"check": "full"}, {"only": [1]}):
+        with pytest.raises(UserError, match="shard-00001.h5: id .* cannot be a file name"):
+            ShardSet(folder, **options)
+    problems = [str(problem) for problem in verify_set(folder)]
+    assert len(problems) == 1 and "cannot be a file name" in problems[0], problems
+
+
+def test_a_shard_file_outside_the_set_is_refused(tmp_path):
+    folder = small_set(tmp_path / "set")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = "../shard-00000.h5"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="cannot be a file name"):
+        ShardSet(folder)
 
 
 def test_codec():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from more.data.shards.codec import encode_mask
+from more.data.shards.format import temporary_path
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
@@ -64,3 +65,16 @@ def test_a_set_without_masks_is_refused(tmp_path):
     _, data = make_sets(tmp_path, count=2)
     with pytest.raises(UserError, match="no masks"):
         export_png(data, tmp_path / "png", progress=False)
+
+
+def test_an_export_leaves_the_users_files_alone(masks, tmp_path):
+    out = tmp_path / "png"
+    out.mkdir()
+    for name in ("drawing.tmp.psd", "photo.tmp.2024", "2007_000032.png.tmp.1"):
+        (out / name).write_bytes(b"the user's")
+    left = temporary_path(out / "2007_000032.png")
+    left.write_bytes(b"of a killed export")
+    export_png(masks, out, progress=False)
+    assert sorted(path.name for path in out.glob("*.tmp.*")) == [
+        "2007_000032.png.tmp.1", "drawing.tmp.psd", "photo.tmp.2024"]
+    assert not left.exists()

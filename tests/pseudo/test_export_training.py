@@ -69,7 +69,7 @@ def test_a_rerun_skips_and_repairs(data, tmp_path):
     before = tree(out)
     (out / "masks" / "image_3.png").write_bytes(b"cut")
     (out / "images" / "image_4.jpg").rename(out / "images" / "image_4.png")
-    (out / "masks" / "image_5.png.tmp.1").write_bytes(b"left")
+    (out / "masks" / "image_5.png.tmp.more-host-1-0a1b2c3d").write_bytes(b"left")
     tally = export_training(data, out, data, progress=False)
     assert (tally.done, tally.skipped) == (2, 13) and tree(out) == before
     (out / "masks" / "other.png").write_bytes(b"")

@@ -167,7 +167,7 @@ def test_a_rerun_does_only_what_changed(run, photos, tmp_path):
     assert again(map="cam", tag_threshold=0.2) == (3, 0)
     assert again(map="cam", tag_threshold=0.2, crf=False) == (3, 0)
     (out / "sub" / "b.json").write_text("{")
-    (out / "sub" / "b.png.tmp.123").write_text("left by a killed writer")
+    (out / "sub" / "b.png.tmp.more-host-123-0a1b2c3d").write_text("left by a killed writer")
     assert again(map="cam", tag_threshold=0.2, crf=False) == (1, 2)
     assert not list(out.rglob("*.tmp.*"))
 

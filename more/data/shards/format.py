@@ -22,6 +22,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,39 @@ MANIFEST = "manifest.json"
 CHUNK_BYTES = 64 * 1024
 IGNORE = 255
 TEMPORARY = ".tmp."
+# Our temporary names, one form a line: a file being written (`temporary_path`), the image in hand,
+# a mark of dask, a rank's state, and a file being written by earlier versions.
+_OURS = re.compile("|".join((
+    r".+\.tmp\.more-[A-Za-z0-9-]+-\d+-[0-9a-f]{8}(-journal|-wal|-shm)?",
+    r"(shard|task)-.+\.tmp\.row",
+    r"(driver|task)\.tmp\.[0-9a-f]{32}",
+    r"rank-\d+-of-\d+\.tmp\.[\w-]*\.(works|through)",
+    r"((failures-)?shard-\d+\.(h5|json)|manifest\.json|annotations\.sqlite)\.tmp\.\d+(-journal)?",
+)), re.DOTALL)
 
 
 def shard_name(number: int) -> str:
     """File name of shard `number`: `shard-00007.h5`."""
     return f"shard-{number:05d}.h5"
+
+
+def check_id(image_id: str) -> None:
+    """Ids become file names: refuse what cannot be one.
+
+    Writers and readers ask: a shard from elsewhere must not lead out of an output folder.
+
+    Raises:
+        UserError: empty, "." or "..", over 200 bytes, with a slash, backslash, control
+            character or an unpaired surrogate.
+    """
+    try:
+        size = len(image_id.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise UserError(f"id {image_id!r}: not valid UTF-8", fix="rename the image") from error
+    bad = any(char in "/\\" or ord(char) < 32 or ord(char) == 127 for char in image_id)
+    if bad or image_id in ("", ".", "..") or size > 200:
+        raise UserError(f"id {image_id!r}: cannot be a file name",
+                        fix="use 1 to 200 bytes without slash, backslash and control characters")
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -47,8 +78,19 @@ def sidecar_path(shard: Path) -> Path:
 
 
 def temporary_path(final: Path) -> Path:
-    """A name in the same folder that no reader takes for a finished file."""
-    return final.with_name(f"{final.name}{TEMPORARY}{os.getpid()}")
+    """A new name in the same folder that no reader takes for a finished file.
+
+    It holds host, process and a random part: ranks in containers have equal process ids. The host
+    is cut short, so that an id of 200 bytes still gives a name of at most 255.
+    """
+    host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:12] or "host"
+    return final.with_name(
+        f"{final.name}{TEMPORARY}more-{host}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one of our own temporary names, and not a user's `a.tmp.png`."""
+    return _OURS.fullmatch(name) is not None
 
 
 def make_folder(folder: Path | str) -> Path:
@@ -69,11 +111,12 @@ def make_folder(folder: Path | str) -> Path:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Delete what interrupted writers left in `folder`; the number of files removed.
+    """Delete what our interrupted writers left in `folder`; the number of files removed.
 
-    Call it only while holding the folder's lock.
+    Other people's files stay, whatever they are called. Call it only while holding the folder's
+    lock.
     """
-    stale = sorted(folder.glob(f"*{TEMPORARY}*"))
+    stale = sorted(path for path in folder.glob(f"*{TEMPORARY}*") if is_temporary(path.name))
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)

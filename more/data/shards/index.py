@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from more.data.shards.blobs import BlobMap
-from more.data.shards.format import FORMAT
+from more.data.shards.format import FORMAT, check_id
 from more.data.shards.manifest import ShardEntry
 
 _PARTS = ("ids", "tags", "sizes", "crc32")
@@ -46,6 +46,8 @@ class ShardIndex:
             self.offsets = {name: file[f"{name}/offsets"][:] for name in self.payloads}
             self.crc32 = file["crc32"][:]
             names = [str(name) for name in file.attrs["class_names"]]
+        for image_id in self.ids:  # every command makes file names of them
+            check_id(image_id)
         lengths = [len(self.ids), len(self.tags), len(self.sizes), len(self.crc32),
                    *(len(offsets) - 1 for offsets in self.offsets.values())]
         if any(length != entry.rows for length in lengths):

@@ -17,6 +17,7 @@ from more.data.shards.format import (
     FORMAT,
     KINDS,
     MANIFEST,
+    check_id,
     sha256_bytes,
     sha256_file,
     sidecar_path,
@@ -103,6 +104,8 @@ def read_manifest(folder: Path | str) -> Manifest:
             raise UserError(f"{path}: not a shard set of format {FORMAT}",
                             fix="build the set with this version's data_tools")
         entries = [ShardEntry(**entry) for entry in data["shards"]]
+        for entry in entries:
+            check_id(entry.file)
         manifest = Manifest(data["kind"], list(data["class_names"]), entries,
                             data["provenance"], data["extra"])
     except (ValueError, KeyError, TypeError) as error:

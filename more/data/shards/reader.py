@@ -227,6 +227,9 @@ def _named(path: Path) -> Iterator[None]:
     """Turn what HDF5 says about a file into an error with its name."""
     try:
         yield
+    except UserError as error:  # an id that leads out of a folder
+        raise UserError(f"{path}: {error.message}", fix="do not use a set that you did not make; "
+                        f"otherwise {_RESTORE}") from error
     except (OSError, KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -15,6 +15,7 @@ from more.data.shards.format import (
     FORMAT,
     KINDS,
     PAYLOADS,
+    check_id,
     commit,
     sha256_file,
     temporary_path,
@@ -22,23 +23,6 @@ from more.data.shards.format import (
 )
 from more.data.shards.manifest import ShardEntry, write_sidecar
 from more.errors import UserError
-
-
-def check_id(image_id: str) -> None:
-    """Ids become file names: refuse what cannot be one.
-
-    Raises:
-        UserError: empty, "." or "..", over 200 bytes, with a slash, backslash, control
-            character or an unpaired surrogate.
-    """
-    try:
-        size = len(image_id.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise UserError(f"id {image_id!r}: not valid UTF-8", fix="rename the image") from error
-    bad = any(char in "/\\" or ord(char) < 32 or ord(char) == 127 for char in image_id)
-    if bad or image_id in ("", ".", "..") or size > 200:
-        raise UserError(f"id {image_id!r}: cannot be a file name",
-                        fix="use 1 to 200 bytes without slash, backslash and control characters")
 
 
 class ShardWriter:

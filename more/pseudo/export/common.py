@@ -17,6 +17,7 @@ from more.data.shards.format import (
     IGNORE,
     TEMPORARY,
     commit,
+    is_temporary,
     make_folder,
     temporary_path,
     write_file,
@@ -124,7 +125,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     folder = make_folder(path.parent)
     with folder_lock(folder):
         for stale in folder.glob(f"{glob.escape(path.name)}{TEMPORARY}*"):
-            stale.unlink(missing_ok=True)
+            if is_temporary(stale.name):
+                stale.unlink(missing_ok=True)
         temporary = temporary_path(path)
         try:
             yield temporary
