@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from more.data.shards.format import TEMPORARY
+from more.errors import UserError
 from more.jobs.workers import usable_cores
 from more.progress import console
 
 POLL = 1.0
+OVERRIDE = "MORE_RANKS"
+# What torchrun, deepspeed's launcher, mpirun (Open MPI, MPICH and Intel, MVAPICH) and a SLURM job
+# array give to the processes that they start, and nobody exports in a shell.
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK",
+             "MV2_COMM_WORLD_RANK", "SLURM_ARRAY_TASK_ID")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ def announced_world() -> tuple[int, int]:
 
     Variables that an earlier job left in a shell would otherwise make a part of the work pass for
     all of it.
+
+    Raises:
+        UserError: several ranks, but nothing shows that a launcher started them.
     """
     from more.engine.distributed import SLURM_TASKS, launched_world
 
@@ -56,9 +65,28 @@ def announced_world() -> tuple[int, int]:
     if world > 1:
         names = "RANK and WORLD_SIZE" if "WORLD_SIZE" in os.environ else \
             f"SLURM_PROCID and {SLURM_TASKS}"
+        if not was_launched(os.environ):
+            raise UserError(
+                f"{names} say rank {number} of {world}, but no launcher started this process: it "
+                f"would make one part in {world}, and nobody the rest",
+                fix=f"unset {names} to make all of it, or set {OVERRIDE}=1 where you start every "
+                    "rank yourself")
         console.print(f"rank {number} of {world}: makes one shard in {world}, the other ranks the "
                       f"rest; if none were started, unset {names}", highlight=False, markup=False)
     return number, world
+
+
+def was_launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process as one of its ranks.
+
+    `MORE_RANKS=1` says so for ranks that are started by hand. `srun --pty` gives a shell to one
+    task only: what is typed there is no rank, whatever SLURM says.
+    """
+    if environment.get(OVERRIDE) == "1" or any(name in environment for name in LAUNCHERS):
+        return True
+    step = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    return "SLURM_PROCID" in environment and step.isdigit() and int(step) > 1 and \
+        not any(name in environment for name in ("SLURM_PTY_PORT", "SLURM_PTY_WIN_COL"))
 
 
 def launched_rank() -> Rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -9,11 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from more.data.shards.format import remove_temporaries, temporary_path, write_atomic
-from more.data.shards.lock import LOCK, folder_lock
+from more.data.shards.lock import LOCK, RENEWED, STALE, folder_lock
 from more.data.shards.manifest import finished_shards
 from more.errors import UserError
 from tests.data.sets import small_set
@@ -111,6 +113,70 @@ def test_lock_of_another_host_is_believed(tmp_path):
     (tmp_path / LOCK).write_text("")  # written by nobody: a crash before the first byte
     with folder_lock(tmp_path):
         pass
+
+
+def test_lock_of_another_host_counts_until_it_is_not_renewed_for_long(tmp_path):
+    lock = tmp_path / LOCK
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "renewed_every": RENEWED}))
+    with pytest.raises(UserError, match="on elsewhere") as caught, folder_lock(tmp_path):
+        pass
+    assert "15 minutes" in caught.value.fix and f"delete {lock}" in caught.value.fix
+    old = lock.stat().st_mtime - STALE - 5
+    os.utime(lock, (old, old))
+    with folder_lock(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_lock_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr("more.data.shards.lock.RENEWED", 0.01)
+    with folder_lock(tmp_path):
+        os.utime(tmp_path / LOCK, (1, 1))
+        end = time.monotonic() + 10
+        while (tmp_path / LOCK).stat().st_mtime < 100 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (tmp_path / LOCK).stat().st_mtime > 100
+
+
+def test_a_lock_removed_between_opening_and_locking_is_seen(tmp_path, monkeypatch):
+    """Its owner removes it on release; a lock on the removed file would keep nobody out."""
+    real, removed = fcntl.flock, []
+
+    def flock(file, how):
+        if not removed:
+            removed.append(True)
+            (tmp_path / LOCK).unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder_lock(tmp_path):
+        assert (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("write", ["write_atomic", "shard"])
+def test_a_file_is_forced_to_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, write):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (
+        done.append(("sync", os.readlink(f"/proc/self/fd/{handle}"))), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (
+        done.append(("name", str(old))), replace(old, new)))
+    if write == "shard":
+        small_set(tmp_path, shards=1)
+    else:
+        write_atomic(tmp_path / "a.json", b"{}")
+    named = [place for place, (what, _) in enumerate(done) if what == "name"]
+    assert named
+    for place in named:
+        assert done[place - 1] == ("sync", done[place][1])
+        assert done[place + 1] == ("sync", str(tmp_path))
+
+
+def test_the_entry_file_comes_after_its_shard(tmp_path, monkeypatch):
+    names, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (
+        names.append(os.path.basename(new)), replace(old, new)))
+    small_set(tmp_path, shards=1)
+    assert names == ["shard-00000.h5", "shard-00000.json", "manifest.json"]
 
 
 def test_lock_on_a_file_is_refused(tmp_path):

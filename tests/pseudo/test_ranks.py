@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,15 @@ import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.pseudo.ranks import Departure, Rank, announced_world, rank_cores
+from more.errors import UserError
+from more.pseudo.ranks import (
+    LAUNCHERS,
+    OVERRIDE,
+    Departure,
+    Rank,
+    announced_world,
+    rank_cores,
+)
 from more.pseudo.refine import refine
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
@@ -28,7 +37,7 @@ def run(seeds, data, out, **options):
 
 def as_rank(monkeypatch, rank: int, world: int, **more: str) -> None:
     """The environment of a rank."""
-    for name, value in {"RANK": rank, "WORLD_SIZE": world, **more}.items():
+    for name, value in {"RANK": rank, "WORLD_SIZE": world, "MORE_RANKS": 1, **more}.items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -44,7 +53,7 @@ def test_two_ranks_at_once_make_the_same_bytes(sets, tmp_path):
     """Fault 27, as srun and job arrays start them; no lock of one rank stops the other."""
     started = [subprocess.Popen(
         [sys.executable, "-m", JOB, *map(str, (*sets[:2], tmp_path / "masks")), "refine_shard"],
-        cwd=ROOT, env=clean_environment(RANK=str(rank), WORLD_SIZE="2"), text=True,
+        cwd=ROOT, env=clean_environment(RANK=str(rank), WORLD_SIZE="2", MORE_RANKS="1"), text=True,
         stderr=subprocess.PIPE) for rank in (0, 1)]
     said = [process.communicate(timeout=180)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
@@ -185,15 +194,50 @@ def test_nobody_waits_without_failures_alone_or_without_torchrun(elastic, tmp_pa
 
 
 @pytest.mark.parametrize("environment, said", [
-    ({"RANK": "1", "WORLD_SIZE": "3"}, "rank 1 of 3: makes one shard in 3"),
+    ({"RANK": "1", "WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "a"}, "rank 1 of 3: makes one shard in 3"),
     ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "unset SLURM_PROCID and SLURM_STEP_NUM"),
     ({"RANK": "0", "WORLD_SIZE": "1"}, ""), ({}, "")])
 def test_one_of_several_ranks_says_so_first(environment, said, monkeypatch, capsys):
     """Variables left over in a shell must not pass a part of the work for all of it."""
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    only(monkeypatch, environment)
     announced_world()
     err = capsys.readouterr().err
     assert said in err and bool(err) == bool(said)
+
+
+def only(monkeypatch, environment: dict[str, str]) -> None:
+    """The environment of a rank, and nothing left of other launchers."""
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", OVERRIDE, *LAUNCHERS):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+TWO = {"RANK": "1", "WORLD_SIZE": "2"}
+STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize("environment", [
+    TWO, {**TWO, "MORE_RANKS": "0"}, {**TWO, "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"},
+    {**TWO, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+    {**STEP, "SLURM_PTY_PORT": "40000"}])
+def test_a_world_that_nobody_launched_is_refused(environment, monkeypatch):
+    only(monkeypatch, environment)
+    with pytest.raises(UserError, match="no launcher started this process") as caught:
+        announced_world()
+    assert "unset " in caught.value.fix and "MORE_RANKS=1" in caught.value.fix
+
+
+@pytest.mark.parametrize("environment", [
+    {**TWO, "TORCHELASTIC_RUN_ID": "none"}, {**TWO, "CROSS_RANK": "0"}, STEP, {**STEP, **TWO},
+    {**TWO, "OMPI_COMM_WORLD_RANK": "1"}, {**TWO, "PMI_RANK": "1"},
+    {**TWO, "SLURM_ARRAY_TASK_ID": "1"}, {**TWO, "MORE_RANKS": "1"}])
+def test_launched_worlds_are_taken(environment, monkeypatch):
+    only(monkeypatch, environment)
+    assert announced_world() == (1, 2)
+
+
+def test_a_salloc_shell_is_alone(monkeypatch):
+    only(monkeypatch, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    assert announced_world() == (0, 1)

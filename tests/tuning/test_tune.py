@@ -196,6 +196,7 @@ def test_a_kill_costs_the_tasks_in_flight(sets, found, tmp_path):
 
 def test_ranks_share_the_images_and_the_last_one_writes(sets, found, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MORE_RANKS", "1")
     for attempt in range(2):  # the second one does nothing, and ends alike
         monkeypatch.setenv("RANK", "1")
         result, tally = tune(*sets, tmp_path, ALL, executor="ranks", **INLINE)
@@ -217,6 +218,7 @@ def test_ranks_share_the_images_and_the_last_one_writes(sets, found, tmp_path, m
 
 def test_the_last_rank_sees_what_others_counted_meanwhile(sets, found, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MORE_RANKS", "1")
     first = []
 
     def after_the_other(spec):
@@ -243,6 +245,7 @@ def test_a_rank_that_starts_again_is_not_through(tmp_path):
 def test_failures_of_all_ranks_count(tmp_path, monkeypatch):
     seeds, data = labelled_sets(tmp_path, count=5, damage="image-02")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MORE_RANKS", "1")
     search, codes = replace(ALL, grid=GRID[:1]), []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)

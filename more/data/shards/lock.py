@@ -1,4 +1,4 @@
-"""One writer per folder: a lock file with process id and host."""
+"""One writer per folder: a lock file with process id and host, renewed while its owner lives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import fcntl
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from more.data.shards.format import make_folder
+from more.data.shards.format import make_folder, temporary_path
 from more.errors import UserError
 
 LOCK = ".lock"
+RENEWED = 30.0
+"""Seconds between two renewals of a lock (the time of its file)."""
+STALE = 900.0
+"""Seconds without renewal after which a lock of another host no longer counts."""
 
 
 @contextmanager
@@ -22,22 +27,39 @@ def folder_lock(folder: Path | str) -> Iterator[None]:
     """Hold the only writer's place in `folder` (made when missing).
 
     The kernel drops the lock when its process dies, so a killed job on this host leaves nothing
-    to clean up. A lock file of another host is believed, since locks may not travel between hosts.
+    to clean up. A lock file of another host is believed, since locks may not travel between hosts,
+    until it was not renewed for `STALE` seconds.
 
     Raises:
         UserError: another process holds the folder (names its id and host), or the folder
             cannot be made.
     """
     path = make_folder(folder) / LOCK
-    file = _take(path)
+    file, released = _take(path), threading.Event()
+    renewal = threading.Thread(target=_renew, args=(file.fileno(), released), daemon=True)
     try:
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
+                               "renewed_every": RENEWED}))
         file.flush()
+        renewal.start()
         yield
     finally:
-        path.unlink(missing_ok=True)
+        released.set()
+        if renewal.ident is not None:
+            renewal.join()
+        if _same_file(file, path):  # else somebody took it over or deleted it
+            path.unlink(missing_ok=True)
         file.close()
+
+
+def _renew(descriptor: int, released: threading.Event) -> None:
+    """Show other hosts that the owner lives, until the lock is released."""
+    while not released.wait(RENEWED):
+        try:
+            os.utime(descriptor)
+        except OSError:  # a file server that is away: the next renewal may succeed
+            pass
 
 
 def _take(path: Path) -> IO[str]:
@@ -55,10 +77,28 @@ def _take(path: Path) -> IO[str]:
         file.close()
     owner = _owner(file)
     here = owner.get("host") == socket.gethostname()
-    if owner and (not here or (not locked and _alive(owner.get("pid")))):
+    held = _alive(owner.get("pid")) and not locked if here else not _stale(path, owner)
+    if owner and held:
         file.close()
         raise _refusal(path, owner)
     return file
+
+
+def _stale(path: Path, owner: dict[str, Any]) -> bool:
+    """Whether a lock that its owner promised to renew was not renewed for long.
+
+    The time now is that of a new file beside it: clocks of hosts and file servers differ.
+    """
+    if "renewed_every" not in owner:  # of an earlier version, which never renewed
+        return False
+    probe = temporary_path(path)
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime > STALE
+    except FileNotFoundError:  # released just now
+        return True
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _owner(file: IO[str]) -> dict[str, Any]:
@@ -90,6 +130,9 @@ def _alive(pid: Any) -> bool:
 
 def _refusal(path: Path, owner: dict[str, Any]) -> UserError:
     who = f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"
+    later = ""
+    if "renewed_every" in owner and owner.get("host") != socket.gethostname():
+        later = f" (a lock that is not renewed for {STALE / 60:.0f} minutes no longer counts)"
     return UserError(f"{path.parent}: {who} writes here",
                      fix=f"wait until it ends, or write elsewhere; if it no longer runs and "
-                         f"this message stays, delete {path}")
+                         f"this message stays, delete {path}{later}")
