@@ -17,7 +17,7 @@ from more.config.load import changed
 from more.config.schema import Config
 from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
-from more.data.shards.manifest import finished_shards, write_manifest
+from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.engine.distributed import local_device
 from more.engine.weights import load_run, weights_file
@@ -26,6 +26,7 @@ from more.jobs.workers import usable_cores
 from more.progress import Tally, track
 from more.pseudo.crumbs import read_failures
 from more.pseudo.localizer import Localizer, Request
+from more.pseudo.mask_set import finished_beside_others
 from more.pseudo.seed_shard import SeedShards
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
@@ -66,7 +67,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}
     tally = Tally("images")
     with _locks(list(folders.values()), rank, world):
-        done = {kind: finished_shards(folders[kind], provenance[kind]) for kind in folders}
+        done = {kind: finished_beside_others(folders[kind], provenance[kind]) for kind in folders}
         with (track(len(source), "localize", disable=rank != 0) as bar,
               ThreadPoolExecutor(min(THREADS, usable_cores()), "decode") as pool):
             shards = SeedShards(localizer, source, folders, provenance, pool)
@@ -95,7 +96,7 @@ def finish(folders: dict[str, Path], provenance: dict[str, dict[str, Any]],
     """
     numbers = range(len(source.shard_rows))
     for kind, folder in folders.items():
-        entries = finished_shards(folder, provenance[kind])
+        entries = finished_beside_others(folder, provenance[kind])
         lacking = [read_failures(folder / shard_name(number)) for number in numbers]
         rows = [entries[shard_name(number)].rows if shard_name(number) in entries else 0
                 for number in numbers]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from more.data.shards.format import MANIFEST, TEMPORARY, is_temporary, sidecar_path, to_json
 from more.data.shards.manifest import (
@@ -37,7 +38,7 @@ def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[Sha
     Raises:
         UserError: something in the folder was made with other parameters.
     """
-    done = _finished(specs[0])
+    done = finished_beside_others(specs[0].out, specs[0].provenance)
     return [spec for spec in own if spec.path.name not in done or read_failures(spec.path)]
 
 
@@ -102,7 +103,7 @@ def _wanted(specs: Sequence[ShardSpec], class_names: list[str]) -> Manifest | No
     """The manifest that the shards call for; None while one is not accounted for."""
     if not all(accounted(spec) for spec in specs):
         return None
-    entries = _finished(specs[0])
+    entries = finished_beside_others(specs[0].out, specs[0].provenance)
     listed = {spec.number: read_failures(spec.path) for spec in specs}
     rows = [entries[spec.path.name].rows if spec.path.name in entries else 0 for spec in specs]
     whole = all(count + len(listed[spec.number]) == spec.rows
@@ -122,11 +123,16 @@ def _written(out: Path) -> bytes | None:
         return None
 
 
-def _finished(spec: ShardSpec) -> dict[str, ShardEntry]:
-    """`finished_shards`, also while another rank replaces a shard or the manifest."""
+def finished_beside_others(folder: Path | str,
+                           provenance: dict[str, Any]) -> dict[str, ShardEntry]:
+    """`finished_shards`, also while another rank replaces a shard or the manifest.
+
+    Raises:
+        UserError: something in the folder was made with other parameters.
+    """
     for _ in range(TRIES):
         try:
-            return finished_shards(spec.out, spec.provenance)
+            return finished_shards(folder, provenance)
         except (UserError, FileNotFoundError):
             time.sleep(0.05)
-    return finished_shards(spec.out, spec.provenance)
+    return finished_shards(folder, provenance)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
+from more.pseudo import localize
 from more.pseudo.ranks import (
     LAUNCHERS,
     OVERRIDE,
@@ -194,7 +196,8 @@ def test_nobody_waits_without_failures_alone_or_without_torchrun(elastic, tmp_pa
 
 
 @pytest.mark.parametrize("environment, said", [
-    ({"RANK": "1", "WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "a"}, "rank 1 of 3: makes one shard in 3"),
+    ({"RANK": "1", "WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "a"},
+     "rank 1 of 3: makes one shard in 3"),
     ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "unset SLURM_PROCID and SLURM_STEP_NUM"),
     ({"RANK": "0", "WORLD_SIZE": "1"}, ""), ({}, "")])
 def test_one_of_several_ranks_says_so_first(environment, said, monkeypatch, capsys):
@@ -241,3 +244,20 @@ def test_launched_worlds_are_taken(environment, monkeypatch):
 def test_a_salloc_shell_is_alone(monkeypatch):
     only(monkeypatch, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
     assert announced_world() == (0, 1)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("shard-00000.h5"), UserError("half read")])
+def test_localize_tries_again_when_another_rank_replaces_a_shard(error, tmp_path, monkeypatch):
+    """`localize` and the mask set read finished shards through the same function."""
+    calls = []
+
+    def finished(folder, provenance):
+        calls.append(folder)
+        if len(calls) < 3:
+            raise error
+        return {}
+
+    monkeypatch.setattr("more.pseudo.mask_set.finished_shards", finished)
+    source = SimpleNamespace(shard_rows=[4], path=tmp_path, class_names=[])
+    localize.finish({"cam": tmp_path}, {"cam": {}}, source)  # unfinished: writes no manifest
+    assert len(calls) == 3 and not list(tmp_path.iterdir())
