@@ -91,8 +91,8 @@ class TagStage:
                 self.world.device, non_blocking=True).unbind(1))
             output = in_float32(self.engine(plain, frozen=self.config.model.frozen_blocks))
         cams, aux_cams = self.cams(self._as_weights(images), tags, output, step, mirrored)
-        batch = Batch(images=images, tags=tags, cams=cams,
-                      aux_cams=aux_cams, box=data.get("box"),
+        batch = Batch(images=images, tags=tags, cams=cams, aux_cams=aux_cams,
+                      box=data["box"].to(self.world.device, non_blocking=True),
                       keys=self._keys(data["slots"], output.patch_tokens.shape, step),
                       count_reduce=self.world.mean if self.world.size > 1 else None,
                       share=1 / self.world.size,
