@@ -36,7 +36,8 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[str, typer.Option(
         "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
-                         "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder"
+                         "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder, "
+                         "what the run did after it moves there too"
         )] = "auto",
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from more.config.load import to_dict
@@ -75,6 +76,32 @@ def check_same_model(config: Config, source: Path) -> None:
     if changed:
         raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
                         "restore these settings, or train into another --run folder")
+
+
+def check_continues(config: Config, train_set: ShardSet, source: Path) -> None:
+    """A run goes on with the classes that it began with, and not to fewer updates than it has.
+
+    Raises:
+        UserError: other class names, or more updates are done than `train.iterations`.
+    """
+    record = info(source)
+    about = source.parent.parent / "run.json"  # of checkpoints from before they named their classes
+    old = record.get("classes")
+    if old is None and about.is_file():
+        old = json.loads(about.read_text(encoding="utf-8"))["classes"]
+    pairs = list(enumerate(zip(old or [], train_set.class_names, strict=False), start=1))
+    other = [f"class {number} was {before!r}, is {now!r}" for number, (before, now) in pairs
+             if before.replace("_", " ") != now.replace("_", " ")]
+    if other:
+        rest = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise UserError(f"{source}: was trained with other classes than those of {train_set.path} "
+                        f"({'; '.join(other[:3])}{rest})",
+                        "give the set that it began with, or train into another --run folder")
+    if record["step"] > config.train.iterations:
+        raise UserError(f"{source}: {record['step']} updates are done, more than train.iterations "
+                        f"= {config.train.iterations}",
+                        f"leave it at {record['step']} or more; or go back with --resume to a "
+                        "checkpoint of fewer updates, or train into another --run folder")
 
 
 def out_of_memory(error: Exception, split: BatchSplit) -> UserError:

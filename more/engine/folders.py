@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ _TEMPORARY = ".tmp-"
 def step_name(step: int) -> str:
     """Name of the checkpoint after `step` updates."""
     return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The number in a name that begins with `step-`, finished or not; -1 where there is none.
+
+    Names cannot be compared as text: with the millionth update they get longer.
+    """
+    digits = re.match(r"step-(\d+)", path.name.removeprefix(_TEMPORARY))
+    return int(digits.group(1)) if digits else -1
+
+
+def in_order(folder: Path, prefix: str = "") -> list[Path]:
+    """What is called `step-…` (after a prefix) in a folder, by number."""
+    return sorted(folder.glob(f"{prefix}step-*"), key=lambda path: (step_of(path), path.name))
 
 
 def start_folder(target: Path) -> Path:
@@ -71,7 +86,7 @@ def remove_folder(path: Path) -> None:
 def prune(folder: Path, keep: int) -> None:
     """Delete complete checkpoints but the newest `keep` and the best."""
     best = read_best(folder)
-    complete = [path for path in sorted(folder.glob("step-*")) if problem_of(path, False) is None]
+    complete = [path for path in in_order(folder) if problem_of(path, False) is None]
     for path in complete[:-keep]:
         if best is None or path.name != best["checkpoint"]:
             remove_folder(path)
@@ -94,8 +109,8 @@ def write_best(folder: Path, metric: str, score: float, step: int) -> None:
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint and why newer ones were passed over."""
     rejected = [f"{path.name.removeprefix(_TEMPORARY).split('.')[0]}: its writing was interrupted"
-                for path in sorted(folder.glob(f"{_TEMPORARY}step-*"), reverse=True)]
-    for path in sorted(folder.glob("step-*"), reverse=True):
+                for path in reversed(in_order(folder, _TEMPORARY))]
+    for path in reversed(in_order(folder)):
         problem = problem_of(path)
         if problem is None:
             return path, rejected
@@ -190,9 +205,15 @@ def set_aside(run: Path) -> Path | None:
             if (run / name).exists()]
     if not left:
         return None
+    place = new_place(run)
+    for path in left:
+        path.rename(place / path.name)
+    return place
+
+
+def new_place(run: Path) -> Path:
+    """A new folder `RUN/earlier-1` (or -2, …) for what is set aside."""
     number = next(n for n in itertools.count(1) if not (run / f"earlier-{n}").exists())
     place = run / f"earlier-{number}"
     place.mkdir()
-    for path in left:
-        path.rename(place / path.name)
     return place

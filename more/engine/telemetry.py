@@ -41,9 +41,10 @@ class Records:
         run: run folder.
         main: True on the rank that writes.
         iterations: updates of the whole run.
+        start: updates that are done; TensorBoard hides what it has of later ones.
     """
 
-    def __init__(self, run: Path, main: bool, iterations: int):
+    def __init__(self, run: Path, main: bool, iterations: int, start: int = 0):
         self.run, self.main, self.iterations, self.bar = run, main, iterations, None
         if not main:
             return
@@ -51,7 +52,7 @@ class Records:
 
         make_folder(run)
         self.file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self.board = SummaryWriter(str(run / "tensorboard"))
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))
         if console.is_terminal:
             for handler in self.logger.handlers:  # lines go above the bar, not through it

@@ -16,9 +16,10 @@ from more.data.shards.reader import ShardSet
 from more.engine import checkpoint, folders
 from more.engine.average import WeightAverage
 from more.engine.build import make_engine
-from more.engine.checks import check_classes, check_same_model, out_of_memory
+from more.engine.checks import check_classes, check_continues, check_same_model, out_of_memory
 from more.engine.distributed import World
 from more.engine.guard import Guard, poisoned
+from more.engine.rewind import go_back
 from more.engine.settings import split_batch
 from more.engine.stage_one import TagStage
 from more.engine.stage_two import MaskStage, check_start
@@ -69,12 +70,15 @@ class Trainer:
         source, rejected = world.agree(folders.resolve(run, resume) if world.main else None)
         if source is not None:
             check_same_model(config, source)
+            check_continues(config, self.train_set, source)
             checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
             if masks is not None:
                 check_start(source, self.stage.record, folders.info(source))
-        self.records = Records(run, world.main, config.train.iterations)
-        for reason in rejected:
-            self.records.say(f"not resumed: {reason}")
+        left = go_back(run, source, resume, world)
+        self.records = Records(run, world.main, config.train.iterations,
+                               folders.step_of(source) if source else 0)
+        for reason in [*(f"not resumed: {reason}" for reason in rejected), *left]:
+            self.records.say(reason)
         self.engine = make_engine(config, self.split, world, self.stage, self.records.say,
                                   checkpoint.training_weights(source) if source else None)
         self.average = (WeightAverage(self.engine, config.train.ema) if config.train.ema else None)
@@ -220,7 +224,9 @@ class Trainer:
         if self.saved == done:
             return
         self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
-                                         {"config": to_dict(self.config), **self.stage.record}))
+                                         {"config": to_dict(self.config),
+                                          "classes": self.train_set.class_names,
+                                          **self.stage.record}))
         self.saved = done
         if not self.config.checkpoint.background:  # else it is not on the disk yet
             self._status("running", done)
