@@ -16,6 +16,7 @@ from more.data.shards.format import make_folder, write_atomic
 from more.engine import folders
 from more.engine.build import make_network
 from more.errors import UserError
+from more.model.weights import check_finite
 
 
 def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module, Path]:
@@ -139,6 +140,7 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     except SafetensorError as error:
         raise UserError(f"{file}: damaged ({error})",
                         "restore it from a copy, or use another checkpoint") from error
+    check_finite(weights, str(file))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

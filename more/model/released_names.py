@@ -19,7 +19,11 @@ GRAPH_LAYERS = {
     "graph_layer.norm.": "graph.norm.",
 }
 UNUSED = ("encoder.head.", "graph_layer._fc1.")
-WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "teacher", "student")
+"""Keys under which a file keeps a state dict; of a teacher and a student the teacher counts."""
+PREFIXES = ("teacher", "student", "module", "model", "backbone", "encoder")
+HEAD = "aux_classifier."  # only a MoRe network has it
+PATCHES = "patch_embed.proj.weight"  # every ViT in timm's names has it
 
 
 def own_name(released: str) -> str | None:
@@ -56,10 +60,28 @@ def unwrap(content: Mapping) -> Mapping[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content.get(key), Mapping):
             return unwrap(content[key])
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()
-            if isinstance(tensor, Tensor)}
+    return without_prefix({str(name): tensor for name, tensor in content.items()
+                           if isinstance(tensor, Tensor)})
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the ViT, or of the whole MoRe network, without what stands before their names.
+
+    Taken off are `PREFIXES` in any order, such as "module." of data parallelism or
+    "teacher.backbone."; with several ViTs in a file the teacher's, else the first is taken.
+    """
+    found = [name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)]
+    found = [one for one in found if set(one.split(".")[:-1]) <= set(PREFIXES)]
+    prefix = min(found, key=lambda one: "teacher." not in one, default="")
+    outer = prefix.removesuffix("encoder.")
+    if any(name.startswith(f"{outer}{HEAD}") for name in state):
+        prefix = outer  # a MoRe network, whose encoder is one of its parts
+    elif not found:
+        prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()
+            if name.startswith(prefix)}
 
 
 def is_network_state(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is of a whole MoRe network, released or ours, not of a plain ViT."""
-    return any(name.startswith("encoder.") for name in state)
+    return any(name.startswith(HEAD) for name in state)

@@ -70,7 +70,7 @@ def source_tokens(state: dict[str, Tensor], prefix: int, origin: str) -> SourceT
         raise UserError(f"{origin}: no tensor pos_embed", "use a ViT with learned positions")
     positions = positions.float().reshape(1, -1, positions.shape[-1])
     count = positions.shape[1]
-    prefix = _prefix_length(count, prefix, origin)
+    prefix = _prefix_length(count, prefix, origin, "dist_token" in state)
     leading, patches = positions[:, :prefix], positions[:, prefix:]
     registers = state.get("reg_token", state.get("register_tokens"))
     # DeiT III, DINOv2 with registers and their kin give no position to the class token.
@@ -202,13 +202,30 @@ def _copy_registers(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens,
     pos_embed[:, :regularising] = 0 if places is None else places[:, :regularising]
 
 
-def _prefix_length(count: int, expected: int, origin: str) -> int:
+def _prefix_length(count: int, expected: int, origin: str, distilled: bool) -> int:
     for prefix in dict.fromkeys((expected, 1, 0)):
         if count > prefix and isqrt(count - prefix) ** 2 == count - prefix:
             return prefix
     raise UserError(f"{origin}: pos_embed holds {count} vectors, which is no square grid of "
-                    f"patches after {expected} leading tokens",
-                    "use weights trained on square images")
+                    f"patches after {expected} leading tokens", _grid_advice(count, distilled))
+
+
+MOST_LEADING = 17  # a class token and 16 registers
+
+
+def _grid_advice(count: int, distilled: bool) -> str:
+    """What to do about positions that are no square grid after the expected leading tokens."""
+    square = [n for n in range(2, MOST_LEADING + 1)
+              if count > n and isqrt(count - n) ** 2 == count - n]
+    if distilled and 2 in square:
+        return ("these weights have a position for a distillation token: choose their own backbone "
+                "(deit_…_distilled_…)")
+    if square:
+        side, number = isqrt(count - square[0]), square[0]
+        return (f"after {number} leading tokens they are a grid of {side}×{side}: choose the "
+                f"backbone that they belong to, with {number - 1} registers (…_reg{number - 1}_…)"
+                + (" or a distillation token (deit_…_distilled_…)" if number == 2 else ""))
+    return "use weights trained on square images"
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

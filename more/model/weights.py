@@ -26,7 +26,8 @@ BACKBONE_PARTS = ("patch_embed.", "norm_pre.", "blocks.", "norm.")
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Read a state dict from `.safetensors` or a torch file (tensors only, no foreign pickles).
 
-    Wrappers ("state_dict", "model") and the prefix "module." are taken off.
+    Wrappers ("state_dict", "model", "teacher", …) and prefixes ("module.", "backbone.", …) are
+    taken off, see `more.model.released_names`.
 
     Raises:
         UserError: the file is missing, damaged, of an unknown kind, holds foreign objects, or
@@ -69,8 +70,10 @@ def load_backbone(encoder: ClassTokenEncoder, state: Mapping[str, Tensor], prefi
     wanted = {name: tensor for name, tensor in encoder.state_dict().items()
               if name not in OWN_TOKENS}
     load_exactly(encoder, parts, wanted, origin,
-                 "give the weights of this backbone, or change model.backbone")
+                 "give the weights of this backbone in timm's names, or change model.backbone",
+                 state)
     source = source_tokens(dict(state), prefix, origin)
+    check_finite({name: state[name] for name in OWN_TOKENS if name in state}, origin)
     _check_width(source.class_token, "cls_token", encoder, origin)
     _check_width(source.patch_positions, "pos_embed", encoder, origin)
     if encoder.frozen_blocks:
@@ -102,12 +105,14 @@ def load_released_state(network: MoReNetwork, state_dict: Mapping[str, Tensor],
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
-                 origin: str, fix: str) -> None:
+                 origin: str, fix: str, held: Mapping[str, Tensor] | None = None) -> None:
     """Copy `state` into `module` after checking that it holds `wanted`, name by name.
+
+    Args: held: all tensors of the file, for the message; default: `state`.
 
     Raises:
         UserError: naming the first tensor of another shape with both shapes and the likely
-            cause, or the missing and surplus tensors.
+            cause, or the missing and surplus tensors; or values that are not finite.
     """
     for name in (name for name in wanted if name in state):
         found, expected = tuple(state[name].shape), tuple(wanted[name].shape)
@@ -120,8 +125,32 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], wanted: Mapping
                     + (", …" if len(names) > 3 else "")
                     for what, names in (("missing", missing), ("not in the model", surplus))
                     if names]
-        raise UserError(f"{origin} does not fit the model: {'; '.join(problems)}", fix)
+        held = state if held is None else held
+        raise UserError(f"{origin} does not fit the model: {'; '.join(problems)}. It holds "
+                        f"{len(held)} tensors ({_some(held)}), wanted are {len(wanted)} "
+                        f"({_some(wanted)})", fix)
+    check_finite(state, origin)
     module.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that no update could mend.
+
+    Raises:
+        UserError: naming the first tensor with NaN or infinite values.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise UserError(f"{origin}: tensor {name} holds {bad} values of {tensor.numel()} that "
+                            "are not finite",
+                            "use weights from before the training that made them went wrong, or "
+                            "download them again")
+
+
+def _some(names: Mapping[str, Tensor]) -> str:
+    """The first names of a state dict."""
+    return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

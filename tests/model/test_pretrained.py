@@ -1,6 +1,7 @@
 """Backbones by name and from files: start of the tokens, refusals in plain words."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,61 @@ def test_positions_that_are_no_square_are_refused(tmp_path):
     vit_file(path, pos_embed=torch.zeros(1, 8, SIZES["embed_dim"]))
     with pytest.raises(UserError, match="8 vectors, which is no square"):
         build(path)
+
+
+@pytest.mark.parametrize(("count", "extra", "advice"), [
+    (6, {}, r"grid of 2×2: choose the backbone .* 1 registers \(…_reg1_…\) or a distillation"),
+    (6, {"dist_token": torch.zeros(1, 1, 24)}, "a position for a distillation token"),
+    (14, {}, r"grid of 3×3: choose the backbone .* with 4 registers \(…_reg4_…\)$"),
+    (40, {}, r"grid of 6×6: .* 3 registers")])
+def test_the_advice_on_positions_fits_what_the_file_holds(tmp_path, count, extra, advice):
+    vit_file(tmp_path / "vit.safetensors", pos_embed=torch.zeros(1, count, SIZES["embed_dim"]),
+             **extra)
+    with pytest.raises(UserError) as caught:
+        build(tmp_path / "vit.safetensors")
+    assert re.search(advice, caught.value.fix), caught.value.fix
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"teacher": {f"backbone.{k}": v for k, v in state.items()},
+                   "student": {f"backbone.{k}": 0 * v for k, v in state.items()}, "epoch": 3},
+    lambda state: {"student": {f"module.{k}": v for k, v in state.items()}},
+    lambda state: {f"student.backbone.{k}": 0 * v for k, v in state.items()} | {
+        f"teacher.backbone.{k}": v for k, v in state.items()},
+    lambda state: {f"model.{k}": v for k, v in state.items()},
+    lambda state: {"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}
+                   | {"classifier.weight": torch.zeros(3, 3)}},
+    lambda state: {f"backbone.{k}": v for k, v in state.items()}
+    | {"head.weight": torch.zeros(2, 2)}],
+    ids=["teacher and student", "student", "flat teacher", "model.", "module.encoder.",
+         "backbone."])
+def test_plain_wrappings_and_prefixes_are_taken_off(tmp_path, wrap):
+    state = vit_file(tmp_path / "vit.safetensors")
+    torch.save(wrap(state), tmp_path / "wrapped.pth")
+    encoder = build(tmp_path / "wrapped.pth").encoder
+    assert torch.equal(encoder.blocks[2].mlp.fc1.weight, state["blocks.2.mlp.fc1.weight"])
+    assert torch.equal(encoder.cls_token, state["cls_token"].expand_as(encoder.cls_token))
+
+
+def test_the_message_names_what_the_file_holds_and_what_was_wanted(tmp_path):
+    state = vit_file(tmp_path / "vit.safetensors")
+    foreign = {f"layers.{k}": v for k, v in state.items()}
+    save_file(foreign, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError) as caught:
+        build(tmp_path / "foreign.safetensors")
+    text = str(caught.value)
+    assert f"It holds {len(state)} tensors (layers." in text and "wanted are" in text
+    assert "(patch_embed.proj" in text or "blocks.0." in text
+
+
+@pytest.mark.parametrize("name", ["blocks.2.mlp.fc1.weight", "pos_embed", "cls_token"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name, value):
+    state = vit_file(tmp_path / "vit.safetensors")
+    state[name].view(-1)[3] = value
+    save_file(state, tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match=f"tensor {name} holds 1 values of .* not finite"):
+        build(tmp_path / "vit.safetensors")
 
 
 class Foreign:
