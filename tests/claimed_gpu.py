@@ -84,7 +84,8 @@ def put_on(network: nn.Module) -> nn.Module:
 @contextmanager
 def claimed_gpu() -> Iterator[Counts]:
     """Inside, "cuda" is the claimed GPU for tensors that are made or moved."""
-    before = torch.cuda._lazy_init
+    before = torch.cuda._lazy_init, torch.cuda.is_bf16_supported
+    torch.cuda.is_bf16_supported = lambda: True
     torch.cuda._lazy_init = lambda: None  # it would look for a driver
     torch._C._ensureCUDADeviceGuardSet()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) then moves visibly
@@ -93,7 +94,7 @@ def claimed_gpu() -> Iterator[Counts]:
             yield counts
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
-        torch.cuda._lazy_init = before
+        torch.cuda._lazy_init, torch.cuda.is_bf16_supported = before
 
 
 class Counts(TorchDispatchMode):

@@ -11,6 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# What launchers and their users set. The tests are about these: they start without them.
+LAUNCH_SETTINGS = ("RANKS", "RESTARTS", "PORT", "RDZV_ID", "SETTLE", "RANK", "WORLD_SIZE",
+                   "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MORE_VENV",
+                   "PYTHON")
+
+
+def is_of_a_launcher(name: str) -> bool:
+    """Whether an environment variable is a launcher's or chooses what launch/ starts."""
+    return name in LAUNCH_SETTINGS or name.startswith(("SLURM_", "TORCHELASTIC_"))
+
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -22,6 +33,12 @@ LONGEST = ("engine/test_matrix.py", "faults/test_training.py", "engine/test_trai
            "faults/test_stage_two.py", "pseudo/test_handover.py", "pseudo/test_dask.py",
            "engine/test_frozen_blocks.py", "engine/test_dryrun.py", "bench/test_bench.py",
            "pseudo/test_export_training.py", "bench/test_bench_refine.py")
+
+
+def pytest_configure() -> None:
+    """Leave out what the user's launcher has set (here: ranks of a test import this file too)."""
+    for variable in filter(is_of_a_launcher, list(os.environ)):
+        del os.environ[variable]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

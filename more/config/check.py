@@ -34,6 +34,7 @@ SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
          ("cam.late_high", "cam.late_low"))
 FP16 = 65504  # its largest number
+_OFF = "'' (off)"
 SCALES = ("cam.scales", "inference.scales", "inference.segment_scales")
 
 
@@ -52,7 +53,8 @@ def check(flat: Mapping[str, Any], source: str) -> None:
             raise UserError(f"{source}: {key} = {flat[key]!r}: {rule}", f"change {key}")
 
     for key, allowed in CHOICES.items():
-        need(flat[key] in allowed, key, f"must be one of {', '.join(map(str, allowed))}")
+        names = ", ".join(str(one) or _OFF for one in allowed)
+        need(flat[key] in allowed, key, f"must be one of {names}")
     for key, value in flat.items():
         numbers = value if isinstance(value, tuple) else (value,)
         need(all(math.isfinite(item) for item in numbers if isinstance(item, float)), key,

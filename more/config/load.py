@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from more.config.check import check
-from more.config.schema import PAPER, Config
+from more.config.schema import OFF_IS_EMPTY, PAPER, TAKES_NONE, Config
 from more.errors import UserError, nearest
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
@@ -179,7 +179,7 @@ def _build(kind: type, tree: Any, prefix: str, source: str) -> Any:
                             f"did you mean {near}?" if near else f"known: {', '.join(hints)}")
     values = {key: _build(hint, tree[key], f"{prefix}{key}.", source)
               if dataclasses.is_dataclass(hint)
-              else _cast(tree[key], hint, f"{source}: {prefix}{key}")
+              else _cast(tree[key], hint, f"{prefix}{key}", source)
               for key, hint in hints.items() if key in tree}
     return kind(**values)
 
@@ -193,7 +193,8 @@ def _nearest_setting(prefix: str, key: str, hints: typing.Iterable[str]) -> str:
             or nearest(f"{prefix}{key}", full))
 
 
-def _cast(value: Any, hint: type, where: str) -> Any:
+def _cast(value: Any, hint: type, key: str, source: str) -> Any:
+    where = f"{source}: {key}"
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is tuple and isinstance(value, (list, tuple)):
@@ -201,8 +202,12 @@ def _cast(value: Any, hint: type, where: str) -> Any:
             raise UserError(f"{where} = {tuple(value)!r} holds something that is no number",
                             f"give {_PLAIN[tuple]}")
         return tuple(value)
-    if hint is str and value is None:
-        return "none"
+    if hint is str and (value is None or key in OFF_IS_EMPTY and value in ("none", "None")):
+        if key in TAKES_NONE:
+            return "none"
+        raise UserError(f"{where} = {value!r} is not text that it takes",
+                        f"write {key}='' where it shall be off, else give a text"
+                        if key in OFF_IS_EMPTY else "give a text, or leave it out")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where} = {value!r} is not {_PLAIN[hint]}", f"give {_PLAIN[hint]}")
     return value

@@ -391,3 +391,9 @@ CHOICES = {
     "checkpoint.best": ("", "cam", "lam", "decoder"),
 }
 """Fields that take one of a few values."""
+
+TAKES_NONE = {"model.weights", *(key for key, allowed in CHOICES.items() if "none" in allowed)}
+"""Settings that have a value "none", which Python's None also stands for."""
+
+OFF_IS_EMPTY = ("data.cache", "train.compile", "tokens.folder", "checkpoint.best", "deepspeed.json")
+"""Settings that an empty text turns off; the word "none" would be a file, or a name."""

@@ -19,6 +19,7 @@ from more.data.shards.reader import ShardSet
 from more.data.store import TokenStore
 from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform
+from more.engine.distributed import local_device
 from more.errors import UserError
 
 
@@ -199,6 +200,6 @@ def _loader(dataset: Dataset, sampler: Any, workers: int = 0, context: str = "fo
     return DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
                       generator=torch.Generator().manual_seed(0),
                       collate_fn=_collate, worker_init_fn=start_worker if workers else None,
-                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+                      persistent_workers=workers > 0, pin_memory=local_device().type == "cuda",
                       prefetch_factor=ahead if workers else None,
                       multiprocessing_context=context if workers else None)

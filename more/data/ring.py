@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from more.engine.distributed import local_device
+
 
 class BatchRing:
     """Places for the pixels of `places` parcels.
@@ -37,6 +39,6 @@ class BatchRing:
         itself, which holds them until the next batch is asked for.
         """
         pixels = self.memory[parcel % len(self.memory), images]
-        if torch.cuda.is_available():
+        if local_device().type == "cuda":
             return pixels.pin_memory()
         return pixels.clone() if copy else pixels

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from more.config.schema import Config, StartConfig
 from more.engine.build import make_network, make_objective
 from more.engine.cams import half_views, view_sizes
+from more.engine.distributed import local_device
 from more.engine.livebytes import LiveBytes, without_memory
 from more.localization.present import PresentMaps, present_classes
 from more.losses.early import images_at_a_time
@@ -95,7 +96,7 @@ def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveByte
     before, present = live.now, min(config.model.num_classes, PRESENT)
     summed = 2 * 4 * images * present * config.data.crop ** 2
     live.restart()
-    half = config.precision != "fp32" or half_views(config.cam.precision)
+    half = config.precision != "fp32" or half_views(config.cam.precision, local_device())
     for (height, width), count in view_sizes(config, network.encoder.patch_size):
         views = torch.zeros(count * images, 3, height, width)
         with torch.no_grad(), autocast(half):

@@ -116,7 +116,11 @@ def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
     kind = GuardedAdamW if config.deepspeed.zero_stage == 0 else torch.optim.AdamW
     # On a CPU as well: there one pass over memory takes a sixth of AdamW's loop.
     fused = config.deepspeed.offload == "none"
-    return kind(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=fused or None)
+    optimizer = kind(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps,
+                     fused=fused or None)
+    if kind is GuardedAdamW:
+        optimizer.clip = optim.clip
+    return optimizer
 
 
 def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
@@ -140,6 +144,7 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
         network.load_state_dict(weights)
     else:
         stage.begin(network, say)
+        same_buffers(network, world)
     stage.prepare(network, say)
     if config.train.compile:
         network.encoder.compile_blocks(config.train.compile)
@@ -157,6 +162,18 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
     engine.train()
     seed(config.train.seed, world.rank)  # whatever building the network has drawn
     return engine
+
+
+@torch.no_grad()
+def same_buffers(network: torch.nn.Module, world: World) -> None:
+    """Rank 0's buffers on every rank: DeepSpeed sends parameters alone.
+
+    The centre of competitive heads is a mean over features that each rank has made itself; on
+    GPUs these need not be equal to the last bit.
+    """
+    if world.size > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def make_transform(data: DataConfig) -> TrainTransform:

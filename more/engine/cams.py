@@ -41,7 +41,6 @@ class CamMaker:
     def __init__(self, config: Config, model: Callable[..., Any], objective: Objective, patch: int,
                  average: WeightAverage | None = None):
         self.cam, self.model, self.objective = config.cam, model, objective
-        self.half = half_views(config.cam.precision)
         if config.cam.ema and average is None:
             raise ValueError("cam.ema needs an average of the weights")
         self.average = average if config.cam.ema else None
@@ -72,7 +71,8 @@ class CamMaker:
 
     def _views(self, mode: str, images: Tensor, tags: Tensor, first: tuple[Tensor, ...],
                relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
-        network = partial(self.model, mode=mode, half=self.half and images.dtype != torch.float16)
+        network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
+                          and images.dtype != torch.float16)
 
         def run(views: Tensor) -> Any:
             # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).
@@ -93,10 +93,10 @@ def needs_main(objective: Objective, step: int) -> bool:
     return decoder or objective.compute_inactive or step > objective.recipe.late_after
 
 
-def half_views(precision: str) -> bool:
-    """Whether views that only give CAMs run in bf16 (`cam.precision`)."""
+def half_views(precision: str, device: torch.device) -> bool:
+    """Whether views that only give CAMs run in bf16 (`cam.precision`) on a device."""
     if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
 
 

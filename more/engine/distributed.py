@@ -154,7 +154,7 @@ def import_deepspeed() -> Any:
     # By its full name: as an attribute of deepspeed.comm, "torch" is PyTorch itself.
     backend = importlib.import_module("deepspeed.comm.torch")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if not torch.cuda.is_available() and hasattr(backend, "build_shm_op"):
+    if local_device().type != "cuda" and hasattr(backend, "build_shm_op"):
         backend.build_shm_op = lambda: None
     return deepspeed
 

@@ -21,10 +21,12 @@ class GuardedAdamW(torch.optim.AdamW):
 
     Attributes:
         overflow: whether the last step was left out.
-        norm: norm of the last gradient.
+        norm: norm of the last gradient, before clipping, as ZeRO 1 to 3 report it.
+        clip: largest norm; a longer gradient is shortened to it. 0 = off.
     """
 
     overflow = False
+    clip = 0.0
     norm: Tensor | None = None
 
     @torch.no_grad()
@@ -35,6 +37,9 @@ class GuardedAdamW(torch.optim.AdamW):
         self.norm = torch.nn.utils.get_total_norm(grads)
         self.overflow = not bool(torch.isfinite(self.norm))
         if not self.overflow:
+            if self.clip > 0:
+                shorten = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # as DeepSpeed does
+                torch._foreach_mul_(grads, shorten)
             super().step(closure)
 
 

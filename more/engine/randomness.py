@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from more.engine.distributed import World
+from more.engine.distributed import World, local_device
 
 
 def seed(number: int, rank: int) -> None:
@@ -27,7 +27,7 @@ def own_state() -> dict[str, Tensor]:
              "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
              "numpy": torch.from_numpy(keys.astype(np.int64)),
              "numpy_more": torch.tensor([place, has_gauss, cached], dtype=torch.float64)}
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -41,7 +41,7 @@ def set_own_state(state: dict[str, Tensor]) -> None:
     place, has_gauss, cached = state["numpy_more"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(place),
                          int(has_gauss), cached))
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and local_device().type == "cuda":
         torch.cuda.set_rng_state(state["cuda"])
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from more.config.schema import Config
+from more.engine.distributed import local_device
 from more.errors import UserError
 
 
@@ -55,13 +54,14 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
         "allgather_bucket_size": engine.bucket_mb * 2**20 // 4,
     }
     if engine.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": local_device().type == "cuda"}
     if engine.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": local_device().type == "cuda"}
     ours = {
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation,
-        "gradient_clipping": config.optim.clip,
+        # Without ZeRO our AdamW clips, so that the norm it knows is that of before.
+        "gradient_clipping": config.optim.clip if engine.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
@@ -72,10 +72,19 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
     return merged(ours, _read_json(engine.json)) if engine.json else ours
 
 
-# They follow from train.*, optim.*, precision and deepspeed.zero_stage; two truths would differ.
-DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-           "gradient_clipping", "optimizer", "scheduler", "fp16.enabled", "bf16.enabled", "bf16",
-           "torch_autocast.enabled", "zero_optimization.stage")
+DERIVED = {
+    "train_batch_size": "train.global_batch", "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch", "gradient_clipping": "optim.clip",
+    "optimizer": "optim.lr, optim.betas, optim.eps and optim.weight_decay",
+    "scheduler": "optim.warmup, optim.warmup_ratio and optim.power",
+    "fp16": "precision", "fp16.enabled": "precision", "bf16": "precision",
+    "bf16.enabled": "precision", "torch_autocast": "precision",
+    "torch_autocast.enabled": "precision", "amp": "precision",
+    "zero_optimization": "deepspeed.zero_stage", "zero_optimization.stage": "deepspeed.zero_stage",
+}
+"""DeepSpeed's keys that follow from settings of ours, named here; two truths would differ."""
+WHOLE = ("optimizer", "scheduler", "amp")
+"""Of these the sections that are refused whatever is in them."""
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,9 +95,11 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> di
     """
     result = dict(ours)
     for key, value in theirs.items():
-        if prefix + key in DERIVED and not isinstance(value, dict):
-            raise UserError(f"deepspeed.json sets {prefix}{key}, which follows from the settings",
-                            "remove it there; `more config FILE --explain` lists the settings")
+        name = prefix + key
+        if name in DERIVED and (name in WHOLE or not isinstance(value, dict)):
+            raise UserError(f"deepspeed.json sets {name}, which follows from {DERIVED[name]}",
+                            f"remove it there and set {DERIVED[name]}; "
+                            "`more config FILE --explain` says what they mean")
         if isinstance(value, dict):
             result[key] = merged(dict(ours.get(key) or {}), value, f"{prefix}{key}.")
         else:

@@ -27,7 +27,7 @@ import more
 from more.config.load import to_dict
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
-from more.engine.distributed import World
+from more.engine.distributed import World, local_device
 from more.progress import console
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Meter:
 
 
 def _memory_mb() -> float:
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return psutil.Process().memory_info().rss / 2**20
 

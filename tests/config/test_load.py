@@ -80,6 +80,30 @@ def test_a_bad_value_is_refused_with_its_key(text):
     assert text.split("=")[0] in caught.value.message
 
 
+@pytest.mark.parametrize("value", ["None", "none"])
+@pytest.mark.parametrize("key", ["data.cache", "train.compile", "tokens.folder", "deepspeed.json",
+                                 "checkpoint.best"])
+def test_none_is_not_the_name_of_a_file(key, value):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [f"{key}={value}"])
+    assert key in caught.value.message and f"{key}=''" in caught.value.fix
+    load_config(None, [f"{key}=''"])
+
+
+def test_none_is_taken_where_it_is_a_value():
+    config = load_config(None, ["model.weights=None", "data.augment=None",
+                                "deepspeed.offload=none"])
+    assert (config.model.weights, config.data.augment, config.deepspeed.offload) == ("none",) * 3
+    for key in ("name", "model.backbone"):
+        with pytest.raises(UserError, match=f"{key} = None"):
+            load_config(None, [f"{key}=None"])
+
+
+def test_an_empty_choice_is_shown():
+    with pytest.raises(UserError, match=r"must be one of '' \(off\), cam, lam, decoder"):
+        load_config(None, ["checkpoint.best=seg"])
+
+
 @pytest.mark.parametrize("sigma", ["rgb=1.2", "xy=1"])
 def test_the_attention_filter_wants_features_that_16_bits_hold(sigma):
     narrow = f"loss.energy_sigma_{sigma}"

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from more.config.load import load_config
-from more.engine.build import make_network, make_objective, make_optimizer, make_plan
+from more.engine import build
+from more.engine.build import (
+    make_network,
+    make_objective,
+    make_optimizer,
+    make_plan,
+    same_buffers,
+)
+from more.engine.distributed import World
 from more.engine.settings import deepspeed_dict, split_batch
 from more.errors import UserError
 from more.filtering.attention import attention_filter
@@ -29,6 +40,65 @@ def test_a_batch_that_does_not_divide_is_refused_before_any_work():
 def test_gradient_clipping_is_written_even_when_off(tiny):
     config = load_config(tiny["config"])
     assert deepspeed_dict(config, split_batch(4, 1))["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(("content", "named", "ours"), [
+    ({"optimizer": {"type": "Adam", "params": {"lr": 1}}}, "optimizer", "optim.lr"),
+    ({"scheduler": {"type": "WarmupLR"}}, "scheduler", "optim.warmup"),
+    ({"amp": {"enabled": True}}, "amp", "precision"), ({"fp16": {"enabled": True}}, "fp16.enabled",
+                                                       "precision"),
+    ({"train_batch_size": 8}, "train_batch_size", "train.global_batch"),
+    ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage", "deepspeed.zero_stage")])
+def test_what_our_settings_decide_is_refused_in_a_deepspeed_json(tiny, tmp_path, content, named,
+                                                                ours):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        deepspeed_dict(load_config(tiny["config"], [f"deepspeed.json={file}"]), split_batch(4, 1))
+    assert f"sets {named}, which follows from {ours}" in caught.value.message
+    assert ours in caught.value.fix
+
+
+def test_other_sections_of_a_deepspeed_json_are_merged(tiny, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"round_robin_gradients": True},
+                                "fp16": {"loss_scale_window": 5}}))
+    made = deepspeed_dict(load_config(tiny["config"], [f"deepspeed.json={file}"]),
+                          split_batch(4, 1))
+    assert made["zero_optimization"]["round_robin_gradients"] and made["zero_optimization"]["stage"]
+    assert made["fp16"] == {"enabled": False, "loss_scale_window": 5}
+
+
+def test_rank_0s_buffers_are_sent_to_every_rank(tiny, monkeypatch):
+    """The centre of competitive heads is one; each rank makes its own in the head warm-up."""
+    network, sent = make_network(load_config(tiny["config"], ["model.pooling=competitive"])), []
+    monkeypatch.setattr(torch.distributed, "broadcast",
+                        lambda tensor, src: (sent.append(src), tensor.fill_(7.0)))
+    same_buffers(network, World(0, 1, 0, 1, torch.device("cpu")))
+    assert not sent
+    same_buffers(network, World(1, 2, 1, 2, torch.device("cpu")))
+    assert sent == [0] * len(list(network.buffers())) and len(sent) >= 2
+    assert bool((network.contest.centre == 7).all() and (network.aux_contest.centre == 7).all())
+
+
+def test_a_run_sends_its_buffers_after_the_head_warm_up(tiny, monkeypatch):
+    order = []
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    monkeypatch.setattr(build, "same_buffers", lambda *_: order.append("buffers"))
+
+    class Stage:
+        pretrained = True
+
+        def begin(self, network, say):
+            order.append("warm-up")
+
+        def prepare(self, network, say):
+            raise InterruptedError  # far enough
+
+    with pytest.raises(InterruptedError):
+        build.make_engine(load_config(tiny["config"]), split_batch(4, 1), world, Stage(), print,
+                          None)
+    assert order == ["warm-up", "buffers"]
 
 
 def test_every_parameter_is_in_one_group(tiny):

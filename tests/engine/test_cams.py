@@ -101,9 +101,14 @@ def test_averaged_weights_give_all_views(setting):
         maker(setting, ema=True)
 
 
-def test_precision_of_the_views(setting):
-    assert not half_views("auto") or torch.cuda.is_available()
-    assert half_views("bf16") and not half_views("model")
+def test_precision_of_the_views(setting, monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there is one, but not in use
+    assert not half_views("auto", cpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert half_views("auto", gpu)
+    assert half_views("bf16", cpu) and not half_views("model", gpu)
+    monkeypatch.undo()
     output = setting[1](setting[4])
     exact = maker(setting)(setting[4], setting[5], output, 6)
     rough = maker(setting, precision="bf16")(setting[4], setting[5], output, 6)

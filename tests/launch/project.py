@@ -15,16 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT
-
-SETTINGS = ("RANKS", "RESTARTS", "PORT", "RDZV_ID", "SETTLE", "RANK", "WORLD_SIZE", "LOCAL_RANK",
-            "MASTER_ADDR", "MASTER_PORT")
+from tests.conftest import ROOT, is_of_a_launcher
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what launchers and their users set, plus `extra`."""
     kept = {key: value for key, value in os.environ.items()
-            if key not in SETTINGS and not key.startswith(("SLURM_", "TORCH", "GLOO_", "NCCL_"))}
+            if not is_of_a_launcher(key) and not key.startswith(("TORCH", "GLOO_", "NCCL_"))}
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
             **extra}
 

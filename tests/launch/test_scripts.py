@@ -11,13 +11,22 @@ import subprocess
 import pytest
 
 from launch import address
-from tests.conftest import ROOT
-from tests.launch.project import Project, ended, program, status
+from tests.conftest import ROOT, pytest_configure
+from tests.launch.project import Project, clean_environment, ended, program, status
 
 SCRIPTS = sorted(path.relative_to(ROOT) for pattern in ("*.sh", "slurm/*.sbatch")
                  for path in (ROOT / "launch").glob(pattern))
 TRAIN = ("launch/train.sh", "a.py", "--train", "set", "--run", "dir")
 STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def test_what_the_user_set_for_launchers_does_not_reach_the_tests(monkeypatch):
+    users = ("MORE_VENV", "RANKS", "PYTHON", "SLURM_JOB_ID")
+    for name in users:
+        monkeypatch.setenv(name, "/elsewhere")
+    assert not clean_environment().keys() & set(users)
+    pytest_configure()
+    assert not os.environ.keys() & set(users)
 
 
 @pytest.fixture
