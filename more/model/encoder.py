@@ -51,7 +51,9 @@ class ClassTokenEncoder(nn.Module):
             the third from the end. The last element is the normalised one.
         token_attention: "full" (released), or "shared": in every softmax the R+C leading tokens
             together weigh as much as the one class token that the backbone was trained with.
-            Patch features then start close to the backbone's own (own option).
+            Patch features then start close to the backbone's own (own option). One without a
+            class token (SigLIP) never had even that one: its patches start a little off, since they
+            attend to tokens that it does not know.
         frozen_blocks: the first blocks that run as in the backbone, with its own leading tokens,
             and stay as they are; above them the R+C tokens take the place of these: each is the
             backbone's class token as it is there plus a learned vector (own option).

@@ -140,6 +140,8 @@ def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
         UserError: naming the first tensor with NaN or infinite values.
     """
     for name, tensor in state.items():
+        if tensor.is_meta:
+            continue  # no values: only the memory of a training is asked for
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise UserError(f"{origin}: tensor {name} holds {bad} values of {tensor.numel()} that "

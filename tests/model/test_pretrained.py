@@ -118,6 +118,30 @@ def test_the_encoder_computes_what_timm_computes(tmp_path):
     torch.testing.assert_close(tokens, vit.forward_features(images()))
 
 
+@torch.no_grad()
+def test_siglip_starts_off_its_features_by_the_attention_to_our_tokens_alone(tmp_path, monkeypatch):
+    """It has no class token: the same with our tokens out of the patches' sight."""
+    name, sizes = "vit_base_patch16_siglip_224", {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    vit = timm.create_model(name, img_size=64, dynamic_img_size=True, num_classes=0, **sizes)
+    save_file({key: value.contiguous() for key, value in vit.state_dict().items()},
+              tmp_path / "siglip.safetensors")
+    pictures, off = torch.randn(2, 3, 64, 64), {}
+    expected = vit.eval().forward_features(pictures)
+    for attention in ("full", "shared"):
+        encoder = build_network(name, 5, 64, tmp_path / "siglip.safetensors", vit_kwargs=sizes,
+                                token_attention=attention).eval().encoder
+        found = encoder(pictures).patch_tokens
+        off[attention] = float((found - expected).norm() / expected.norm())
+    assert 1e-4 < off["shared"] < off["full"] / 2
+
+    def unseen(tokens):
+        bias = torch.zeros(1, 1, 1, tokens.shape[1])
+        bias[..., :encoder.cls_token.shape[1]] = float("-inf")
+        return bias
+    monkeypatch.setattr(encoder, "_attention_bias", unseen)
+    torch.testing.assert_close(encoder(pictures).patch_tokens, expected)
+
+
 def test_unknown_backbone_gets_the_nearest_names():
     with pytest.raises(UserError) as caught:
         create_backbone("vit_smal_patch14_dinov2", 70)
