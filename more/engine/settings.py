@@ -64,7 +64,10 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip if engine.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        # Layers of these classes send gradients (ZeRO 3: weights too) in bf16. Left out, linear and
+        # convolution layers do, and sums over many ranks lose what fp32 weights are kept for.
+        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16",
+                           "lower_precision_safe_modules": []},
         "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from more.engine.encode import kept_tokens
 from more.engine.settings import BatchSplit
 from more.engine.stop import StopRequest
 from more.engine.warmup import warm_heads
-from more.losses.objective import Batch
+from more.losses.objective import Batch, Labels, mean_counts
 from more.model.network import MoReNetwork, NetworkOutput
 
 
@@ -79,33 +80,87 @@ class TagStage:
         return make_batches(self.config, self.images, self.world, split, start,
                             views=self.views, store=self.store)
 
-    def terms(self, data: dict[str, Any], step: int
-              ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The loss terms of a micro-batch with their "total", and an output to anchor it to."""
-        images = prepare(data, self.world.device, self.config.data.mean, self.config.data.std)
-        tags, mirrored = data["tags"].to(self.world.device), None
+    def taken(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch with its images on the device: the loader's own memory holds the pixels of
+        the latest one only."""
+        device = self.world.device
+        data = {**data, "tags": data["tags"].to(device),
+                "images": prepare(data, device, self.config.data.mean, self.config.data.std)}
+        if self.store is not None:
+            tokens = data["tokens"].to(device, non_blocking=True)
+            data["tokens"] = [self._as_weights(part.float()) for part in tokens.unbind(1)]
+        return data
+
+    def terms(self, passes: Sequence[dict[str, Any]], step: int
+              ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """For each pass of an update the loss terms with their "total", and an output to anchor it
+        to. Each is to be differentiated before the next is asked for.
+
+        Terms are divided by counts of the whole update, which CAMs of all passes give: the labels
+        of all are made first, with a forward without gradient, but for the last pass: its training
+        forward serves both. So an update of n passes takes n - 1 forwards more, and no view twice.
+        Where no term that counts takes part, it takes none more.
+
+        Args: passes: micro-batches from `taken`, all of this rank's update.
+        """
+        share = 1 / (len(passes) * self.world.size)
+        if len(passes) == 1 or not self.objective.needs_counts(step):
+            for data in passes:
+                output = self._forward(data)
+                yield self.objective(output, self._batch(data, output, step, share), step
+                                     ), output.logits
+            return
+        labels, (*first, last) = [], passes
+        for data in first:
+            with torch.no_grad():
+                output = self._forward(data)
+                labels.append(self._labels(data, output, step, share))
+        output = self._forward(last)
+        labels.append(self._labels(last, output, step, share))
+        numbers = mean_counts(
+            [self.objective.counts(found, data["tags"])
+             for data, (_, found) in zip(passes, labels, strict=True)], self._count_reduce)
+        for data, (batch, found) in zip([last, *first], [labels[-1], *labels], strict=False):
+            if data is not last:
+                output = self._forward(data)
+            yield self.objective(output, batch, step, labels=found, numbers=numbers), output.logits
+
+    def _forward(self, data: dict[str, Any]) -> NetworkOutput:
         if self.store is None:
-            output = in_float32(self.engine(self._as_weights(images)))
-        else:
-            plain, mirrored = (self._as_weights(part.float()) for part in data["tokens"].to(
-                self.world.device, non_blocking=True).unbind(1))
-            output = in_float32(self.engine(plain, frozen=self.config.model.frozen_blocks))
+            return in_float32(self.engine(self._as_weights(data["images"])))
+        return in_float32(self.engine(data["tokens"][0], frozen=self.config.model.frozen_blocks))
+
+    def _labels(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float
+                ) -> tuple[Batch, Labels | None]:
+        """A pass without its CAMs, which take much memory, and the labels that they gave."""
+        batch = self._batch(data, output, step, share)
+        return replace(batch, cams=None, aux_cams=None), self.objective.labels(output, batch, step)
+
+    def _batch(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float) -> Batch:
+        images, tags = data["images"], data["tags"]
+        mirrored = None if self.store is None else data["tokens"][1]
         cams, aux_cams = self.cams(self._as_weights(images), tags, output, step, mirrored)
-        batch = Batch(images=images, tags=tags, cams=cams, aux_cams=aux_cams,
-                      box=data["box"].to(self.world.device, non_blocking=True),
-                      keys=self._keys(data["slots"], output.patch_tokens.shape, step),
-                      count_reduce=self.world.mean if self.world.size > 1 else None,
-                      share=1 / self.world.size,
-                      mean=self.config.data.mean, std=self.config.data.std)
-        return self.objective(output, batch, step), output.logits
+        box = None if data.get("box") is None else data["box"].to(self.world.device,
+                                                                  non_blocking=True)
+        return Batch(images=images, tags=tags, cams=cams, aux_cams=aux_cams, box=box,
+                     keys=self._keys(data["slots"], output.patch_tokens.shape, step),
+                     count_reduce=self._count_reduce, share=share,
+                     mean=self.config.data.mean, std=self.config.data.std)
+
+    @property
+    def _count_reduce(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return self.world.mean if self.world.size > 1 else None
 
     def _as_weights(self, images: torch.Tensor) -> torch.Tensor:
         """Images in the weights' precision (half under fp16)."""
         return images.half() if self.engine.fp16_enabled() else images
 
-    def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor:
-        """Uniform numbers for URE's choice: a function of seed, step and place in the batch."""
+    def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor | None:
+        """Uniform numbers for URE's choice: a function of seed, step and place in the batch, so
+        that an image's patches do not depend on its rank and pass. None where URE is off."""
         train = self.config.train
+        if not (self.config.loss.weights.ure and self.objective.needs_cams(step)):
+            return None
         generator = torch.Generator().manual_seed(train.seed * 1_000_003 + step)
         keys = torch.rand(train.global_batch, 2, shape[-2] * shape[-1], generator=generator)
         return keys[slots].to(self.world.device)

@@ -7,7 +7,7 @@ views of every image, and what they make is kept (`more.data.tokens`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from more.engine.weights import (
 )
 from more.errors import UserError
 from more.localization.regions import IGNORE
-from more.losses.segmentation import image_tags_loss, mask_loss
+from more.losses.segmentation import image_tags_loss, kind_counts, mask_loss
 from more.model.network import MoReNetwork, train_only
 
 
@@ -113,29 +113,40 @@ class MaskStage:
                             masks=Masks(self.labels, self.config.segment.stride),
                             views=self.views, tokens=self.tokens)
 
-    def terms(self, data: dict[str, Any], step: int
-              ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The loss terms of a micro-batch with their "total", and an output to anchor it to."""
-        del step  # every term counts from the first update on
+    def taken(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What an update needs of a micro-batch, on the device."""
         segment, device = self.config.segment, self.world.device
         if self.tokens is None:
             inputs = prepare(data, device, self.config.data.mean, self.config.data.std)
         else:
             inputs = data["tokens"].to(device, non_blocking=True)
-        inputs = inputs.half() if self.engine.fp16_enabled() else inputs.float()
-        logits = self.engine(inputs, mode="segment", frozen=self.frozen).float()
         stored = data["labels"].to(device, non_blocking=True)
         labels, confidence = stored[..., 0], stored[..., 1].float() / 255
-        labels = labels.masked_fill(confidence < segment.ignore_below, IGNORE)
-        terms = {"seg": mask_loss(
-            logits, labels, confidence if segment.confidence == "weight" else None,
-            segment.loss == "balanced", self.world.mean if self.world.size > 1 else None,
-            1 / self.world.size)}
-        total = terms["seg"]
-        if segment.tags:
-            terms["tags"] = image_tags_loss(logits, data["tags"].to(device))
-            total = total + segment.tags * terms["tags"]
-        return {**terms, "total": total}, logits
+        return {"inputs": inputs.half() if self.engine.fp16_enabled() else inputs.float(),
+                "labels": labels.masked_fill(confidence < segment.ignore_below, IGNORE),
+                "weights": confidence if segment.confidence == "weight" else None,
+                "tags": data["tags"].to(device)}
+
+    def terms(self, passes: Sequence[dict[str, Any]], step: int
+              ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """For each pass of an update the loss terms with their "total", and an output to anchor it
+        to. Pixels are counted over all passes (micro-batches from `taken`) and ranks."""
+        del step  # every term counts from the first update on
+        segment, balanced = self.config.segment, self.config.segment.loss == "balanced"
+        reduce = self.world.mean if self.world.size > 1 else None
+        if len(passes) > 1:
+            own = torch.stack([torch.stack(kind_counts(
+                data["labels"], torch.float32, data["weights"], balanced)) for data in passes])
+            reduce = self.world.mean(own.mean(dim=0))
+        for data in passes:
+            logits = self.engine(data["inputs"], mode="segment", frozen=self.frozen).float()
+            terms = {"seg": mask_loss(logits, data["labels"], data["weights"], balanced, reduce,
+                                      1 / (self.world.size * len(passes)))}
+            total = terms["seg"]
+            if segment.tags:
+                terms["tags"] = image_tags_loss(logits, data["tags"])
+                total = total + segment.tags * terms["tags"]
+            yield {**terms, "total": total}, logits
 
 
 def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:

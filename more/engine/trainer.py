@@ -162,13 +162,14 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[dict[str, Any]], meter: Meter) -> bool:
         """One update of all ranks; whether they agree to stop after it."""
-        waited, terms, rows = 0.0, [], []
+        waited, passes, rows = 0.0, [], []
         for _ in range(self.split.accumulation):
             before = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - before
             rows += batch["indices"].tolist()
-            terms.append(self._pass(batch, step))
+            passes.append(self.stage.taken(batch))
+        terms = [self._pass(*part) for part in self.stage.terms(passes, step)]
         own = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
         request = torch.tensor(float(self.stop.asked()), device=self.world.device)
         means = self.world.mean(torch.stack([*own.values(), request])).tolist()
@@ -185,9 +186,9 @@ class Trainer:
         self.records.progress(step + 1, meter)
         return means[-1] > 0
 
-    def _pass(self, data: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
-        """Forward, loss and backward of one micro-batch; DeepSpeed updates when it is due."""
-        terms, anchor = self.stage.terms(data, step)
+    def _pass(self, terms: dict[str, torch.Tensor], anchor: torch.Tensor
+              ) -> dict[str, torch.Tensor]:
+        """Backward of one micro-batch; DeepSpeed updates when it is due."""
         self.engine.backward(poisoned(terms["total"], anchor))
         self.engine.step()
         return {name: value.detach().float().reshape(()) for name, value in terms.items()}

@@ -36,21 +36,24 @@ def patch_contrast_loss(
 
     Args:
         patch_tokens: `[B, D, h, w]`. labels: `[B, h, w]` at the same grid.
-        reduce: gives the mean over ranks of counts; with it the mean of this value over ranks is
-            the loss of the global batch.
-        share: part of the global batch in this call (1 / ranks), which the "+1" is scaled with.
+        reduce: gives the mean over ranks and passes of the two counts, or is it `[2]`; the mean of
+            this value over ranks and passes is then the loss of the global batch.
+        share: part of the global batch in this call, which the "+1" is scaled with.
 
     Returns: a scalar.
     """
     rows, flat = full(patch_tokens).flatten(2).transpose(1, 2), labels.flatten(1).long()
-    numbers = counts([n.to(rows.dtype) for n in _pairs(flat)], reduce) + share
+    numbers = counts(lambda: [n.to(rows.dtype) for n in pair_counts(flat)], reduce) + share
     factors = torch.stack([-0.5 / numbers[0], 0.5 / numbers[1]])
     gradient = torch.is_grad_enabled() and rows.requires_grad
     return 0.5 + _WeightedSimilarity.apply(rows, flat, factors, gradient)
 
 
-def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of ordered pairs of two known patches, equal ones and different ones."""
+def pair_counts(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of ordered pairs of two known patches, equal ones and different ones.
+
+    Args: labels `[B, N]`, int64.
+    """
     known = (labels != IGNORE).long()
     sizes = labels.new_zeros(len(labels), int(labels.max()) + 1).scatter_add_(1, labels, known)
     alike, every = sizes.square().sum(), sizes.sum(dim=1).square().sum()

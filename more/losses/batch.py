@@ -31,15 +31,25 @@ class Batch:
     keys: Tensor | None = None
     """`[B, 2, h·w]` uniform numbers for URE's choices; None: torch's default generator."""
     count_reduce: Reduce | None = None
-    """Mean over ranks of a tensor of counts; None: one rank."""
+    """Mean over ranks of a tensor of counts; None: one rank. Asked once a pass, for all terms."""
     share: float = 1.0
-    """Part of the global batch in this one: 1 / (number of values `count_reduce` averages)."""
+    """Part of the global batch in this one: 1 / (ranks × passes an update)."""
     mean: Sequence[float] = MEAN
     """Of the normalisation, scale 0..255."""
     std: Sequence[float] = STD
     """Of the normalisation, scale 0..255."""
     lams: Tensor | None = None
     """`[B, C, H, W]` LAMs in 0..1 for decoder labels from LAM; None: made from the output."""
+
+
+class Labels(NamedTuple):
+    """All that an update's terms learn from besides tags; made without gradient."""
+
+    masks: Masks
+    places: tuple[Tensor, Tensor] | None
+    """URE's patches and which of them count, see `select_uncertain`."""
+    pixels: Tensor | None
+    """The decoder's labels `[B, H, W]`."""
 
 
 class Masks(NamedTuple):

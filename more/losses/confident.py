@@ -43,13 +43,11 @@ def confident_region_loss(
 
     Returns: a scalar, 0 with zero gradient where nothing is confident.
     """
-    # Only present classes count; padding of the list is excluded by `valid`.
-    present, valid = present_classes(tags)
-    positive = (mask.flatten(1)[:, None] == (present + 1)[..., None]).logical_and_(valid[..., None])
+    present, positive = _positive(mask, tags)
     positive = positive.to(torch.promote_types(graph_tokens.dtype, torch.float32))
     numbers = positive.sum(dim=-1)
     if reduction == "pairs":
-        (pairs,) = counts([numbers.sum()], reduce)
+        (pairs,) = counts(lambda: [numbers.sum()], reduce)
         factors = (1 / (pairs + FLOOR * share)).expand_as(numbers)
     elif reduction == "released":
         factors = 1 / ((numbers + FLOOR) * len(tags))
@@ -63,6 +61,18 @@ def confident_region_loss(
     gradient = torch.is_grad_enabled() and graph_tokens.requires_grad
     return _PositiveLosses.apply(graph_tokens, present, patches, positive, numbers, factors,
                                  temperature, gradient)
+
+
+def positive_pairs(mask: Tensor, tags: Tensor) -> Tensor:
+    """Number of pairs of a present class and a patch that is confident of it."""
+    return _positive(mask, tags)[1].sum()
+
+
+def _positive(mask: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
+    """Present classes `[B, K]`, and which patches are confident of them `[B, K, N]`."""
+    present, valid = present_classes(tags)  # padding of the list is excluded by `valid`
+    positive = mask.flatten(1)[:, None] == (present + 1)[..., None]
+    return present, positive.logical_and_(valid[..., None])
 
 
 class _PositiveLosses(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +14,20 @@ from more.localization.par import PixelAdaptiveRefinement
 from more.localization.present import PresentMaps
 from more.localization.refined import refined_label
 from more.localization.regions import box_mask, cam_to_label, denormalise, scale_box
-from more.losses.affinity import patch_contrast_loss
-from more.losses.batch import Batch, Masks
+from more.losses.affinity import pair_counts, patch_contrast_loss
+from more.losses.batch import Batch, Labels, Masks
 from more.losses.classification import multilabel_soft_margin
-from more.losses.confident import confident_region_loss
+from more.losses.confident import confident_region_loss, positive_pairs
 from more.losses.decoder_terms import decoder_terms
 from more.losses.decorrelation import class_token_decorrelation, mixed_class_token_loss
 from more.losses.energy import Filter
-from more.losses.precision import full
+from more.losses.precision import Reduce, full
 from more.losses.recipe import COCO, TERMS, VOC, Recipe
+from more.losses.segmentation import kind_counts
 from more.losses.uncertain import check_grid, select_uncertain, uncertain_region_loss
 
-__all__ = ["COCO", "TERMS", "VOC", "Batch", "Masks", "Objective", "Recipe"]
+__all__ = ["COCO", "TERMS", "VOC", "Batch", "Labels", "Masks", "Objective", "Recipe",
+           "mean_counts"]
 
 
 class Objective:
@@ -58,8 +61,15 @@ class Objective:
         """Whether a term that is made from CAMs takes part at an iteration index."""
         return any(self.active(term, step) for term in ("cre", "ure", "ptc", "seg", "energy"))
 
+    def needs_counts(self, step: int) -> bool:
+        """Whether a term is divided by a count that only the masks of an update's passes give."""
+        pairs = self._computed("cre") and self.recipe.cre_reduction == "pairs"
+        return self.needs_cams(step) and (
+            pairs or self._computed("ure") or self._computed("ptc") or self._wanted("seg", step))
+
     def __call__(
-        self, output: Any, batch: Batch, step: int, positions: Tensor | None = None
+        self, output: Any, batch: Batch, step: int, positions: Tensor | None = None,
+        labels: Labels | None = None, numbers: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """All terms and their weighted sum.
 
@@ -67,6 +77,8 @@ class Objective:
             output: the network's output (fields of `more.model.network.NetworkOutput`).
             step: iteration index, from 0.
             positions: `[B, M, 2]` patches for URE in place of a random choice, padded with -1.
+            labels: from `labels`, where they are known; the batch then needs no CAMs.
+            numbers: of `mean_counts` over the passes of the update; None: of this pass alone.
 
         Returns: scalars by the names of `TERMS`, unweighted, and "total". Every output that leads
         to parameters takes part in the total, with weight 0 where its terms are off: gradients
@@ -76,14 +88,53 @@ class Objective:
             terms = self._token_terms(output, batch)
             off = output.logits.new_zeros((), dtype=torch.float32)
             terms |= dict.fromkeys(("cre", "ure", "ptc", "seg", "energy"), off)
-            if batch.cams is not None:
-                terms |= self._region_terms(output, batch, step, positions)
-                terms |= self._decoder_terms(output, batch, step)
+            if labels is None:
+                labels = self.labels(output, batch, step, positions)
+            if labels is not None:
+                if numbers is None and batch.count_reduce is not None:
+                    numbers = mean_counts([self.counts(labels, batch.tags, off.dtype)],
+                                          batch.count_reduce)
+                terms |= self._region_terms(output, batch, labels, numbers or {})
+                terms |= self._decoder_terms(output, batch, step, labels, numbers or {})
             total = _anchor(output)
             for term in TERMS:
                 if self.active(term, step):
                     total = total + self.recipe.weights[term] * terms[term]
         return {**{term: terms[term] for term in TERMS}, "total": total}
+
+    @torch.no_grad()
+    def labels(
+        self, output: Any, batch: Batch, step: int, positions: Tensor | None = None
+    ) -> Labels | None:
+        """What the terms of an update learn from; None where the batch has no CAMs.
+
+        Args: as of a call.
+        """
+        if batch.cams is None:
+            return None
+        with torch.autocast(output.logits.device.type, enabled=False):
+            masks = self.masks(output, batch, step)
+            decoder = self._wanted("seg", step) or self._wanted("energy", step)
+            places = None
+            if self._computed("ure"):
+                places = self._positions(masks.uncertain, batch, positions)
+            return Labels(masks, places, self.pseudo_label(output, batch) if decoder else None)
+
+    @torch.no_grad()
+    def counts(self, labels: Labels, tags: Tensor, dtype: torch.dtype = torch.float32
+               ) -> dict[str, Tensor]:
+        """By what the terms of a pass are divided, by term: for `mean_counts`."""
+        found, masks = {}, labels.masks
+        if self._computed("cre") and self.recipe.cre_reduction == "pairs":
+            found["cre"] = [positive_pairs(masks.confident, tags)]
+        if labels.places is not None:
+            found["ure"] = [labels.places[1].sum()]
+        if self._computed("ptc"):
+            found["ptc"] = pair_counts(masks.contrast.flatten(1).long())
+        if labels.pixels is not None:
+            found["seg"] = kind_counts(labels.pixels, dtype)
+        return {term: torch.stack([value.to(dtype) for value in values])
+                for term, values in found.items()}
 
     @torch.no_grad()
     def masks(self, output: Any, batch: Batch, step: int) -> Masks:
@@ -137,21 +188,24 @@ class Objective:
             "mcl": mcl,
         }
 
+    def _wanted(self, term: str, step: int) -> bool:
+        return self.compute_inactive or self.active(term, step)
+
     def _region_terms(
-        self, output: Any, batch: Batch, step: int, positions: Tensor | None
+        self, output: Any, batch: Batch, labels: Labels, numbers: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        recipe, reduce, terms = self.recipe, batch.count_reduce, {}
-        masks, patches = self.masks(output, batch, step), output.patch_tokens
+        recipe, masks, terms, patches = self.recipe, labels.masks, {}, output.patch_tokens
         if self._computed("cre"):
             terms["cre"] = confident_region_loss(
                 output.graph_tokens, patches, masks.confident, batch.tags, recipe.temperature,
-                recipe.cre_similarity, recipe.cre_reduction, reduce, batch.share)
-        if self._computed("ure"):
-            places = self._positions(masks.uncertain, batch, positions)
+                recipe.cre_similarity, recipe.cre_reduction, numbers.get("cre"), batch.share)
+        if labels.places is not None:
             terms["ure"] = uncertain_region_loss(
-                output.graph_tokens, patches, batch.tags, *places, reduce, recipe.ure_form)
+                output.graph_tokens, patches, batch.tags, *labels.places, numbers.get("ure"),
+                recipe.ure_form)
         if self._computed("ptc"):
-            terms["ptc"] = patch_contrast_loss(patches, masks.contrast, reduce, batch.share)
+            terms["ptc"] = patch_contrast_loss(
+                patches, masks.contrast, numbers.get("ptc"), batch.share)
         return terms
 
     def _positions(
@@ -162,13 +216,28 @@ class Objective:
         paper = self.recipe.ure_form == "paper"
         return select_uncertain(mask, batch.keys, shift=not paper, most=None if paper else 8)
 
-    def _decoder_terms(self, output: Any, batch: Batch, step: int) -> dict[str, Tensor]:
+    def _decoder_terms(self, output: Any, batch: Batch, step: int, labels: Labels,
+                       numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Seg and energy; neither they nor their labels are computed before their start."""
-        wanted = {t for t in ("seg", "energy") if self.compute_inactive or self.active(t, step)}
-        if not wanted:
+        if labels.pixels is None:
             return {}
-        labels = self.pseudo_label(output, batch)
-        return decoder_terms(output.seg_logits, labels, batch, wanted, self.recipe, self.filter)
+        wanted = {term for term in ("seg", "energy") if self._wanted(term, step)}
+        batch = replace(batch, count_reduce=numbers.get("seg"))
+        return decoder_terms(output.seg_logits, labels.pixels, batch, wanted, self.recipe,
+                             self.filter)
+
+
+def mean_counts(passes: Sequence[Mapping[str, Tensor]], reduce: Reduce | None) -> dict[str, Tensor]:
+    """`Objective.counts` of an update's passes: their mean over passes and ranks.
+
+    Args: passes: of this rank; reduce: the mean over ranks, asked once; None: one rank.
+    """
+    sizes = {term: len(values) for term, values in passes[0].items()}
+    if not sizes:
+        return {}
+    every = sum(torch.cat([part[term] for term in sizes]) for part in passes) / len(passes)
+    parts = (every if reduce is None else reduce(every)).split(list(sizes.values()))
+    return dict(zip(sizes, parts, strict=True))
 
 
 def _present(maps: Tensor | PresentMaps, tags: Tensor) -> PresentMaps:

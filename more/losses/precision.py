@@ -9,7 +9,9 @@ from torch import Tensor
 
 EPS = 1e-8  # least length that a vector is divided by, as in F.normalize(eps=EPS)
 
-Reduce = Callable[[Tensor], Tensor]
+# Counts of this pass and rank to their mean over all passes and ranks; or that mean, where it is
+# known.
+Reduce = Callable[[Tensor], Tensor] | Tensor
 
 
 def full(x: Tensor) -> Tensor:
@@ -17,11 +19,15 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def counts(values: list[Tensor], reduce: Reduce | None) -> Tensor:
-    """Counts of this rank stacked to `[n]`, averaged over ranks where `reduce` is given.
+def counts(values: Callable[[], list[Tensor]], reduce: Reduce | None) -> Tensor:
+    """Counts of a pass stacked to `[n]`, averaged over ranks and passes where `reduce` is given.
 
-    A sum of this rank over the mean count, averaged over ranks, is the sum of the global batch
-    over its count: that keeps losses independent of how a batch is divided.
+    The sum of one pass over the mean count, averaged over ranks and passes, is the sum of the
+    global batch over its count: that keeps losses independent of how a batch is divided.
+
+    Args: values: makes the counts; not called where `reduce` is the mean itself.
     """
-    stacked = torch.stack(values).detach()
+    if isinstance(reduce, Tensor):
+        return reduce
+    stacked = torch.stack(values()).detach()
     return stacked if reduce is None else reduce(stacked)

@@ -34,13 +34,19 @@ def pixel_counts(
     labels: Tensor, dtype: torch.dtype, reduce: Reduce | None = None, share: float = 1.0,
     weights: Tensor | None = None, balanced: bool = True,
 ) -> Tensor:
-    """Numbers `[2]` of background and foreground pixels, averaged over ranks, plus 1e-6.
+    """Numbers `[2]` of background and foreground pixels, averaged by `reduce`, plus 1e-6.
 
     Args: weights: `[B, H, W]`, how much each pixel counts; balanced: False counts both kinds
     together, `[1]`. Others as in `balanced_cross_entropy`.
     """
-    kinds = _kinds(labels, dtype, weights, balanced)
-    return counts([kind.sum() for kind in kinds], reduce) + 1e-6 * share
+    return counts(lambda: kind_counts(labels, dtype, weights, balanced), reduce) + 1e-6 * share
+
+
+def kind_counts(labels: Tensor, dtype: torch.dtype, weights: Tensor | None = None,
+                balanced: bool = True) -> list[Tensor]:
+    """How much background and foreground pixels of a pass count (or both together, `balanced`
+    False); arguments as in `pixel_counts`."""
+    return [kind.sum() for kind in _kinds(labels, dtype, weights, balanced)]
 
 
 def balanced_sum(

@@ -131,7 +131,8 @@ def uncertain_region_loss(
     Args:
         class_tokens: `[B, C, D]`, no gradient reaches them. patch_tokens: `[B, D, h, w]`.
         tags: `[B, C]`. positions, valid: from `select_uncertain`.
-        reduce: gives the mean over ranks of the number of chosen patches.
+        reduce: gives the mean over ranks and passes of the number of chosen patches, or is that
+            mean `[1]`.
         form: "released", or "paper": signed cosine and plain means.
 
     Returns: a scalar, 0 with zero gradient where nothing was chosen.
@@ -146,7 +147,7 @@ def uncertain_region_loss(
     else:
         raise ValueError(f"URE form is 'released' or 'paper', not {form!r}")
     weights = torch.where(present, -0.5 / number, 0.5 / absent)
-    (chosen,) = counts([valid.sum(dtype=dtype)], reduce)
+    (chosen,) = counts(lambda: [valid.sum(dtype=dtype)], reduce)
     shares = valid / chosen.clamp(min=torch.finfo(chosen.dtype).tiny)
     # Patches as rows: so they leave the network, and so their gradient is one piece per patch.
     rows = patch_tokens.flatten(2).transpose(1, 2)

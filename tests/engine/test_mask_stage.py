@@ -125,7 +125,7 @@ def test_terms_are_those_of_the_labels_of_the_views(images, masks, tmp_path, seg
         expected["tags"] = image_tags_loss(
             logits, torch.from_numpy(source.tags[batch["indices"].numpy()]).float())
         total = total + config.segment.tags * expected["tags"]
-    terms, anchor = stage.terms(batch, 0)
+    terms, anchor = next(stage.terms([stage.taken(batch)], 0))
     assert terms.keys() == {*expected, "total"} and anchor.requires_grad
     for name, value in {**expected, "total": total}.items():  # tokens are rounded to 16 bits
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-3), name
@@ -139,10 +139,11 @@ def test_the_average_over_ranks_normalises_the_loss(images, masks, tmp_path, mon
     batch, shares = next(iter(stage.batches(split_batch(4, 1), 0))), []
     monkeypatch.setattr("more.engine.stage_two.mask_loss", lambda *given: (
         shares.append(given[-1]), mask_loss(*given))[1])
-    alone = stage.terms(batch, 0)[0]["seg"]
+    alone = next(stage.terms([stage.taken(batch)], 0))[0]["seg"]
     monkeypatch.setattr(World, "mean", lambda self, numbers: numbers * 2)
     stage.world = World(0, 2, 0, 2, torch.device("cpu"))
-    assert stage.terms(batch, 0)[0]["seg"].item() == pytest.approx(alone.item() / 2, rel=1e-5)
+    halved = next(stage.terms([stage.taken(batch)], 0))[0]["seg"]
+    assert halved.item() == pytest.approx(alone.item() / 2, rel=1e-5)
     assert shares == [1, 0.5]
 
 
