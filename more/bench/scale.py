@@ -12,8 +12,9 @@ labels, losses and the loader cost an image. Per rank, with W ranks and P bytes 
 Stages 1 and 2 of DeepSpeed 0.19 reduce a whole bucket on every rank and keep a part of it
 (`use_multi_rank_bucket_allreduce`). Only stage 2 and 3 send in every pass of an accumulated update.
 Every size of CAM view is one more forward: ZeRO 3 gathers the weights for each, without decoder and
-GCR. Under bf16 autocast stages 1 to 3 send gradients of linear and convolution layers, and stage 3
-their weights, in bf16; all else is fp32.
+GCR. Under bf16 autocast gradients and weights are sent in fp32 all the same (`deepspeed_dict`). An
+update of n passes takes n - 1 forwards more where a term counts (`TagStage.terms`), and one
+reduction of counts.
 
 Gradients are sent while backward goes on (`overlap_comm`): what counts is the part that is longer
 than backward, and the last bucket. Gathered weights of ZeRO 3 are fetched ahead likewise. The
@@ -72,7 +73,7 @@ class Work:
         sent: bytes of all gradients, or of all weights as stage 3 gathers them.
         view: bytes of the weights that a CAM view needs, as stage 3 gathers them.
         views: forwards that only give CAMs.
-        reductions: numbers in each small reduction of a pass.
+        counts: numbers that an update's small reduction carries; 0 = there is none.
     """
 
     train: float
@@ -82,7 +83,7 @@ class Work:
     sent: int
     view: int
     views: int
-    reductions: tuple[int, ...]
+    counts: int
 
 
 def count_work(config: Config, images: int) -> Work:
@@ -94,39 +95,34 @@ def count_work(config: Config, images: int) -> Work:
     flops = step_flops(config, images)
     with torch.device("meta"):
         network = make_network(config, load_weights=False)
-    total = _bytes(network, config, low=False)
-    sent = _bytes(network, config, low=config.deepspeed.zero_stage > 0)
+    total = _bytes(network, config)
     heads = sum(4 * p.numel() for p in network.head_parameters())
-    view = _bytes(network.encoder, config, low=config.deepspeed.zero_stage > 0) + heads
+    view = _bytes(network.encoder, config) + heads
     share = 1 / config.cam.every  # of the updates that run the views
     again = flops["forward"] if config.model.gradient_checkpointing else 0
     return Work(sum(flops[part] for part in ("forward", "backward")) + again,
-                flops["backward"] + again, share * flops["cam"], total, sent, view,
-                len(view_sizes(config, network.encoder.patch_size)), _count_reductions(config))
+                flops["backward"] + again, share * flops["cam"], total, total, view,
+                len(view_sizes(config, network.encoder.patch_size)), _counts(config))
 
 
-def _bytes(module: nn.Module, config: Config, low: bool) -> int:
-    """Bytes of a module's weights; `low`: as they are sent under autocast."""
-    total = 0
-    for layer in module.modules():
-        half = config.precision == "fp16" or (
-            low and config.precision == "bf16" and type(layer) in (nn.Linear, nn.Conv2d))
-        total += sum((2 if half else 4) * p.numel() for p in layer.parameters(recurse=False))
-    return total
+def _bytes(module: nn.Module, config: Config) -> int:
+    """Bytes of a module's weights, as they are kept and sent."""
+    return (2 if config.precision == "fp16" else 4) * sum(p.numel() for p in module.parameters())
 
 
-def _count_reductions(config: Config) -> tuple[int, ...]:
-    """Numbers in each reduction of counts: PTC, URE, segmentation, and CRE over pairs."""
-    weights, found = config.loss.weights, []
+def _counts(config: Config) -> int:
+    """Numbers that an update's reduction of counts carries: of PTC, URE, segmentation, and CRE over
+    pairs."""
+    weights, found = config.loss.weights, 0
     if weights.ptc:
-        found.append(2)
+        found += 2
     if weights.ure:
-        found.append(1)
+        found += 1
     if weights.seg:
-        found.append(2)
+        found += 2
     if weights.cre and config.loss.cre_reduction == "pairs":
-        found.append(1)
-    return tuple(found)
+        found += 1
+    return found
 
 
 def predict(config: Config, work: Work, split: BatchSplit, ranks: int, machine: Machine
@@ -145,7 +141,8 @@ def predict(config: Config, work: Work, split: BatchSplit, ranks: int, machine: 
         "images/s", "most" (the longest of the four), "MB sent".
     """
     passes, stage, part = split.accumulation, config.deepspeed.zero_stage, (ranks - 1) / ranks
-    compute = passes * (work.train / machine.flops + split.micro * machine.losses)
+    again = (passes - 1) * (work.train - work.backward) / machine.flops if work.counts else 0.0
+    compute = again + passes * (work.train / machine.flops + split.micro * machine.losses)
     cam = passes * work.cam / machine.flops
     gradients = part * work.sent * {0: 2, 1: 2, 2: 2 * passes, 3: passes}[stage]
     gathered = part * work.weights * (0, 1, 1, 0)[stage]
@@ -155,7 +152,7 @@ def predict(config: Config, work: Work, split: BatchSplit, ranks: int, machine: 
     bucket = min(config.deepspeed.bucket_mb * 2**20, work.sent)
     last = part * bucket / machine.bandwidth
     # A reduction passes the ring twice whatever it carries; one more holds an update's means.
-    small = 2 * (ranks - 1) * machine.latency * (passes * len(work.reductions) + 1)
+    small = 2 * (ranks - 1) * machine.latency * ((work.counts > 0) + 1)
     hidden_under = passes * work.backward / machine.flops if stage else 0.0
     exposed = max(gradients / machine.bandwidth - hidden_under, last * (ranks > 1))
     exposed += max(0.0, fetched / machine.bandwidth - (compute + cam))
@@ -168,7 +165,7 @@ def predict(config: Config, work: Work, split: BatchSplit, ranks: int, machine: 
     return {**terms, "step": step, "images/s": ranks * passes * split.micro / step,
             "most": max(terms, key=terms.__getitem__),
             "MB sent": (gradients + gathered + fetched
-                        + (ranks > 1) * passes * COUNT * sum(work.reductions)) / 1e6}
+                        + (ranks > 1) * COUNT * work.counts) / 1e6}
 
 
 def scale_table(config: Config, gpus: Sequence[int], images: int, machine: Machine
