@@ -68,6 +68,9 @@ class World:
         return box
 
 
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+"""A process without peers."""
+
 # Set by srun alone; SLURM_NTASKS is there in the batch script too, where only one process runs.
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 

@@ -56,8 +56,8 @@ class TagStage:
     def begin(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
         """The start of a run that no checkpoint continues: the head warm-up."""
         if self.config.head_warmup.updates:
-            terms = warm_heads(network, self.images, self.config, quiet=not self.world.main,
-                               check=self.stop.check)
+            terms = warm_heads(network, self.images, self.config, not self.world.main, self.world,
+                               self.stop.check)
             say("head warm-up ends at " + ", ".join(
                 f"{name} {value:.4g}" for name, value in terms.items()))
 

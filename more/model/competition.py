@@ -8,6 +8,8 @@ constant background score. B batch, C classes, D channels, h·w patches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ BACKGROUND = 2.0  # score of the background; only its distance to the classes' b
 PRIOR = -2.5  # first bias of a class: rare
 PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's
 SMALLEST = 1e-6
+CHANNELS, IMAGES = 64, 16  # that the mean of many features is made of at a time
 
 
 class CompetitiveHead(nn.Module):
@@ -55,9 +58,32 @@ class CompetitiveHead(nn.Module):
         return mean.clamp(SMALLEST, 1 - SMALLEST).logit()
 
     @torch.no_grad()
-    def set_centre(self, features: Tensor) -> None:
-        """Take the mean over images and patches of features [B,D,h,w] as what all share."""
-        self.centre.copy_(self._normalised(features).mean((0, 2, 3)))
+    def set_centre(self, features: Tensor, share: float = 1.0,
+                   add: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take the mean over images and patches of features [B,D,h,w] as what all share.
+
+        Args:
+            features: in any precision; some channels at a time are made float32, for all of them
+                may be gigabytes.
+            share: of these images in those of all ranks.
+            add: adds up a tensor over the ranks; None: this process has all images.
+        """
+        width = features.shape[1]
+        some = max(CHANNELS, width // 4 // CHANNELS * CHANNELS)
+        means = [self._channels(features, slice(first, first + some)).mean((0, 2, 3))
+                 for first in range(0, width, some)]
+        mean = share * torch.cat(means).to(self.centre.device)
+        self.centre.copy_(mean if add is None else add(mean))
+
+    def _channels(self, features: Tensor, part: slice) -> Tensor:
+        """Some channels of the normalised features, float32, in the features' order of memory."""
+        if not self.normalise:
+            return self._normalised(features[:, part])
+        result = torch.empty_like(features[:, part], dtype=torch.float32)
+        for first in range(0, len(features), IMAGES):
+            images = slice(first, first + IMAGES)
+            result[images] = self._normalised(features[images])[:, part]
+        return result
 
     def _normalised(self, features: Tensor) -> Tensor:
         features = features.to(torch.promote_types(features.dtype, torch.float32))
