@@ -81,7 +81,7 @@ class MoReNetwork(nn.Module):
             images: the batch.
             mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "aux_cam" → (aux_cam,), with
                 fewer blocks; "lam" → LAM [B,C,h,w]; "maps" → dict with cam, aux_cam, lam, logits
-                and patches (the tokens [B,D,h,w]);
+                and patches (the tokens [B,D,h,w]); "scores" → the same with "segment" beside them;
                 "segment" → seg_logits [B,C+1,h,w]; "attention" → score maps [B,C,h,w]. The maps
                 are signed, in float32 and detached. What a mode does not return is not computed.
             half: run the encoder under bf16 autocast, whatever is set around it. (Set here, since
@@ -94,6 +94,8 @@ class MoReNetwork(nn.Module):
         """
         runs = {"train": self._train_output, "cam": self._cams, "aux_cam": self._aux_cam,
                 "lam": self._lam, "maps": self._maps, "segment": self._segment,
+                "scores": lambda encoded: {**self._maps(encoded),
+                                           "segment": self._segment(encoded)},
                 "attention": self._score_maps}
         if mode not in runs:
             raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
