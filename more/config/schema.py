@@ -278,7 +278,9 @@ class DeepSpeedConfig:
                               "as well, 3 weights as well")
     offload: str = setting("none", "keep on the CPU: 'none', 'optimizer' state, or 'parameters' as "
                            "well (ZeRO 3)")
-    json: str = setting("", "file of DeepSpeed settings merged over ours")
+    json: str = setting("", "file of DeepSpeed settings merged over ours (under bf16 gradients are "
+                        "summed over ranks in fp32, unless its torch_autocast."
+                        "lower_precision_safe_modules names classes of layers)")
     timeout_minutes: float = setting(10.0, "longest time of a step, and longest wait for a rank")
     bucket_mb: int = setting(50, "megabytes per gradient reduction")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from more.engine.build import (
     make_plan,
     same_buffers,
 )
-from more.engine.distributed import World
-from more.engine.settings import deepspeed_dict, split_batch
+from more.engine.distributed import World, import_deepspeed
+from more.engine.settings import deepspeed_dict, merged, split_batch
 from more.errors import UserError
 from more.filtering.attention import attention_filter
 from more.losses.energy import energy_filter
@@ -99,6 +100,26 @@ def test_a_run_sends_its_buffers_after_the_head_warm_up(tiny, monkeypatch):
         build.make_engine(load_config(tiny["config"]), split_batch(4, 1), world, Stage(), print,
                           None)
     assert order == ["warm-up", "buffers"]
+@pytest.mark.parametrize("named", [False, True])
+def test_bf16_sums_gradients_over_ranks_in_fp32(tiny, monkeypatch, named):
+    """What DeepSpeed's ZeRO 1 to 3 choose buckets by; layers named in deepspeed.json use bf16."""
+    import_deepspeed()
+    from deepspeed.runtime import config as settings
+    from deepspeed.runtime import torch_autocast as autocast
+
+    for name in ("TORCH_AUTOCAST_INITIALIZED", "TORCH_AUTOCAST_DTYPE"):
+        monkeypatch.setattr(autocast, name, getattr(autocast, name))
+    config = load_config(tiny["config"], ["precision=bf16"])
+    found = deepspeed_dict(config, split_batch(4, 1))
+    if named:
+        found = merged(found, {"torch_autocast": {
+            "lower_precision_safe_modules": ["torch.nn.Linear"]}})
+    network = make_network(config)
+    engine = SimpleNamespace(module=network, zero_quantized_weights=lambda: False)
+    autocast.init_autocast_params(engine, torch.bfloat16,
+                                  settings.get_lower_precision_safe_modules(found))
+    expected = {torch.float32, torch.bfloat16} if named else {torch.float32}
+    assert autocast.get_all_comm_dtypes(network.parameters()) == expected
 
 
 def test_every_parameter_is_in_one_group(tiny):

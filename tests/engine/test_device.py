@@ -51,7 +51,7 @@ def updated(stage, network, config) -> tuple[dict[str, torch.Tensor], WeightAver
     average = WeightAverage(engine, config.train.ema) if config.train.ema else None
     stage.connect(engine, average)
     batch = next(iter(stage.batches(split_batch(4, 1), 0)))
-    terms, anchor = stage.terms(batch, 2)
+    terms, anchor = next(stage.terms([stage.taken(batch)], 2))
     poisoned(terms["total"], anchor).backward()
     engine.optimizer.step()
     if average is not None:

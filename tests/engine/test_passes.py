@@ -90,7 +90,9 @@ def assert_same_update(stage, step: int) -> list[dict[str, float]]:
 def test_several_passes_are_one_update_on_tags(images, tmp_path, variant, step):
     stage = tag_stage(images, tmp_path, variant=variant)
     terms = assert_same_update(stage, step)
-    assert all(any(part[name] for part in terms) for name in ("cre", "ure", "ptc"))
+    # The paper's forms may find no patch for URE and CRE in these few images.
+    counted = ("cre", "ure", "ptc") if variant == "released" else ("ptc",)
+    assert [name for name in counted if not any(part[name] for part in terms)] == []
     if step:
         assert all(any(part[name] for part in terms) for name in ("seg", "energy"))
     assert len({round(part["seg"], 5) for part in terms}) > 1 or not step, "passes are uneven"
