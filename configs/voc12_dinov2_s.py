@@ -3,6 +3,7 @@
 # this short the released ones leave class tokens tied, disturb the backbone's features and feed the
 # classifier on artifact patches.
 _base_ = ["_base_/voc12.py"]
+precision = "auto"
 model = dict(
     backbone="vit_small_patch14_dinov2",
     # Class tokens enter above nine blocks, which are run once: an update takes a third of the time.

@@ -1,5 +1,6 @@
 # PASCAL VOC 2012 as released: 20 classes, 448 px, 4 images an update, 20,000 updates.
 # Every value that is not written here is the schema's default, which is the released VOC recipe.
+precision = "fp32"  # as released, also on a GPU with bf16
 model = dict(num_classes=20)
 data = dict(crop=448, augment="voc")
 train = dict(iterations=20000, global_batch=4)

@@ -37,6 +37,7 @@ from more.config.load import load_config
 from more.config.schema import Config
 from more.engine.build import make_network
 from more.engine.cams import view_sizes
+from more.engine.distributed import local_device, settled_here
 from more.engine.settings import BatchSplit, split_batch
 from more.errors import UserError
 
@@ -208,7 +209,7 @@ def run(file: Path, overrides: Sequence[str], gpus: str, images: int, machine: M
         raise UserError(f"--gpus {gpus}: not whole numbers", "write them as 1,8,64") from error
     if min(numbers) < 1:
         raise UserError(f"--gpus {gpus}: less than one", "write them as 1,8,64")
-    config = load_config(file, overrides)
+    config = settled_here(load_config(file, overrides), local_device(), 1)
     lines = scale_table(config, numbers, images, machine)
     about = {"settings": config.name, "precision": config.precision,
              "ZeRO": config.deepspeed.zero_stage, **asdict(machine)}

@@ -27,7 +27,7 @@ from more.data.shards.reader import ShardSet
 from more.engine import checkpoint
 from more.engine.allocator import keep_freed_memory
 from more.engine.build import make_plan, make_transform
-from more.engine.distributed import World, local_device, setup, teardown
+from more.engine.distributed import World, local_device, settled_here, setup, teardown
 from more.errors import UserError
 
 MICRO = Path(__file__).resolve().parents[2] / "configs" / "shapes_micro.py"
@@ -47,6 +47,7 @@ def bench_settings(file: Path | None, overrides: Sequence[str] = ()) -> Config:
         UserError: a precision whose bare loop would be another training.
     """
     config = load_config(file or MICRO, [*([] if file else ["data.crop=64"]), *overrides])
+    config = settled_here(config, local_device(), 1)
     if config.precision not in AGREE:
         raise UserError(f"precision = {config.precision}: DeepSpeed keeps other weights then, so "
                         "there is nothing to compare", "measure fp32 or bf16")

@@ -17,7 +17,7 @@ AT_LEAST_ONE = (
     "segment.stride")
 NOT_NEGATIVE = (
     "model.image_size", "model.regularising_tokens", "model.regularising_std",
-    "model.token_noise", "data.workers", "train.micro_batch", "train.seed", "train.threads",
+    "model.token_noise", "train.scale_to", "train.micro_batch", "train.seed", "train.threads",
     "eval.every", "eval.images", "optim.warmup", "optim.warmup_ratio", "optim.power",
     "train.skip_nonfinite", "optim.frozen_steps", "optim.clip", "optim.weight_decay",
     "optim.head_lr_scale", "optim.token_lr_scale", "head_warmup.updates", "head_warmup.background",
@@ -99,6 +99,11 @@ def check(flat: Mapping[str, Any], source: str) -> None:
          "'parameters' needs deepspeed.zero_stage 3")
     need(not flat["train.compile"] or stage < 3, "train.compile",
          "does not work with deepspeed.zero_stage 3")
+    need(flat["data.workers"] >= -1, "data.workers", "must be at least -1")
+    span = flat["train.profile"].split(":")
+    need(span == [""] or (len(span) == 2 and all(part.isdecimal() for part in span)
+                          and int(span[0]) < int(span[1])), "train.profile",
+         "must be FROM:TO, two numbers of updates with FROM below TO")
     need(0 <= flat["train.ema"] < 1, "train.ema", "must be at least 0 and below 1")
     need(not flat["cam.ema"] or flat["train.ema"] > 0, "cam.ema", "needs train.ema above 0")
     # Half the largest squared distance between two pixels' features has to be a number of fp16.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from more.config.check import check
+from more.config.scale import check_unambiguous, scaled
 from more.config.schema import OFF_IS_EMPTY, PAPER, TAKES_NONE, Config
 from more.errors import UserError, nearest
 
@@ -39,10 +40,12 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
         tree = _read(file)
         tree.setdefault("name", file.stem)
     settings = [_parse_override(text) for text in overrides]
-    for key in ("stage", "segment.supervision"):
+    for key, setter in (("stage", "`more train --masks MASKS`"),
+                        ("segment.supervision", "`more train --masks MASKS`"),
+                        ("train.scaled_from", "train.scale_to")):
         if key in dict(settings) or _get(tree, key) is not None:
-            raise UserError(f"{file}: {key} is not for files or --set",
-                            "`more train --masks MASKS` sets it")
+            raise UserError(f"{file}: {key} is not for files or --set", f"{setter} sets it")
+    check_unambiguous(settings)
     for key, value in settings:
         if key.startswith("stage_two."):
             _put(tree, key, value)
@@ -54,7 +57,7 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
     # Both, whichever is wanted: a mistake in stage two must not wait until stage one is over.
     first = config_from_dict(tree, source=str(file))
     second = config_from_dict({**later, "stage": 2}, source=f"{file} in stage two")
-    return second if stage == 2 else first
+    return scaled(second if stage == 2 else first)
 
 
 def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:

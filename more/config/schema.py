@@ -77,7 +77,8 @@ class DataConfig:
     window: int = setting(8, "shards that are shuffled with one another, for order='shards'")
     last_batch: str = setting("drop", "the incomplete batch at an epoch's end: 'drop', or 'carry' "
                               "it into the next epoch")
-    workers: int = setting(2, "loader processes per rank; 0 loads in the trainer")
+    workers: int = setting(-1, "loader processes per rank; 0 loads in the trainer, -1: one less "
+                           "than the rank has cores, 1 to 8")
     prefetch_mb: int = setting(256, "megabytes of finished batches that may wait, per rank")
     cache: str = setting("", "copy shards to this local folder when first read; '' = read in place")
     quarantine: float = setting(0.0, "share of damaged images to leave out; 0 stops at the first")
@@ -219,6 +220,14 @@ class TrainConfig:
                          "0 = off, as released")
     compile: str = setting("", "backend of torch.compile for the transformer's blocks, such as "
                            "'inductor'; '' = off")
+    tf32: bool = setting(False, "let matrix products of fp32 numbers round to TF32 on GPUs, also "
+                         "those of losses and similarities; faster, three digits")
+    scale_to: int = setting(0, "images per update to train with instead of train.global_batch: the "
+                            "rate grows in proportion, and whatever counts updates (length, "
+                            "warm-up, starts, evaluations, checkpoints) shrinks; 0 = off")
+    scaled_from: int = setting(0, "train.global_batch before train.scale_to, which sets this")
+    profile: str = setting("", "'FROM:TO': record updates FROM to TO - 1 of rank 0 in "
+                           "RUN/profile, for ui.perfetto.dev; '' = off")
 
 
 @dataclass(frozen=True)
@@ -320,8 +329,9 @@ class Config:
 
     name: str = setting("run", "name of the run; the file's name unless given")
     variant: str = setting("released", "'released' or 'paper': defaults where the two differ")
-    precision: str = setting("fp32", "'fp32', 'bf16' (autocast, fp32 weights) or 'fp16' (loss "
-                             "scaling; GPU and ZeRO 1 to 3)")
+    precision: str = setting("auto", "'fp32', 'bf16' (autocast, fp32 weights), 'fp16' (loss "
+                             "scaling; GPU and ZeRO 1 to 3) or 'auto': bf16 where every rank has "
+                             "a GPU with it, else fp32")
     model: ModelConfig = setting(ModelConfig, "the network")
     data: DataConfig = setting(DataConfig, "images and augmentation")
     cam: CamConfig = setting(CamConfig, "CAMs and thresholds")
@@ -362,7 +372,7 @@ PAPER = {
 
 CHOICES = {
     "variant": ("released", "paper"),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
     "model.token_init": ("copied", "perturbed"),
     "model.register_init": ("random", "small", "registers"),
     "model.token_attention": ("full", "shared"),

@@ -73,6 +73,9 @@ def check_same_model(config: Config, source: Path) -> None:
     pairs = [("data", "crop"), *(("model", key) for key in new["model"] if key not in free)]
     changed = [f"{section}.{key}: {old[section].get(key)!r} → {new[section][key]!r}"
                for section, key in pairs if old[section].get(key) != new[section][key]]
+    before, now = old.get("train", {}).get("scale_to", 0), config.train.scale_to
+    if before != now:  # its numbers of updates count other images
+        changed.append(f"train.scale_to: {before} → {now}")
     if changed:
         raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
                         "restore these settings, or train into another --run folder")

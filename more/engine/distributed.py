@@ -11,13 +11,14 @@ import os
 import socket
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from more.config.schema import Config
 from more.engine.allocator import keep_freed_memory
 from more.errors import UserError
 
@@ -71,6 +72,8 @@ class World:
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 """A process without peers."""
 
+MOST_WORKERS = 8  # of a rank's loader, where the settings leave it open
+
 # Set by srun alone; SLURM_NTASKS is there in the batch script too, where only one process runs.
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
 
@@ -94,6 +97,32 @@ def local_device() -> torch.device:
         if name in os.environ:
             return torch.device("cuda", int(os.environ[name]) % torch.cuda.device_count())
     return torch.device("cuda", 0)
+
+
+def settled_here(config: Config, device: torch.device, local_size: int,
+                 world: World | None = None) -> Config:
+    """The settings with what they leave to the machine: `precision=auto`, `data.workers=-1`.
+
+    Args:
+        config: settings.
+        device: of this rank.
+        local_size: ranks on this machine, which share its cores.
+        world: ranks, which take the same precision; None asks nobody.
+    """
+    precision, workers = config.precision, config.data.workers
+    if precision == "auto":
+        own = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        everyone = [own] if world is None else world.gather(own)
+        precision = "bf16" if all(everyone) else "fp32"
+    if workers == -1:
+        workers = min(max(_cores() // local_size - 1, 1), MOST_WORKERS)
+    return replace(config, precision=precision, data=replace(config.data, workers=workers))
+
+
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Let matrix products of fp32 numbers round to TF32 (`train.tf32`); nothing on a CPU."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def setup(timeout_minutes: float = 10, threads: int = 0) -> World:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from more.config.scale import scaled_settings
 from more.config.schema import Config
 from more.data.loader import Reading, parcels
 from more.data.shards.reader import ShardSet
@@ -19,7 +20,7 @@ from more.engine import folders
 from more.engine.activations import step_activations
 from more.engine.build import make_plan
 from more.engine.checks import LEARNS_FROM, check_classes
-from more.engine.distributed import local_device
+from more.engine.distributed import local_device, settled_here
 from more.engine.memory import (
     STAGES,
     checkpoint_bytes,
@@ -49,6 +50,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
     Raises:
         UserError: whatever training would refuse about settings, data, batch and checkpoint.
     """
+    config = settled_here(config, local_device(), _local_ranks(world))
     check_classes(config, train_set, val_set)
     split = split_batch(config.train.global_batch, world, config.train.micro_batch)
     deepspeed_dict(config, split)  # refuses a bad deepspeed.json
@@ -72,6 +74,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
                   "last_batch": config.data.last_batch,
                   "seed": train.seed},
         "loader": _loader(config, split),
+        "scaled": scaled_settings(config),
         "checkpoints": _checkpoints(config, checkpoint_bytes(
             sizes, frozen, buffers, train.ema > 0)),
         "evaluation": {"steps": _due(train.iterations, config.eval.every) if val_set else [],
@@ -152,6 +155,12 @@ def _check_weights(config: Config) -> None:
                         "correct model.weights; 'timm' downloads, 'none' starts from scratch")
 
 
+def _local_ranks(world: int) -> int:
+    """Ranks of one machine: as launched, else one a GPU, and on a CPU all of them."""
+    gpus = torch.cuda.device_count() if local_device().type == "cuda" else world
+    return int(os.environ.get("LOCAL_WORLD_SIZE", min(world, gpus)))
+
+
 def _device() -> str:
     device = local_device()
     if device.type == "cuda":
@@ -182,6 +191,7 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         "length": f"{facts['iterations']} updates = {facts['epochs']:.2f} epochs of "
                   f"{facts['steps_per_epoch']:g} updates; {facts['images_seen']} images seen of "
                   f"{facts['images']}",
+        **({"scaled": _scaled_line(facts["scaled"])} if facts["scaled"] else {}),
         "order": f"{order['kind']} ({order['shards']}), window {order['window']}, last batch "
                  f"{order['last_batch']}, seed {order['seed']}",
         "loader": (f"{loader['workers']} processes a rank, {loader['ahead']} batches ahead in "
@@ -203,6 +213,13 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         out.print(_activation_table(facts))
     out.print("A rank's device needs the sum of both tables' last columns; ZeRO 3 also gathers "
               "layers while it needs them.", highlight=False)
+
+
+def _scaled_line(scaled: dict[str, Any]) -> str:
+    """What `train.scale_to` has made of the settings."""
+    changed = ", ".join(f"{key} {value:.6g}" for key, value in scaled["settings"].items())
+    return (f"from {scaled['from']} to {scaled['to']} images an update (× {scaled['factor']:g}): "
+            f"{changed}; " + ", ".join(scaled["kept"]) + " stay as written")
 
 
 def _memory_table(facts: dict[str, Any]) -> PlainTable:

@@ -19,6 +19,7 @@ from more.engine.build import make_batches, make_objective
 from more.engine.cams import CamMaker
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
+from more.engine.phases import CAMS, FORWARD, LOSSES
 from more.engine.settings import BatchSplit
 from more.engine.stop import StopRequest
 from more.engine.warmup import warm_heads
@@ -42,6 +43,10 @@ class TagStage:
 
     pretrained = True
     """Whether the network starts from `model.weights`."""
+
+    @staticmethod
+    def mark(phase: str) -> None:
+        """Told the phase that begins; the trainer puts its clock here."""
 
     def __init__(self, config: Config, images: ShardSet, run: Path, world: World):
         self.config, self.images, self.run, self.world = config, images, run, world
@@ -126,6 +131,7 @@ class TagStage:
             yield self.objective(output, batch, step, labels=found, numbers=numbers), output.logits
 
     def _forward(self, data: dict[str, Any]) -> NetworkOutput:
+        self.mark(FORWARD)
         if self.store is None:
             return in_float32(self.engine(self._as_weights(data["images"])))
         return in_float32(self.engine(data["tokens"][0], frozen=self.config.model.frozen_blocks))
@@ -139,7 +145,9 @@ class TagStage:
     def _batch(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float) -> Batch:
         images, tags = data["images"], data["tags"]
         mirrored = None if self.store is None else data["tokens"][1]
+        self.mark(CAMS)
         cams, aux_cams = self.cams(self._as_weights(images), tags, output, step, mirrored)
+        self.mark(LOSSES)
         box = None if data.get("box") is None else data["box"].to(self.world.device,
                                                                   non_blocking=True)
         return Batch(images=images, tags=tags, cams=cams, aux_cams=aux_cams, box=box,

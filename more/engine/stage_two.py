@@ -26,7 +26,9 @@ from more.engine.average import WeightAverage
 from more.engine.build import make_batches
 from more.engine.distributed import World
 from more.engine.encode import kept_tokens
+from more.engine.phases import FORWARD, LOSSES
 from more.engine.settings import BatchSplit
+from more.engine.stage_one import TagStage
 from more.engine.stop import StopRequest
 from more.engine.weights import (
     exported_config,
@@ -61,6 +63,7 @@ class MaskStage:
     """
 
     routes = ("decoder",)
+    mark = staticmethod(TagStage.mark)
 
     def __init__(self, config: Config, images: ShardSet, masks: ShardSet, run: Path, world: World,
                  init: Path | None = None):
@@ -139,7 +142,9 @@ class MaskStage:
                 data["labels"], torch.float32, data["weights"], balanced)) for data in passes])
             reduce = self.world.mean(own.mean(dim=0))
         for data in passes:
+            self.mark(FORWARD)
             logits = self.engine(data["inputs"], mode="segment", frozen=self.frozen).float()
+            self.mark(LOSSES)
             terms = {"seg": mask_loss(logits, data["labels"], data["weights"], balanced, reduce,
                                       1 / (self.world.size * len(passes)))}
             total = terms["seg"]

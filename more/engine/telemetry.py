@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -27,7 +28,8 @@ import more
 from more.config.load import to_dict
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
-from more.engine.distributed import World, local_device
+from more.engine.distributed import ALONE, World, local_device
+from more.engine.phases import PHASES, Phases
 from more.progress import console
 
 if TYPE_CHECKING:
@@ -128,9 +130,10 @@ class _Above:
 
 
 class Meter:
-    """Means of loss terms and throughput between two records."""
+    """Means of loss terms, throughput and phases between two records."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = ALONE.device) -> None:
+        self.phases = Phases(device)
         self.last_total = float("nan")
         self.restart()
 
@@ -138,6 +141,7 @@ class Meter:
         """Begin anew, after a record or a pause."""
         self.sums: dict[str, float] = {}
         self.steps, self.images, self.waiting = 0, 0, 0.0
+        self.phases.restart()
         self.started = time.monotonic()
 
     def add(self, terms: dict[str, float], images: int, waiting: float) -> None:
@@ -160,11 +164,15 @@ class Meter:
         Returns:
             `terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share of the time),
             `memory_mb` (most of any rank: CUDA's peak, or the process's memory), and `ranks`:
-            least and most seconds a step apart from waiting for data, most seconds of waiting.
+            least and most seconds a step apart from waiting for data, most seconds of waiting;
+            `phases`: seconds a step by phase, mean of the ranks; `utilisation`: mean and
+            least, where it is known.
         """
+        phases, utilisation = self.phases.read(), self.phases.utilisation()
         seconds, steps = max(time.monotonic() - self.started, 1e-9), max(self.steps, 1)
         own = {"busy": (seconds - self.waiting) / steps, "wait": self.waiting / steps,
-               "memory": _memory_mb()}
+               "memory": _memory_mb(), "utilisation": utilisation,
+               "phases": {name: phases.get(name, 0.0) / steps for name in PHASES}}
         everyone = world.gather(own)
         result = {"terms": {name: value / steps for name, value in self.sums.items()},
                   "images_per_s": self.images / seconds, "seconds_per_step": seconds / steps,
@@ -172,7 +180,12 @@ class Meter:
                   "memory_mb": max(one["memory"] for one in everyone),
                   "ranks": {"busy_least": min(one["busy"] for one in everyone),
                             "busy_most": max(one["busy"] for one in everyone),
-                            "wait_most": max(one["wait"] for one in everyone)}}
+                            "wait_most": max(one["wait"] for one in everyone)},
+                  "phases": {name: fmean(one["phases"][name] for one in everyone)
+                             for name in PHASES if name in phases}}
+        busy = [one["utilisation"] for one in everyone if one["utilisation"] is not None]
+        if busy:
+            result["utilisation"] = {"mean": fmean(busy), "least": min(busy)}
         self.restart()
         return result
 

@@ -17,8 +17,10 @@ from more.engine import checkpoint, folders
 from more.engine.average import WeightAverage
 from more.engine.build import make_engine
 from more.engine.checks import check_classes, check_continues, check_same_model, out_of_memory
-from more.engine.distributed import World
+from more.engine.distributed import World, allow_tf32, settled_here
 from more.engine.guard import Guard, poisoned
+from more.engine.phases import BACKWARD, REST, UPDATE, WAITING
+from more.engine.profile import Trace
 from more.engine.rewind import go_back
 from more.engine.settings import split_batch
 from more.engine.stage_one import TagStage
@@ -54,6 +56,8 @@ class Trainer:
                  world: World, resume: str = "auto", left_out: Sequence[Damaged] = (),
                  masks: ShardSet | None = None, init: Path | None = None,
                  stop: StopRequest | None = None):
+        config = settled_here(config, world.device, world.local_size, world)
+        allow_tf32(config.train.tf32, world.device)
         check_classes(config, train_set, val_set)
         self.stage = (TagStage(config, train_set, run, world) if masks is None
                       else MaskStage(config, train_set, masks, run, world, init))
@@ -86,6 +90,7 @@ class Trainer:
         self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
                                         config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
+        self.trace = Trace(config.train.profile, run, world.device, self.records.say, world.main)
         self.start, self.saved = 0, -1
         if source is not None:
             self.start = checkpoint.restore(self.engine, source, world, self.average)
@@ -117,7 +122,8 @@ class Trainer:
         return state
 
     def _loop(self, watchdog: Watchdog) -> str:
-        train, meter = self.config.train, Meter()
+        train, meter = self.config.train, Meter(self.world.device)
+        self.stage.mark = meter.phases.mark
         if self.stop.agreed():
             return self._stopped(self.start)
         if self._missed_evaluation() and self._evaluate(self.start):
@@ -125,8 +131,10 @@ class Trainer:
         batches = iter(self.stage.batches(self.split, self.start))
         for step in range(self.start, train.iterations):
             watchdog.rearm()
+            self.trace.before(step)
             stopping = self._step(step, batches, meter)
             watchdog.disarm()
+            self.trace.after(step)
             done = step + 1
             if done % train.log_every == 0 or done == train.iterations:
                 self._record(done, meter)
@@ -139,6 +147,7 @@ class Trainer:
                 if self._evaluate(done) or (done < train.iterations and self.stop.agreed()):
                     return self._stopped(done)
                 meter.restart()
+        self.trace.close(train.iterations)
         self.writer.finish()
         self._status("finished", train.iterations)
         return "finished"
@@ -147,6 +156,7 @@ class Trainer:
         """Save, where there is something to save and that is not done, and say so."""
         if done:
             self._save(done)
+        self.trace.close(done)
         self.writer.finish()
         self._status("stopped", done)
         self.records.say(f"stopped on request after {done} updates; the same command goes on from "
@@ -164,12 +174,14 @@ class Trainer:
         """One update of all ranks; whether they agree to stop after it."""
         waited, passes, rows = 0.0, [], []
         for _ in range(self.split.accumulation):
+            self.stage.mark(WAITING)
             before = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - before
             rows += batch["indices"].tolist()
             passes.append(self.stage.taken(batch))
         terms = [self._pass(*part) for part in self.stage.terms(passes, step)]
+        self.stage.mark(REST)
         own = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
         request = torch.tensor(float(self.stop.asked()), device=self.world.device)
         means = self.world.mean(torch.stack([*own.values(), request])).tolist()
@@ -189,7 +201,9 @@ class Trainer:
     def _pass(self, terms: dict[str, torch.Tensor], anchor: torch.Tensor
               ) -> dict[str, torch.Tensor]:
         """Backward of one micro-batch; DeepSpeed updates when it is due."""
+        self.stage.mark(BACKWARD)
         self.engine.backward(poisoned(terms["total"], anchor))
+        self.stage.mark(UPDATE)
         self.engine.step()
         return {name: value.detach().float().reshape(()) for name, value in terms.items()}
 
