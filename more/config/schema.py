@@ -196,7 +196,8 @@ class HeadWarmupConfig:
     updates: int = setting(0, "updates; 0 = off, as released")
     batch: int = setting(64, "images per update")
     lr: float = setting(3e-3, "learning rate, falling linearly to 0")
-    images: int = setting(2000, "most images to encode; their features stay in memory")
+    images: int = setting(2000, "most images to encode; their features stay in "
+                          "memory, spread over the ranks")
     background: float = setting(1.0, "weight of the term that half of an image is background; "
                                 "for competitive pooling")
     centre: float = setting(0.0, "weight of the term that classes lie rather inside an image than "
