@@ -32,7 +32,7 @@ def test_from_annotations_to_masks(run, folder, tmp_path):
                       "--set", "data.augment=coco", "--set", "checkpoint.every=6")
     assert trained.returncode == 0, trained.stderr
     assert json.loads((out / "run.json").read_text())["classes"] == [
-        "person", "traffic_light", "toothbrush"]
+        "person", "traffic light", "toothbrush"]
     for step in (("localize", "--run", out, "--data", data, "--map", "lam", "--out", out / "seeds"),
                  ("refine", out / "seeds", "--data", data, "--out", out / "masks", "--workers", 1),
                  ("export", out / "masks", "--out", out / "png")):
