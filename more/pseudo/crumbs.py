@@ -34,6 +34,19 @@ def read_failures(shard: Path) -> list[tuple[str, str]]:
     return [(image_id, reason) for image_id, reason in json.loads(path.read_text("utf-8"))]
 
 
+def lacks_images(entry: ShardEntry | None, rows: int, shard: Path) -> bool:
+    """Whether a shard is to be made again: it is not finished, or has not all of its images.
+
+    Those that it lacks need not be listed: the process may have been killed between two files.
+
+    Args:
+        entry: of the finished shard; None where there is none.
+        rows: images that it is to hold.
+        shard: its file.
+    """
+    return entry is None or entry.rows != rows or bool(read_failures(shard))
+
+
 def reopen_shard(shard: Path) -> None:
     """The shard and its set are unfinished from now on, whatever the shard lacked before."""
     (shard.parent / MANIFEST).unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from more.engine.weights import load_run, weights_file
 from more.errors import UserError
 from more.jobs.workers import usable_cores
 from more.progress import Tally, track
-from more.pseudo.crumbs import read_failures
+from more.pseudo.crumbs import lacks_images, read_failures
 from more.pseudo.localizer import Localizer, Request
 from more.pseudo.mask_set import finished_beside_others
 from more.pseudo.seed_shard import SeedShards
@@ -73,8 +73,8 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
             shards = SeedShards(localizer, source, folders, provenance, pool)
             for shard in range(rank, len(source.shard_rows), world):
                 rows = len(source.rows_of(shard))
-                missing = [kind for kind in folders if shard_name(shard) not in done[kind]
-                           or read_failures(shards.path(kind, shard))]
+                missing = [kind for kind in folders if lacks_images(
+                    done[kind].get(shard_name(shard)), rows, shards.path(kind, shard))]
                 if not missing:
                     tally.skip(rows)
                     bar.advance(rows)

@@ -22,7 +22,7 @@ from more.data.shards.manifest import (
     write_manifest,
 )
 from more.errors import UserError
-from more.pseudo.crumbs import read_failures, reopen_shard
+from more.pseudo.crumbs import lacks_images, read_failures, reopen_shard
 from more.pseudo.refine_shard import ShardSpec
 
 TRIES = 3
@@ -39,7 +39,8 @@ def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[Sha
         UserError: something in the folder was made with other parameters.
     """
     done = finished_beside_others(specs[0].out, specs[0].provenance)
-    return [spec for spec in own if spec.path.name not in done or read_failures(spec.path)]
+    return [spec for spec in own
+            if lacks_images(done.get(spec.path.name), spec.rows, spec.path)]
 
 
 def reopen(specs: Sequence[ShardSpec]) -> None:

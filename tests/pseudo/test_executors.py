@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
-from more.pseudo.crumbs import write_failures
+from more.pseudo.crumbs import failures_path, write_failures
 from more.pseudo.dask_worker import LostWorker, look_around, mark_name, run_once
 from more.pseudo.executors import choose
 from more.pseudo.mask_set import accounted, reopen, unfinished
 from more.pseudo.refine import open_pair, plan, refine
 from more.pseudo.refinement import Refinement
-from tests.pseudo.sets import FAST, INLINE
+from tests.pseudo.sets import FAST, INLINE, make_sets, shard_bytes
 
 
 def run(seeds, data, out, **options):
@@ -80,3 +82,52 @@ def test_a_shard_made_again_is_unfinished_until_then(sets, tmp_path):
     assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1])
     assert not (tmp_path / "masks" / "manifest.json").exists()
 
+
+
+def test_failures_are_on_disk_before_the_shard_that_lacks_them(tmp_path, monkeypatch):
+    """A shard that lacks images and does not say so would pass for a whole one."""
+    names, replace_file = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (
+        names.append(os.path.basename(new)), replace_file(old, new)))
+    seeds, data = make_sets(tmp_path, 3, rows=3, damage="image-01")
+    names.clear()
+    run(seeds, data, tmp_path / "masks", **INLINE)
+    assert names == ["failures-shard-00000.json", "shard-00000.h5", "shard-00000.json",
+                     "manifest.json"]
+
+
+@pytest.mark.parametrize("killed_at", ["failures-shard-00000.json", "shard-00000.h5",
+                                       "shard-00000.json", "manifest.json"])
+def test_a_kill_between_failures_and_shard_leaves_a_set_that_ends(tmp_path, monkeypatch,
+                                                                  killed_at):
+    seeds, data = make_sets(tmp_path, 6, rows=3, damage="image-01")
+    run(seeds, data, tmp_path / "whole", **INLINE)
+    replace_file, dead = os.replace, []
+
+    def killed(old, new):  # from then on no file gets its name
+        if dead or os.path.basename(new) == killed_at:
+            dead.append(new)
+            raise KeyboardInterrupt
+        replace_file(old, new)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        run(seeds, data, tmp_path / "masks", **INLINE)
+    assert dead
+    assert not (tmp_path / "masks" / "manifest.json").exists()
+    assert [name for name, _ in run(seeds, data, tmp_path / "masks", **INLINE).failures] == \
+        ["image-01"]
+    assert shard_bytes(tmp_path / "masks") == shard_bytes(tmp_path / "whole")
+
+
+def test_a_shard_without_its_list_of_failures_is_made_again(tmp_path):
+    """Whatever took the list away: the shard has fewer rows than images, so it is not finished."""
+    seeds, data = make_sets(tmp_path, 6, rows=3, damage="image-01")
+    out = tmp_path / "masks"
+    run(seeds, data, out, **INLINE)
+    whole = shard_bytes(out)
+    failures_path(out / "shard-00000.h5").unlink()
+    (out / "manifest.json").unlink()
+    tally = run(seeds, data, out, **INLINE)
+    assert (tally.done, tally.skipped, len(tally.failures)) == (2, 3, 1)
+    assert shard_bytes(out) == whole

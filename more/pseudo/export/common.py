@@ -19,6 +19,7 @@ from more.data.shards.format import (
     commit,
     is_temporary,
     make_folder,
+    sync,
     temporary_path,
     write_file,
 )
@@ -99,12 +100,17 @@ def ending_of(data: bytes | bytearray) -> str:
 
 
 def replace_file(path: Path, data: bytes | bytearray) -> bool:
-    """Put `data` under its name in one step; False when it was there already."""
+    """Put `data` under its name in one step; False when it was there already.
+
+    After a power cut the name holds the old content or all of the new. That the name itself is on
+    the disk takes a `sync` of the folder, which the caller does once for all of its files.
+    """
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return False
     temporary = temporary_path(path)
     try:
         write_file(temporary, data)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
