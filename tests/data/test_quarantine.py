@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from more.commands.training import _open_sets, _Paths
+from more.config.load import load_config
+from more.data.shards.format import shard_name
 from more.data.shards.quarantine import open_checked
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -65,3 +68,27 @@ def test_damage_outside_the_images_stops_all_the_same(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"x" if path.read_bytes()[-1:] != b"x" else b"y")
     with pytest.raises(UserError, match="shard-00000.h5"):
         open_checked(tmp_path, quarantine=0.5)
+
+
+@pytest.mark.parametrize("what", ["train", "val", "masks"])
+def test_the_ranks_of_a_training_hash_all_shards_between_them(tmp_path, what):
+    """Each shard by exactly one rank: not all by each, nor those of rank 0 alone."""
+    sets = {name: small_set(tmp_path / name, shards=5, rows=1) for name in ("train", "val", "masks")}
+    settings = load_config(None, ["model.num_classes=3", "train.global_batch=1"], stage=2)
+    paths = _Paths(sets["train"], sets["val"], sets["masks"], None, tmp_path / "run", "auto")
+
+    def refused(rank: int) -> bool:
+        try:
+            _open_sets(settings, paths, (rank, 2))
+        except UserError as error:
+            assert "sha256 differs" in error.message and str(sets[what]) in error.message
+            return True
+        return False
+
+    assert not refused(0) and not refused(1)
+    for number in range(5):
+        path = sets[what] / shard_name(number)
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        assert [rank for rank in range(2) if refused(rank)] == [number % 2]
+        path.write_bytes(sound)

@@ -8,11 +8,12 @@ from PIL import Image
 
 from more.data.shards.codec import encode_mask
 from more.data.shards.format import temporary_path
+from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
-from more.pseudo.export import export_png, voc_palette
+from more.pseudo.export import export_masks, export_png, voc_palette
 from tests.pseudo.sets import make_sets
 
 
@@ -78,3 +79,12 @@ def test_an_export_leaves_the_users_files_alone(masks, tmp_path):
     assert sorted(path.name for path in out.glob("*.tmp.*")) == [
         "2007_000032.png.tmp.1", "drawing.tmp.psd", "photo.tmp.2024"]
     assert not left.exists()
+
+
+@pytest.mark.parametrize("out, options", [
+    ("out", {}), ("out/a.json", {"format": "rle"}),
+    ("out/a.json", {"format": "rle", "panoptic": True})])
+def test_an_export_beside_another_one_is_refused(masks, tmp_path, out, options):
+    with folder_lock(tmp_path / "out"), pytest.raises(UserError, match="writes here"):
+        export_masks(masks, tmp_path / out, progress=False, **options)
+    assert list((tmp_path / "out").iterdir()) == []

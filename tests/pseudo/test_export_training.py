@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,11 +14,14 @@ import pytest
 from PIL import Image
 
 from more.data.shards.codec import encode_mask
+from more.data.shards.lock import LOCK, folder_lock
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.shares import assign, parse_parts
 from more.errors import UserError
+from more.pseudo.export import training
+from more.pseudo.export.common import replace_file
 from more.pseudo.export.training import export_training, split
 from tests import processes
 from tests.code import FILE
@@ -105,6 +109,32 @@ def test_a_damaged_image_fails_alone_and_lists_wait(tmp_path, run):
     assert ended.code == 1 and "done 3, skipped 0, failed 1" in ended.err
     assert "image-02: the stored bytes are no image" in ended.err
     assert not list((out / "splits").iterdir()) and len(list((out / "images").iterdir())) == 3
+
+
+@pytest.mark.parametrize("held", ["held", "free"])
+def test_a_training_export_holds_the_lock_of_its_folder(data, tmp_path, monkeypatch, held):
+    out, seen = tmp_path / "out", []
+    if held == "held":
+        with folder_lock(out), pytest.raises(UserError, match="writes here"):
+            export_training(data, out, data, progress=False)
+        assert list(out.iterdir()) == []
+        return
+    monkeypatch.setattr(training, "replace_file", lambda path, content: (
+        seen.append((out / LOCK).exists()), replace_file(path, content))[1])
+    export_training(data, out, data, progress=False)
+    assert len(seen) == 30 + 5 and all(seen) and not (out / LOCK).exists()
+
+
+def test_an_exported_file_is_forced_to_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (
+        done.append(("sync", os.readlink(f"/proc/self/fd/{handle}"))), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (
+        done.append(("name", str(old))), replace(old, new)))
+    assert replace_file(tmp_path / "a.png", b"content")
+    assert [what for what, _ in done] == ["sync", "name"] and done[0][1] == done[1][1]
+    assert (tmp_path / "a.png").read_bytes() == b"content"
+    assert not replace_file(tmp_path / "a.png", b"content") and len(done) == 2
 
 
 @pytest.mark.parametrize("count", [7, 10, 101])

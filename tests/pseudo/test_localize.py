@@ -26,6 +26,7 @@ from more.engine.build import make_network
 from more.errors import UserError
 from more.filtering.crf import CRFParams
 from more.pseudo import seed_shard
+from more.pseudo.crumbs import failures_path
 from more.pseudo.localize import Request, load_run, localize
 from more.pseudo.localizer import Localizer, seed_item
 from more.pseudo.refine import refine
@@ -257,6 +258,19 @@ def test_once_the_cause_is_gone_only_the_lacking_shards_are_made_again(run, data
     assert contents(tmp_path) == contents(tmp_path / "whole")
     assert read_manifest(tmp_path).extra["failures"] == []
     assert not list(tmp_path.glob("failures-*"))
+
+
+def test_seeds_without_their_list_of_failures_are_made_again(run, data, tmp_path):
+    """Else no call would find the set finished: the shard has fewer rows than images."""
+    broken = damaged_set(data, tmp_path / "set", {ShardSet(data).ids[7]: b"junk"})
+    out = tmp_path / "seeds"
+    localize(run, broken, out, Request())
+    whole = (out / "manifest.json").read_bytes()
+    failures_path(out / "shard-00001.h5").unlink()
+    (out / "manifest.json").unlink()
+    tally = localize(run, broken, out, Request())
+    assert (tally.done, tally.skipped, len(tally.failures)) == (4, 10, 1)
+    assert (out / "manifest.json").read_bytes() == whole
 
 
 def test_a_shard_without_a_good_image_has_no_file_and_the_set_is_finished(run, data, tmp_path):

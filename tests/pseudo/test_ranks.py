@@ -24,10 +24,17 @@ from more.pseudo.ranks import (
     announced_world,
     rank_cores,
 )
-from more.pseudo.refine import refine
+from more.pseudo.refine import open_pair, refine
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
-from tests.pseudo.sets import FAST, INLINE, POISON, full_disk_shard, shard_bytes
+from tests.pseudo.sets import (
+    FAST,
+    INLINE,
+    POISON,
+    full_disk_shard,
+    make_sets,
+    shard_bytes,
+)
 
 JOB = "tests.pseudo.rank_job"
 
@@ -261,3 +268,25 @@ def test_localize_tries_again_when_another_rank_replaces_a_shard(error, tmp_path
     source = SimpleNamespace(shard_rows=[4], path=tmp_path, class_names=[])
     localize.finish({"cam": tmp_path}, {"cam": {}}, source)  # unfinished: writes no manifest
     assert len(calls) == 3 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tool", ["refine seeds", "refine data", "localize data"])
+def test_ranks_hash_all_shards_of_their_inputs_between_them(tmp_path, tool):
+    folders = dict(zip(("seeds", "data"), make_sets(tmp_path, 6, rows=2), strict=True))
+
+    def refused(rank):
+        try:
+            if tool == "localize data":
+                localize.localize(tmp_path / "no run", folders["data"], tmp_path / "out",
+                                  localize.Request(), rank=rank, world=2)
+            open_pair(folders["seeds"], folders["data"], Rank(rank, 2))
+        except UserError as error:
+            return "sha256 differs" in error.message
+        return False
+
+    for number in range(3):
+        path = folders[tool.split()[1]] / f"shard-{number:05d}.h5"
+        sound = path.read_bytes()
+        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        assert [rank for rank in range(2) if refused(rank)] == [number % 2]
+        path.write_bytes(sound)
