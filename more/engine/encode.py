@@ -127,8 +127,7 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
     try:
         if told is not None:
             raise UserError(*told)
-        own = range(world.rank * store.rows // world.size,
-                    (world.rank + 1) * store.rows // world.size)
+        own = rank_rows(store.rows, world.rank, world.size)
         _fill(store, own, network, views, config, frozen, world, stop)
         store.flush()
         stop.check()
@@ -139,6 +138,11 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
     finally:
         if lock is not None:
             lock.__exit__(None, None, None)
+
+
+def rank_rows(rows: int, rank: int, world: int) -> range:
+    """The stretch of rows that a rank fills; with an uneven number some get one more."""
+    return range(rank * rows // world, (rank + 1) * rows // world)
 
 
 @torch.no_grad()

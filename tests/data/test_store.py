@@ -20,7 +20,7 @@ from more.data.shards.reader import ShardSet
 from more.data.store import RECORD, TokenStore, row_bytes
 from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform, sample_generator
-from more.engine.encode import views_that_fit
+from more.engine.encode import rank_rows, views_that_fit
 from more.errors import UserError
 from tests.data.sets import small_set
 
@@ -259,3 +259,10 @@ def test_a_disk_that_takes_no_file_at_all_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("more.data.store.open_memmap", full)
     with pytest.raises(UserError, match="views need"):
         TokenStore(tmp_path, FACTS, ROWS, SHAPE).create()
+
+
+@pytest.mark.parametrize(("rows", "world"), [(12, 4), (13, 4), (3, 4), (1_000_003, 7)])
+def test_the_uneven_leftover_of_the_rows_has_one_rank_each(rows, world):
+    stretches = [rank_rows(rows, rank, world) for rank in range(world)]
+    assert [row for own in stretches for row in own] == list(range(rows))
+    assert max(map(len, stretches)) - min(map(len, stretches)) <= 1

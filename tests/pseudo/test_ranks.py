@@ -104,6 +104,17 @@ def test_ranks_one_after_another(sets, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+def test_the_uneven_leftover_of_the_shards_is_one_ranks(sets, tmp_path, monkeypatch):
+    """Three shards for two ranks, the last one with fewer rows."""
+    seeds, data = make_sets(tmp_path, 5, rows=5)
+    run(seeds, data, tmp_path / "alone", rows_per_shard=2)
+    for rank, images in ((0, 3), (1, 2)):
+        as_rank(monkeypatch, rank, 2)
+        tally = run(seeds, data, tmp_path / "masks", rows_per_shard=2, executor="ranks")
+        assert tally.done == images
+    assert shard_bytes(tmp_path / "masks") == shard_bytes(tmp_path / "alone")
+
+
 def test_a_rank_takes_away_its_own_leavings_only(sets, tmp_path, monkeypatch):
     out = tmp_path / "masks"
     out.mkdir()
