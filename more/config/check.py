@@ -8,6 +8,7 @@ from typing import Any
 
 from more.config.schema import CHOICES
 from more.errors import UserError
+from more.filtering.crf import FINEST
 
 AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
@@ -27,8 +28,8 @@ NOT_NEGATIVE = (
 POSITIVE = (
     "deepspeed.timeout_minutes", "optim.lr", "optim.eps", "head_warmup.lr", "data.min_area",
     "loss.temperature", "loss.energy_sigma_rgb", "loss.energy_sigma_xy", "inference.seed_scale",
-    "inference.spread_temperature",
-    "crf.gaussian_xy", "crf.bilateral_xy", "crf.bilateral_rgb")
+    "inference.spread_temperature")
+CRF_DEVIATIONS = ("crf.gaussian_xy", "crf.bilateral_xy", "crf.bilateral_rgb")
 SHARES = ("data.min_area", "data.jitter", "data.quarantine", "cam.background",
           "inference.threshold", "inference.tag_threshold", "segment.ignore_below")
 BANDS = (("cam.high", "cam.low"), ("cam.cre_high", "cam.cre_low"),
@@ -65,6 +66,8 @@ def check(flat: Mapping[str, Any], source: str) -> None:
         need(flat[key] >= 0, key, "must not be negative")
     for key in POSITIVE:
         need(flat[key] > 0, key, "must be greater than 0")
+    for key in CRF_DEVIATIONS:
+        need(flat[key] >= FINEST, key, f"must be at least {FINEST}")
     for key in SHARES:
         need(0 <= flat[key] <= 1, key, "must lie between 0 and 1")
     for high, low in BANDS:

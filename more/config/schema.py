@@ -317,10 +317,10 @@ class CrfConfig:
     """Dense CRF after inference."""
 
     iterations: int = setting(10, "mean-field steps")
-    gaussian_xy: float = setting(1.0, "pixels")
+    gaussian_xy: float = setting(1.0, "pixels, at least 0.1")
     gaussian_compat: float = setting(3.0, "weight of the spatial term")
-    bilateral_xy: float = setting(67.0, "pixels")
-    bilateral_rgb: float = setting(3.0, "grey levels")
+    bilateral_xy: float = setting(67.0, "pixels, at least 0.1")
+    bilateral_rgb: float = setting(3.0, "grey levels, at least 0.1")
     bilateral_compat: float = setting(4.0, "weight of the bilateral term")
 
 

@@ -20,6 +20,11 @@ from more.errors import UserError
 
 ENGINES = ("fast", "pydensecrf", "lattice", "exact")
 CPU_ONLY = ("fast", "pydensecrf")
+FINEST = 0.1
+"""Smallest standard deviation in pixels or grey levels. At 0.1 two neighbouring pixels, or two
+neighbouring grey levels, have a kernel of exp(-50): smaller ones change nothing. But their lattice
+cells have numbers that overflow: pydensecrf crashes from about 1e-6 on, the own engines refuse
+images at 0.01."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class CRFParams:
         bilateral_compat: Potts weight of the bilateral kernel.
 
     Raises:
-        UserError: a value is not finite, negative, or a standard deviation is zero.
+        UserError: a value is not finite, negative, or a standard deviation is below `FINEST`.
     """
 
     iterations: int = 10
@@ -51,9 +56,11 @@ class CRFParams:
         for field in dataclasses.fields(self):
             value = float(getattr(self, field.name))
             spread = not field.name.endswith(("compat", "iterations"))
-            if not math.isfinite(value) or value < 0 or (spread and value == 0):
+            if not math.isfinite(value) or value < (FINEST if spread else 0):
+                unit = "grey levels" if field.name.endswith("rgb") else "pixels"
                 raise UserError(f"crf.{field.name} is {value}",
-                                fix="give a positive number" if spread else "give 0 or more")
+                                fix=f"give at least {FINEST} {unit}; finer, no two of them are "
+                                    "alike anyway" if spread else "give 0 or more")
             # 67 and 67.0 are the same parameters and must have the same record.
             object.__setattr__(self, field.name,
                                int(value) if field.name == "iterations" else value)

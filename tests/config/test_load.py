@@ -74,7 +74,8 @@ def test_an_unknown_key_names_the_nearest(text, hint):
     "cam.par_dilations=(1,0.5)", "train.threads=-3", "train.micro_batch=-3",
     "deepspeed.timeout_minutes=0", "model.decoder_width=0", "model.regularising_tokens=-1",
     "inference.seed_scale=0", "inference.threshold=2", "crf.iterations=-1",
-    "crf.bilateral_rgb=0"])
+    "crf.bilateral_rgb=0", "crf.bilateral_rgb=1e-8", "crf.bilateral_xy=0.09",
+    "crf.gaussian_xy=1e-8"])
 def test_a_bad_value_is_refused_with_its_key(text):
     with pytest.raises(UserError) as caught:
         load_config(ROOT / "configs" / "voc12_vit_b.py", [text])

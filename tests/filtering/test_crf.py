@@ -112,6 +112,25 @@ def test_impossible_parameters_are_refused(field, value):
         CRFParams(**{field: value})
 
 
+@pytest.mark.parametrize("field", ["gaussian_xy", "bilateral_xy", "bilateral_rgb"])
+def test_a_deviation_so_fine_that_an_engine_would_crash_is_refused(field):
+    """pydensecrf dies of a segmentation fault at 1e-8, and the image is lost twice."""
+    for value in (1e-8, 0.099):
+        with pytest.raises(UserError, match=f"crf.{field} is") as caught:
+            CRFParams(**{field: value})
+        assert f"at least {crf.FINEST}" in caught.value.fix
+
+
+@pytest.mark.parametrize("engine", ["fast", "pydensecrf", "lattice"])
+@pytest.mark.parametrize("field", ["gaussian_xy", "bilateral_xy", "bilateral_rgb"])
+def test_every_engine_takes_the_finest_deviation(field, engine):
+    if engine != "lattice":
+        pytest.importorskip({"fast": "numba"}.get(engine, engine))
+    image, probs = scene(2, 24, 30)
+    q = refine(image, probs, CRFParams(iterations=2, **{field: crf.FINEST}), engine)
+    np.testing.assert_allclose(q.sum(0), 1, atol=1e-4)
+
+
 def test_whole_and_decimal_parameters_are_the_same():
     assert repr(CRFParams(bilateral_xy=67)) == repr(CRFParams(bilateral_xy=67.0))
 

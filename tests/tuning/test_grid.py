@@ -27,6 +27,8 @@ def test_axes_are_sorted_and_free_of_repetitions():
     ("treshold=0.4", "did you mean threshold"), ("bilateral_rgb=3", "crf.bilateral_rgb"),
     ("crf.bilateral_rbg=3", "crf.bilateral_rgb"), ("crf.bilateral_rgb=3,x", "'x' is not a number"),
     ("crf.bilateral_rgb=0", "crf.bilateral_rgb is 0"), ("crf.bilateral_rgb=inf", "is inf"),
+    ("crf.bilateral_rgb=3,1e-8", "at least 0.1 grey levels"),
+    ("crf.bilateral_xy=0.05", "at least 0.1 pixels"), ("crf.gaussian_xy=0.05", "at least 0.1"),
     ("crf.iterations=2.5", "whole number"), ("crf.iterations=nan", "is nan"),
     ("threshold=0", "threshold is 0"), ("threshold=nan", "threshold is nan"),
     ("ignore_below=1.5", "ignore_below is 1.5"), ("threshold=", "no value"),
@@ -56,7 +58,7 @@ def test_points_are_the_product_with_the_last_axis_fastest():
 def test_random_points_follow_the_seed_and_a_large_product_is_refused_without():
     values = ",".join(str(0.01 * n) for n in range(1, 100))
     axes = parse_grid([f"threshold={values}", f"ignore_below={values}",
-                       f"crf.bilateral_rgb={values}"])
+                       "crf.bilateral_rgb=" + ",".join(str(n) for n in range(1, 100))])
     with pytest.raises(UserError, match="970299 points"):
         grid_points(Refinement(), axes)
     some = grid_points(Refinement(), axes, 20, seed=1)
