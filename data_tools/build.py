@@ -14,7 +14,7 @@ from more.data.shards.format import MANIFEST, check_id, remove_temporaries, shar
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
 from more.data.shards.reader import shard_ids
-from more.errors import UserError
+from more.errors import UserError, from_system
 from more.jobs.crumbs import Crumbs, clear_crumb, leave_crumb
 from more.progress import Tally, track
 
@@ -129,7 +129,8 @@ def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str
         left_out: ids known beforehand to be missing, recorded with those that `write` leaves out.
 
     Raises:
-        UserError: nothing to convert, bad or repeated ids, `out` busy or made otherwise.
+        UserError: nothing to convert, bad or repeated ids, `out` busy or made otherwise, or the
+            system refuses (a full disk, too many open files).
     """
     check_ids(row.id for row in rows)
     size = shard_size if shard_size > 0 else automatic_shard_size(len(rows))
@@ -161,6 +162,8 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
                disable=not parts) as bar:
         for part, result in parallel(write, parts, workers, _Suspects().revise):
             bar.advance(len(part.rows))
+            if isinstance(result, OSError):
+                raise _of_all_shards(result)
             if isinstance(result, BaseException):
                 tally.fail(part.path.name, getattr(result, "message", None) or repr(result))
                 continue
@@ -177,6 +180,14 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
             tally.note(RECODED, result.recoded)
             if result.entry is not None:
                 entries[result.entry.file] = result.entry
+
+
+def _of_all_shards(error: OSError) -> UserError:
+    """What to say of a full disk or the like: the next shard would fail as well."""
+    place = f"{error.filename}: " if error.filename else ""
+    return from_system(error) or UserError(
+        f"{place}{error.strerror or error}",
+        fix="mend that, then run the same command again: it keeps the shards that are finished")
 
 
 def check_ids(ids: Iterable[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,10 @@ from more.data.shards.format import IGNORE
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from more.progress import Tally
+
+# System errors that a single file may cause; any other would meet the next image as well.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+                errno.ENAMETOOLONG, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,11 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
 
 
 def write_shard(part: Part) -> PartResult:
-    """Write one shard; without `skip_bad` a single unreadable image keeps it from being written."""
+    """Write one shard; without `skip_bad` a single unreadable image keeps it from being written.
+
+    Raises:
+        OSError: no fault of the image in hand (too many open files, no memory, a full disk).
+    """
     cv2.setNumThreads(0)
     bad, recoded = [], 0
     writer = ShardWriter(part.path, part.kind, part.class_names, part.provenance)
@@ -83,12 +93,27 @@ def write_shard(part: Part) -> PartResult:
         try:
             recoded += _add(writer, record, part.options.read_mask)
         except (UserError, ValueError, OSError) as error:
+            _raise_if_of_the_job(error, record)
             bad.append((record.id, str(getattr(error, "message", error))))
     part.take(None)
     if len(writer) == 0 or (bad and not part.options.skip_bad):
         return PartResult(None, 0, bad)
     entry = writer.close()
     return PartResult(entry, len(writer), bad, recoded)
+
+
+def _raise_if_of_the_job(error: BaseException, record: Record) -> None:
+    """Raise the system error behind `error` unless the files of one image can be its cause.
+
+    Else `--skip-bad` would leave good images out of the set for good.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None  # Pillow's own have none
+        if number is not None and number not in _OF_ONE_FILE:
+            raise OSError(number, os.strerror(number),
+                          str(cause.filename or record.image)) from error
+        cause = cause.__cause__
 
 
 def _add(writer: ShardWriter, record: Record, read_mask: Callable[[Any], np.ndarray]) -> bool:

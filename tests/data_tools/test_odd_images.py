@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_tools.convert import Record, convert
+from data_tools.build import Part
+from data_tools.convert import Record, _Options, convert, write_shard
 from data_tools.images import align_mask, exif_orientation, read_index_png
 from more.data.shards.codec import decode_image, image_size
 from more.data.shards.reader import ShardSet
@@ -186,3 +189,60 @@ def test_masks_of_one_bit_and_small_palettes(tmp_path):
     few.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
     (tmp_path / "few.png").write_bytes(encoded(few, "PNG", bits=2))
     assert np.array_equal(read_index_png(tmp_path / "few.png"), quadrants() % 4)
+
+
+def _two_images(folder: Path) -> Part:
+    """The task of a shard of two good images with masks, `--skip-bad` given."""
+    for name in "ab":
+        (folder / f"{name}.png").write_bytes(encoded(ramp(), "PNG"))
+        (folder / f"{name}-mask.png").write_bytes(encoded(Image.fromarray(quadrants()), "PNG"))
+    rows = [Record(name, folder / f"{name}.png", folder / f"{name}-mask.png") for name in "ab"]
+    return Part(folder / "shard-00000.h5", "images", NAMES, {}, rows,
+                _Options(read_index_png, True))
+
+
+@pytest.mark.parametrize("reads", ["image", "mask"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.ENOMEM, errno.ESTALE])
+def test_an_error_of_the_machine_is_no_bad_image(tmp_path, monkeypatch, reads, number):
+    """`--skip-bad` would leave the image out of the set, and no later call would take it in."""
+    def fail(path, *_):
+        raise OSError(number, os.strerror(number), str(path))
+
+    part = _two_images(tmp_path)
+    if reads == "image":
+        monkeypatch.setattr(Path, "read_bytes", fail)
+    else:
+        monkeypatch.setattr(Image, "open", lambda path: fail(path) if "mask" in str(path) else None)
+        monkeypatch.setattr("data_tools.convert.check_image", lambda data, _: (data, (H, W)))
+    with pytest.raises(OSError) as caught:
+        write_shard(part)
+    assert caught.value.errno == number and str(caught.value.filename).startswith(str(tmp_path))
+    assert not list(tmp_path.glob("shard-*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_an_error_of_one_file_is_a_bad_image(tmp_path, monkeypatch, number):
+    def fail(path):
+        if path.name == "a.png":
+            raise OSError(number, os.strerror(number), str(path))
+        with open(path, "rb") as file:
+            return file.read()
+
+    part = _two_images(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        result = write_shard(part)
+    assert result.rows == 1 and [name for name, _ in result.bad] == ["a"]
+    assert str(tmp_path / "a.png") in result.bad[0][1]
+
+
+def test_an_error_of_the_machine_ends_a_conversion_with_its_sentence(tmp_path, monkeypatch):
+    for text in ("open more files", "keeps the shards"):
+        number = errno.EMFILE if "files" in text else errno.ESTALE
+        error = OSError(number, os.strerror(number), "/a.png")
+        monkeypatch.setattr("data_tools.build.parallel",
+                            lambda write, parts, *_, error=error: [(part, error) for part in parts])
+        records = [Record(str(n), tmp_path / f"{n}.png") for n in range(40)]
+        with pytest.raises(UserError, match="/a.png: ") as caught:
+            convert(tmp_path / "set", records, NAMES, {}, read_index_png, skip_bad=True)
+        assert text in caught.value.fix and not (tmp_path / "set" / "manifest.json").exists()
