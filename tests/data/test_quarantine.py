@@ -73,7 +73,8 @@ def test_damage_outside_the_images_stops_all_the_same(tmp_path):
 @pytest.mark.parametrize("what", ["train", "val", "masks"])
 def test_the_ranks_of_a_training_hash_all_shards_between_them(tmp_path, what):
     """Each shard by exactly one rank: not all by each, nor those of rank 0 alone."""
-    sets = {name: small_set(tmp_path / name, shards=5, rows=1) for name in ("train", "val", "masks")}
+    sets = {name: small_set(tmp_path / name, shards=5, rows=1)
+            for name in ("train", "val", "masks")}
     settings = load_config(None, ["model.num_classes=3", "train.global_batch=1"], stage=2)
     paths = _Paths(sets["train"], sets["val"], sets["masks"], None, tmp_path / "run", "auto")
 
