@@ -23,7 +23,7 @@ CPU_ONLY = ("fast", "pydensecrf")
 FINEST = 0.1
 """Smallest standard deviation in pixels or grey levels. At 0.1 two neighbouring pixels, or two
 neighbouring grey levels, have a kernel of exp(-50): smaller ones change nothing. But their lattice
-cells have numbers that overflow: pydensecrf crashes from about 1e-6 on, the own engines refuse
+cells have numbers that overflow: pydensecrf crashes from 3e-5 on, the own engines refuse
 images at 0.01."""
 
 
