@@ -29,6 +29,7 @@ from more.losses.early import images_at_a_time
 from more.losses.objective import Batch
 from more.model.network import MoReNetwork, NetworkOutput
 
+HALF = ("bf16", "fp16")
 PRESENT = 3  # classes of an image, for the maps that are kept of present classes alone
 
 
@@ -66,7 +67,7 @@ def step_activations(config: Config, images: int) -> StepActivations:
     Raises:
         UserError: as `make_network`.
     """
-    crop, half = config.data.crop, config.precision != "fp32"
+    crop, half = config.data.crop, config.precision in HALF
     with torch.device("meta"):
         skeleton = make_network(config, load_weights=False)
     with FakeTensorMode(), LiveBytes() as live:
@@ -96,7 +97,7 @@ def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveByte
     before, present = live.now, min(config.model.num_classes, PRESENT)
     summed = 2 * 4 * images * present * config.data.crop ** 2
     live.restart()
-    half = config.precision != "fp32" or half_views(config.cam.precision, local_device())
+    half = config.precision in HALF or half_views(config.cam.precision, local_device())
     for (height, width), count in view_sizes(config, network.encoder.patch_size):
         views = torch.zeros(count * images, 3, height, width)
         with torch.no_grad(), autocast(half):

@@ -41,7 +41,7 @@ def test_from_annotations_to_masks(run, folder, tmp_path):
     scores = run("more", "evaluate", out / "masks", "--data", data, "--json")
     assert scores.code == 0
     facts = json.loads(scores.out)
-    assert facts["images"] == 12 and "traffic_light" in facts["classes"]
+    assert facts["images"] == 12 and "traffic light" in facts["classes"]
     masks, images = ShardSet(out / "masks"), ShardSet(data)
     assert masks.ids == images.ids and masks.ids[0] == "COCO_train2014_000000000000"
     for row in masks:  # never a class outside the image's tags
