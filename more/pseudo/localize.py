@@ -5,8 +5,9 @@ Each rank owns whole shards of the data set; every map kind becomes a shard set 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from more.config.load import changed
 from more.config.schema import Config
 from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
-from more.data.shards.manifest import write_manifest
+from more.data.shards.manifest import Manifest, ShardEntry
 from more.data.shards.reader import ShardSet
 from more.engine.distributed import local_device
 from more.engine.weights import load_run, weights_file
@@ -26,7 +27,8 @@ from more.jobs.workers import usable_cores
 from more.progress import Tally, track
 from more.pseudo.crumbs import lacks_images, read_failures
 from more.pseudo.localizer import Localizer, Request
-from more.pseudo.mask_set import finished_beside_others
+from more.pseudo.mask_set import finished_beside_others, put_manifest
+from more.pseudo.second_try import swap
 from more.pseudo.seed_shard import SeedShards
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
@@ -50,7 +52,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     Returns:
         Counts of images of this process's shards. One that cannot be decoded, or whose maps are
         not finite, gets no row: it is listed with the reason in the manifest's `extra.failures`,
-        and the next run tries it again.
+        and the next run tries it alone again.
 
     Raises:
         UserError: run and data do not fit, or `out` holds seeds made with other parameters.
@@ -66,47 +68,77 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     folders = {kind: out / kind if len(request.maps) > 1 else out for kind in request.maps}
     provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}
     tally = Tally("images")
+    own = range(rank, len(source.shard_rows), world)
     with _locks(list(folders.values()), rank, world):
+        _swap(folders, own, world == 1)  # what a killed run left
         done = {kind: finished_beside_others(folders[kind], provenance[kind]) for kind in folders}
         with (track(len(source), "localize", disable=rank != 0) as bar,
               ThreadPoolExecutor(min(THREADS, usable_cores()), "decode") as pool):
             shards = SeedShards(localizer, source, folders, provenance, pool)
-            for shard in range(rank, len(source.shard_rows), world):
-                rows = len(source.rows_of(shard))
-                missing = [kind for kind in folders if lacks_images(
-                    done[kind].get(shard_name(shard)), rows, shards.path(kind, shard))]
-                if not missing:
-                    tally.skip(rows)
-                    bar.advance(rows)
+            for shard in own:
+                missing, again = _lacking(shards, shard, done)
+                tried = len(shards.tried(shard, missing, again))
+                skipped = len(source.rows_of(shard)) - tried
+                tally.skip(skipped)
+                bar.advance(skipped)
+                if not tried:
                     continue
-                failures = shards.write(shard, missing, bar.advance)
+                failures = shards.write(shard, missing, again, bar.advance)
                 for image_id, why in failures:
                     tally.fail(image_id, why)
                     bar.note(f"failed: {image_id}: {why}")
-                tally.ok(rows - len(failures))
-    finish(folders, provenance, source)
+                tally.ok(tried - len(failures))
+        _swap(folders, own, world == 1)
+        finish(folders, provenance, source, world == 1)
     return tally
 
 
+def _swap(folders: dict[str, Path], numbers: Iterable[int], alone: bool) -> None:
+    """Put finished second tries of these shards in their place."""
+    for folder in folders.values():
+        swap([folder / shard_name(number) for number in numbers], alone)
+
+
+def _lacking(shards: SeedShards, shard: int, done: dict[str, dict[str, ShardEntry]]
+             ) -> tuple[list[str], dict[str, list[str]]]:
+    """Kinds of maps in which a shard is to be made, and by kind the images to try again."""
+    missing, again = [], {}
+    rows = len(shards.source.rows_of(shard))
+    for kind in done:
+        failed = read_failures(shards.path(kind, shard))
+        entry = done[kind].get(shard_name(shard))
+        if failed and (entry.rows if entry else 0) + len(failed) == rows:
+            again[kind] = [image_id for image_id, _ in failed]
+        elif lacks_images(entry, rows, shards.path(kind, shard)):
+            missing.append(kind)
+    return missing, again
+
+
 def finish(folders: dict[str, Path], provenance: dict[str, dict[str, Any]],
-           source: ShardSet) -> None:
+           source: ShardSet, alone: bool = True) -> None:
     """Write the manifests once every shard of every rank is there (the last rank's call does).
 
     An image counts as accounted for when it is in its shard or listed as failed beside it.
     """
-    numbers = range(len(source.shard_rows))
     for kind, folder in folders.items():
-        entries = finished_beside_others(folder, provenance[kind])
-        lacking = [read_failures(folder / shard_name(number)) for number in numbers]
-        rows = [entries[shard_name(number)].rows if shard_name(number) in entries else 0
-                for number in numbers]
-        whole = all(rows[number] + len(lacking[number]) == source.shard_rows[number]
-                    for number in numbers)
-        if whole and entries:
-            listed = [list(failure) for failures in lacking for failure in failures]
-            write_manifest(folder, "seeds", source.class_names, entries.values(),
-                           provenance[kind], {"data": str(Path(source.path).resolve()),
-                                              "failures": listed})
+        put_manifest(folder, partial(_wanted, folder, provenance[kind], source), alone)
+
+
+def _wanted(folder: Path, provenance: dict[str, Any], source: ShardSet) -> Manifest | None:
+    """The manifest that the shards call for; None while one is not accounted for."""
+    numbers = range(len(source.shard_rows))
+    entries = finished_beside_others(folder, provenance)
+    lacking = [read_failures(folder / shard_name(number)) for number in numbers]
+    rows = [entries[shard_name(number)].rows if shard_name(number) in entries else 0
+            for number in numbers]
+    whole = all(rows[number] + len(lacking[number]) == source.shard_rows[number]
+                for number in numbers)
+    if not whole or not entries:
+        return None
+    listed = [list(failure) for failures in lacking for failure in failures]
+    return Manifest("seeds", list(source.class_names),
+                    sorted(entries.values(), key=lambda entry: entry.file), provenance,
+                    {"data": str(Path(source.path).resolve()), "failures": listed})
 
 
 def _provenance(kind: str, config: Config, source: ShardSet, path: Path,

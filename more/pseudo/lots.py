@@ -33,7 +33,7 @@ def lots(spec: ShardSpec, seeds: ShardSet) -> list[list[int]]:
 
     Single rows where nothing is gained, and after a death of a worker, to find its image.
     """
-    rows = [seeds.index_of(image_id) for image_id in spec.ids]
+    rows = [seeds.index_of(image_id) for image_id in spec.tried]
     if spec.how.engine != "lattice" or spec.batch == 1 or spec.skip:
         return [[row] for row in rows]
     alike: dict[tuple[int, ...], list[int]] = {}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ from more.data.shards.manifest import (
 from more.errors import UserError
 from more.pseudo.crumbs import lacks_images, read_failures, reopen_shard
 from more.pseudo.refine_shard import ShardSpec
+from more.pseudo.second_try import manifest_turn
 
 TRIES = 3
 
 
 def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[ShardSpec]:
     """The shards of `own` that are to be made: missing, damaged, or lacking images.
+
+    Of a shard that lacks images only these are to be tried (`ShardSpec.again`).
 
     Args:
         specs: all shards of the set.
@@ -39,8 +42,16 @@ def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[Sha
         UserError: something in the folder was made with other parameters.
     """
     done = finished_beside_others(specs[0].out, specs[0].provenance)
-    return [spec for spec in own
-            if lacks_images(done.get(spec.path.name), spec.rows, spec.path)]
+    todo = []
+    for spec in own:
+        entry = done.get(spec.path.name)
+        if not lacks_images(entry, spec.rows, spec.path):
+            continue
+        failures = read_failures(spec.path)
+        if failures and accounted(spec) and (entry or len(failures) == spec.rows):
+            spec = replace(spec, again=tuple(image_id for image_id, _ in failures))
+        todo.append(spec)
+    return todo
 
 
 def reopen(specs: Sequence[ShardSpec]) -> None:
@@ -82,16 +93,33 @@ def finish(specs: Sequence[ShardSpec], class_names: list[str], alone: bool = Tru
     Returns:
         True if the set is finished.
     """
-    out = Path(specs[0].out)
+    return put_manifest(Path(specs[0].out), lambda: _wanted(specs, class_names), alone)
+
+
+def put_manifest(folder: Path, wanted: Callable[[], Manifest | None], alone: bool) -> bool:
+    """Write a manifest, unless the same is there.
+
+    Args:
+        folder: the set.
+        wanted: the manifest that the shards call for; None while the set is unfinished.
+        alone: no other process writes into the folder.
+
+    Returns:
+        True if the set is finished.
+    """
     for _ in range(TRIES):
         try:
-            wanted = _wanted(specs, class_names)
-            if wanted is None:
+            manifest = wanted()
+            if manifest is None:
                 return False
-            if _written(out) == to_json(asdict(wanted)):
+            if _written(folder) == to_json(asdict(manifest)):
                 return True
-            write_manifest(out, wanted.kind, wanted.class_names, wanted.shards,
-                           wanted.provenance, wanted.extra)
+            with manifest_turn(folder, alone):
+                manifest = manifest if alone else wanted()  # before its turn, ranks swapped shards
+                if manifest is None:
+                    return False
+                write_manifest(folder, manifest.kind, manifest.class_names, manifest.shards,
+                               manifest.provenance, manifest.extra)
         except FileNotFoundError:  # another rank replaced the file just then
             continue
         if alone:

@@ -7,7 +7,8 @@ depends on its task alone, not on who does it or how often.
 
 An image that fails (damaged bytes, wrong size, a crash in the native library) gets no row: it is
 listed with the reason in the manifest's `extra.failures`, counted, and tried again by the next
-run. If a whole shard fails (full disk), no manifest is written: the set is unfinished.
+run: it alone, and the finished set stays until the new shard takes its place. If a whole shard
+fails (full disk), no manifest is written: the set is unfinished.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from more.pseudo.memory import GB, free_memory, image_bytes, ranks_here, workers
 from more.pseudo.ranks import Departure, Rank
 from more.pseudo.refine_shard import ShardReport, ShardSpec, refine_shard
 from more.pseudo.refinement import Refinement
+from more.pseudo.second_try import swap
 from more.pseudo.threshold import with_threshold
 
 ROWS_PER_SHARD = 64
@@ -98,14 +100,16 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
     tally = Tally(rank.counted)
     own = specs[rank.number::rank.world]
     with _writing(out, rank, own) as departure:
+        swap([spec.path for spec in own], rank.alone)  # what a killed run left
         todo = unfinished(specs, own)
-        tally.skip(sum(spec.rows for spec in own) - sum(spec.rows for spec in todo))
+        tally.skip(sum(spec.rows for spec in own) - sum(len(spec.tried) for spec in todo))
         if todo:
             workers = fitting_workers(choice, workers, source, todo)
             with choice.crew(workers, todo[0], make_executor) as crew:
-                reopen(todo)
+                reopen([spec for spec in todo if not spec.again])
                 outcomes = run_tasks(shard_function, todo, crew, Crumbs().revise)
-                _collect(outcomes, source, todo, tally, progress and rank.number == 0)
+                _collect(outcomes, todo, tally, progress and rank.number == 0)
+            swap([spec.path for spec in todo], rank.alone)
         finish(specs, source.class_names, rank.alone)
         if report:
             report(tally)
@@ -190,23 +194,23 @@ def fitting_workers(choice: Choice, workers: int | None, source: ShardSet,
     return fit
 
 
-def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], source: ShardSet,
-             todo: list[ShardSpec], tally: Tally, progress: bool) -> None:
+def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], todo: list[ShardSpec],
+             tally: Tally, progress: bool) -> None:
     """Count what comes back; whatever ends this takes back the work that is still out."""
-    total = sum(spec.rows for spec in todo)
+    total = sum(len(spec.tried) for spec in todo)
     with closing(outcomes), track(total, "refine", disable=not progress) as bar:
         for outcome in outcomes:
             spec, report = outcome.task, outcome.result
             if report is None:
                 why = f"{spec.path.name}: {type(outcome.error).__name__}: {outcome.error}"
-                failures = [(image_id, why) for image_id in source.ids[spec.start:spec.stop]]
+                failures = [(image_id, why) for image_id in spec.tried]
             else:
                 failures = report.failures
             for image_id, why in failures:
                 tally.fail(image_id, why)
                 bar.note(f"failed: {image_id}: {why}")
-            tally.ok(spec.rows - len(failures))
-            bar.advance(spec.rows)
+            tally.ok(len(spec.tried) - len(failures))
+            bar.advance(len(spec.tried))
 
 
 def open_pair(seeds: Path, data: Path, rank: Rank) -> tuple[ShardSet, ShardSet]:

@@ -23,6 +23,7 @@ from more.pseudo.crumbs import failure_reason, finish_shard
 from more.pseudo.lots import Rows, lots
 from more.pseudo.refine_images import refine_items
 from more.pseudo.refinement import Refinement
+from more.pseudo.second_try import again_path, copied_rows
 from more.pseudo.seeds import SeedItem, decode_seed
 
 
@@ -48,6 +49,8 @@ class ShardSpec:
         how: how to refine; its engine is resolved, not "auto".
         keep_to_tags: seeds must hold no class outside the image's tags.
         provenance: recorded with the shard.
+        again: the images that failed before, where only these are to be tried; the rows of the
+            others are copied from the shard that is there.
         skip: (id, reason) of images not to touch because they killed workers.
         device, batch: where the CRF runs, and how many images of one size and number of labels
             the lattice takes at a time. Neither decides what a mask holds.
@@ -65,6 +68,7 @@ class ShardSpec:
     how: Refinement
     keep_to_tags: bool
     provenance: dict[str, Any]
+    again: tuple[str, ...] = ()
     skip: tuple[tuple[str, str], ...] = ()
     device: str = "cpu"
     batch: int = 1
@@ -79,10 +83,15 @@ class ShardSpec:
         """Number of images."""
         return self.stop - self.start
 
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """Ids of the images to refine."""
+        return self.again or self.ids
+
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of a shard: its entry (None when no image succeeded) and the failures."""
+    """What became of a shard: its entry (None when nothing was written) and the failures."""
 
     entry: ShardEntry | None
     failures: list[tuple[str, str]]
@@ -91,8 +100,9 @@ class ShardReport:
 def refine_shard(spec: ShardSpec) -> ShardReport:
     """Refine the images of a shard and write it; the same bytes however often it is called.
 
-    An image that raises is left out and reported. What concerns the whole shard (a missing
-    file, a full disk) is raised.
+    An image that raises is left out and reported. A second try (`ShardSpec.again`) leaves the
+    shard as it is: the new one lies beside it (see `second_try`), none where no image succeeded.
+    What concerns the whole shard (a missing file, a full disk) is raised.
     """
     seeds, data = open_sets(spec)
     skip, rows, failed = dict(spec.skip), Rows(), {}
@@ -101,14 +111,21 @@ def refine_shard(spec: ShardSpec) -> ShardReport:
         if lot:
             failed.update(_add_lot(rows, spec, seeds, data, lot))
     clear_crumb(spec.path)
-    writer = ShardWriter(spec.path, "masks", seeds.class_names, spec.provenance)
-    failures = []
+    failures = [(image_id, failed.get(image_id) or skip[image_id])
+                for image_id in spec.tried if image_id not in rows.held]
+    path = spec.path
+    if spec.again:
+        if not rows.held:
+            return ShardReport(None, failures)
+        path = again_path(spec.path)
+        if len(spec.again) < spec.rows:
+            for image_id, tags, size, payloads in copied_rows(spec.path, spec.again):
+                rows.add(image_id, tags, size, **payloads)
+    writer = ShardWriter(path, "masks", seeds.class_names, spec.provenance)
     for image_id in spec.ids:
         if image_id in rows.held:
             rows.write(image_id, writer)
-        else:
-            failures.append((image_id, failed.get(image_id) or skip[image_id]))
-    return ShardReport(finish_shard(writer, spec.path, failures), failures)
+    return ShardReport(finish_shard(writer, path, failures), failures)
 
 
 def _add_lot(rows: Rows, spec: ShardSpec, seeds: ShardSet, data: ShardSet,

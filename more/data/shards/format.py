@@ -37,6 +37,8 @@ MANIFEST = "manifest.json"
 CHUNK_BYTES = 64 * 1024
 IGNORE = 255
 TEMPORARY = ".tmp."
+AGAIN = ".again.hdf5"
+"""Ends the name of a shard with images tried again, until it replaces the one of that number."""
 # Our temporary names, one form a line: a file being written (`temporary_path`), the image in hand,
 # a mark of dask, a rank's state, and a file being written by earlier versions.
 _OURS = re.compile("|".join((

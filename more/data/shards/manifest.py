@@ -26,6 +26,8 @@ from more.data.shards.format import (
 )
 from more.errors import UserError
 
+# Entry files of shards in place; not those of shards that are to replace one (`AGAIN`).
+_SIDECARS = "shard-*[0-9].json"
 REBUILD = "run the command that makes this set again; finished shards are kept"
 
 
@@ -133,14 +135,14 @@ def finished_shards(folder: Path | str, provenance: dict[str, Any]) -> dict[str,
     if (folder / MANIFEST).is_file():
         _refuse_mixing(folder / MANIFEST, read_manifest(folder).provenance, provenance)
     finished = {}
-    for path in sorted(folder.glob("shard-*.json")):
+    for path in sorted(folder.glob(_SIDECARS)):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             entry, recorded = ShardEntry(**data["entry"]), data["provenance"]
         except (ValueError, KeyError, TypeError):
             continue
         _refuse_mixing(path, recorded, provenance)
-        if _intact(folder / entry.file, entry):
+        if intact(folder / entry.file, entry):
             finished[entry.file] = entry
     return finished
 
@@ -150,7 +152,7 @@ def recorded_provenance(folder: Path | str) -> dict[str, Any] | None:
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return read_manifest(folder).provenance
-    for path in sorted(folder.glob("shard-*.json")):
+    for path in sorted(folder.glob(_SIDECARS)):
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         except (ValueError, KeyError, TypeError):
@@ -160,7 +162,8 @@ def recorded_provenance(folder: Path | str) -> dict[str, Any] | None:
     return None
 
 
-def _intact(path: Path, entry: ShardEntry) -> bool:
+def intact(path: Path, entry: ShardEntry) -> bool:
+    """Whether a file is there with the size and sha256 of its entry."""
     return (path.is_file() and path.stat().st_size == entry.bytes
             and sha256_file(path) == entry.sha256)
 

@@ -21,7 +21,7 @@ from more.data.shards.cache import ShardCache
 from more.data.shards.codec import decode_image, decode_mask
 from more.data.shards.format import PAYLOADS, sha256_file
 from more.data.shards.index import ShardIndex, blob_maps, file_names
-from more.data.shards.manifest import REBUILD, ShardEntry, read_manifest
+from more.data.shards.manifest import REBUILD, Manifest, ShardEntry, read_manifest
 from more.data.shards.open_files import OpenFiles
 from more.errors import UserError
 
@@ -66,7 +66,19 @@ class ShardSet:
         if check not in ("quick", "full"):
             raise ValueError(f"check {check!r} is not quick or full")
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+        self._cache = None if cache is None else ShardCache(cache)
+        while True:
+            manifest = read_manifest(self.path)
+            try:
+                self._open(manifest, kind, check == "full", only, share)
+                return
+            except UserError:  # unless a shard was replaced since the manifest was read
+                if read_manifest(self.path) == manifest:
+                    raise
+
+    def _open(self, manifest: Manifest, kind: str | None, full: bool,
+              only: Sequence[int] | None, share: tuple[int, int]) -> None:
+        self.manifest = manifest
         self.kind, self.class_names = self.manifest.kind, list(self.manifest.class_names)
         if kind is not None and self.kind != kind:
             raise UserError(f"{self.path}: holds {self.kind}, not {kind}",
@@ -76,11 +88,10 @@ class ShardSet:
         if only is not None:
             chosen = [self.manifest.shards[number] for number in only]
             self.manifest = replace(self.manifest, shards=chosen)
-        self._cache = None if cache is None else ShardCache(cache)
         self._files = OpenFiles()
         self._maps: dict[int, tuple[Path, dict[str, BlobMap]]] = {}
         rank, world = share
-        self._gather([self._load(entry, check == "full" and number % world == rank)
+        self._gather([self._load(entry, full and number % world == rank)
                       for number, entry in enumerate(self.manifest.shards)])
 
     def _gather(self, indexes: list[ShardIndex]) -> None:

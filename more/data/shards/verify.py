@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 
 from more.data.shards.codec import decode_image, decode_mask, image_size, mask_values
-from more.data.shards.format import IGNORE, PAYLOADS
+from more.data.shards.format import AGAIN, IGNORE, PAYLOADS
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -75,8 +75,9 @@ def verify_set(path: Path | str, decode: bool = False,
     except UserError as error:
         return [Problem(str(folder), "", error.message)]
     known = {entry.file for entry in manifest.shards}
+    replaced = {file.removesuffix(AGAIN) + ".h5" for file in known if file.endswith(AGAIN)}
     problems = [Problem(file.name, "", "not in the manifest")
-                for file in sorted(folder.glob("*.h5")) if file.name not in known]
+                for file in sorted(folder.glob("*.h5")) if file.name not in known | replaced]
     if not known:
         problems.append(Problem(str(folder), "", "the set has no shard"))
     tasks = [ShardTask(folder, number, entry.file, entry.rows, decode)
