@@ -21,7 +21,7 @@ from data_tools.folder_files import (
     some,
     split_ids,
 )
-from data_tools.folder_tags import named_tags, say_unused, tag_lines
+from data_tools.folder_tags import named_tags, say_unused, tag_lines, used_classes
 from data_tools.images import probe_masks, read_index_png
 from data_tools.mask_meaning import LABELMAP, Meaning, find_meaning
 from data_tools.pool import command
@@ -46,7 +46,8 @@ def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, P
 
 
 def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes: Path | None,
-                 meaning: Meaning | None = None, separator: str = "auto", join: bool = False
+                 meaning: Meaning | None = None, separator: str = "auto", join: bool = False,
+                 drop_unused: bool = False
                  ) -> tuple[dict[str, Record], list[str], Callable[[Path], np.ndarray]]:
     """A record per image, by id, the classes, and what reads the masks; what was found is said.
 
@@ -60,6 +61,7 @@ def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes
         classes: file of class names that goes before it.
         meaning: of the masks' values or colours; None: they hold class indices.
         separator, join: see `named_tags`.
+        drop_unused: leave classes of no image out of the list; masks need their numbers.
 
     Raises:
         UserError: masks, tags or classes are missing, doubled, unreadable or do not fit.
@@ -72,6 +74,11 @@ def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes
     if layout.tags is not None:
         lines, names = named_tags(tag_lines(layout.tags, images), names, separator, join,
                                   str(layout.tags))
+    if drop_unused:
+        if masks or lines is None:
+            raise UserError("--drop-unused: numbers in masks follow the list of classes",
+                            fix="leave it out, or convert without masks")
+        names = used_classes(lines, names)
     read = read_index_png if meaning is None else meaning.reader(names)
     probe_masks(list(masks.values()), len(names), read)
     say(f"images: {len(images)}, {len(masks)} of them with mask; tags from "
@@ -123,6 +130,8 @@ def main(
     join_names: Annotated[bool, typer.Option(
         "--join-names", help="tags that differ in case, blanks or underscores alone are one "
                              "class")] = False,
+    drop_unused: Annotated[bool, typer.Option(
+        "--drop-unused", help="leave classes of no image out of the set; not with masks")] = False,
     tags_from_folders: Annotated[bool, typer.Option(
         "--tags-from-folders", help="the first sub-folder of an image is its class")] = False,
     classes: Annotated[Path | None, typer.Option(
@@ -161,7 +170,7 @@ def main(
     meaning = find_meaning(mask_values, colours, layout.masks is not None,
                            [folder for folder in (layout.masks, image_dir) if folder])
     records, names, read = make_records(layout, images, image_dir, classes, meaning,
-                                        tag_separator, join_names)
+                                        tag_separator, join_names, drop_unused)
     parameters = {"tags_from": layout.source, "masks": layout.masks is not None, "classes": names,
                   **({} if meaning is None else meaning.recorded)}
     tally = Tally("images")

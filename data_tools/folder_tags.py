@@ -16,9 +16,9 @@ from data_tools.folder_files import (
     some,
     spellings,
 )
-from data_tools.tags import join_alike, names_in
+from data_tools.tags import check_classes, join_alike, names_in
 from more.data.tag_files import read_tag_file
-from more.data.tags import TagLine, special_name, split_cells, tidy
+from more.data.tags import TagLine, class_indices, special_name, split_cells, tidy
 from more.errors import UserError
 
 
@@ -105,4 +105,17 @@ def say_unused(records: Mapping[str, Record], names: list[str]) -> None:
     used = {number for record in records.values() for number in record.tags or ()}
     unused = [name for number, name in enumerate(names) if number not in used]
     if unused and all(record.tags is not None for record in records.values()):
-        say(f"classes of no image: {len(unused)} ({some(unused, 25)})")
+        say(f"classes of no image: {len(unused)} ({some(unused, 25)}); without masks "
+            "--drop-unused leaves them out")
+
+
+def used_classes(lines: Mapping[str, TagLine], names: list[str]) -> list[str]:
+    """The classes that some image has, in their order; those left out are named."""
+    used = {number for line in lines.values()
+            for number in class_indices(line.names, names, line.where)}
+    unused = [name for number, name in enumerate(names) if number not in used]
+    if unused:
+        say(f"classes of no image, left out: {len(unused)} ({some(unused, 25)})")
+    kept = [name for number, name in enumerate(names) if number in used]
+    check_classes(kept, "the classes that images have")
+    return kept

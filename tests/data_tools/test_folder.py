@@ -41,8 +41,8 @@ def tags(tmp_path):
 def run(root, out, **options):
     return main(root, out, **{
         "masks": None, "tags": None, "tags_from_folders": False, "classes": None, "split": None,
-        "tag_separator": "auto", "join_names": False, "seed": 0, "shard_size": 2,
-        "workers": 1, "skip_bad": False, **options})
+        "tag_separator": "auto", "join_names": False, "drop_unused": False, "seed": 0,
+        "shard_size": 2, "workers": 1, "skip_bad": False, **options})
 
 
 def masks_for(folder, names, value=1):

@@ -12,7 +12,7 @@ from more.data.tag_files import read_tag_file
 from more.data.tags import ClassNames, TagLine, class_indices, special_name, split_cells
 from more.errors import UserError
 from tests.data_tools.layout import convert_voc, pictures, voc_folder
-from tests.data_tools.test_folder import run
+from tests.data_tools.test_folder import masks_for, run
 
 NAMES = ["a.jpg", "b.png", "c.jpg"]
 LIGHTS = {"a": ["traffic light"], "b": ["cat", "traffic light"], "c": []}
@@ -29,9 +29,9 @@ def write(root, text, name="tags.csv"):
     return path
 
 
-def convert(root, text, name="tags.csv", **options):
+def convert(root, text, name="tags.csv", out="set", **options):
     """Tags by id of the set that is made."""
-    out = root.parent / "set"
+    out = root.parent / out
     assert run(root, out, tags=write(root, text, name), **options) == 0
     shards = ShardSet(out)
     return {key: [shards.class_names[k] for k in shards.tags[row].nonzero()[0]]
@@ -153,7 +153,15 @@ def test_joined_names_are_spelled_as_the_class_list_does(root):
 def test_a_class_of_no_image_is_named(root, capsys):
     classes = write(root, "cat\ncow\n", "names.txt")
     convert(root, "id,tags\na,cat\nb,\nc,\n", classes=classes)
-    assert "classes of no image: 1 (cow)" in capsys.readouterr().err
+    assert "classes of no image: 1 (cow); without masks --drop-unused" in capsys.readouterr().err
+    found = convert(root, "id,tags\na,cow\nb,\nc,\n", classes=classes, out="other",
+                    drop_unused=True)
+    assert found == {"a": ["cow"], "b": [], "c": []}
+    assert ShardSet(root.parent / "other").class_names == ["cow"]
+    assert "classes of no image, left out: 1 (cat)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--drop-unused: numbers in masks follow"):
+        run(root, root.parent / "third", classes=classes, drop_unused=True,
+            tags=root.parent / "tags.csv", masks=masks_for(root.parent / "truth", NAMES))
 
 
 def test_too_many_classes_name_the_tags_file(root):
