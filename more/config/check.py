@@ -8,7 +8,6 @@ from typing import Any
 
 from more.config.schema import CHOICES
 from more.errors import UserError
-from more.filtering.crf import FINEST
 
 AT_LEAST_ONE = (
     "model.num_classes", "model.decoder_width", "data.crop", "train.iterations",
@@ -66,6 +65,8 @@ def check(flat: Mapping[str, Any], source: str) -> None:
         need(flat[key] >= 0, key, "must not be negative")
     for key in POSITIVE:
         need(flat[key] > 0, key, "must be greater than 0")
+    from more.filtering.crf import FINEST  # here: `more doctor` also runs where numpy lacks
+
     for key in CRF_DEVIATIONS:
         need(flat[key] >= FINEST, key, f"must be at least {FINEST}")
     for key in SHARES:

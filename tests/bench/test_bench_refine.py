@@ -81,7 +81,7 @@ def test_labels_and_engines_agree(facts):
                 other["CPU s per image"] / usual["CPU s per image"])
         assert usual["images/s"] == pytest.approx(1 / usual["CPU s per image"])
     seconds = {line["labels"]: line["CPU s per image"] for line in facts["labels"][::3]}
-    assert seconds[81] > 3 * seconds[4]
+    assert seconds[81] > 2 * seconds[4]  # 3 to 6 where nothing else runs
     for line in facts["subset"]:
         assert line["times faster"] == pytest.approx(
             seconds[line["of all"]] / seconds[line["shown"]])

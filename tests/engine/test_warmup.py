@@ -199,3 +199,16 @@ def test_the_mean_of_many_features_takes_little_memory_and_keeps_its_bits(normal
         head.set_centre(features)
     assert torch.equal(head.centre, wanted)
     assert live.peak < 1.5 * features.nbytes  # all of it in float32 is twice, normalised more
+
+
+def test_ranks_with_unequal_shares_check_equally_often(tiny):
+    """Ranks meet in a check: one that makes more of them would wait for ever."""
+    config = load_config(tiny["config"], ["head_warmup.images=5", "inference.batch=2"])
+    networks = [make_network(config) for _ in range(2)]
+
+    def checks(world):
+        made = []
+        encode(networks[world.rank], ShardSet(tiny["train"], kind="images"), config, True, world,
+               lambda: made.append(1))
+        return len(made)
+    assert as_ranks(2, checks) == [1, 1]
