@@ -229,7 +229,7 @@ def main(
     drop_unused: Annotated[bool, typer.Option(
         "--drop-unused", help="categories without annotation are no classes")] = False,
     join_alike: Annotated[bool, typer.Option(
-        "--join-alike", help="join categories whose names differ in case, blanks or underscores "
+        "--join-names", help="join categories whose names differ in case, blanks or underscores "
                              "only")] = False,
 ) -> int:
     """Convert COCO annotations and their images to image shards; run it again to resume.

@@ -129,7 +129,7 @@ def _notes(kept: list[Category], unused: list[str], first: Classes, owned: Mappi
     for names in groups.values():
         if len(names) > 1:
             notes.append(f"{' and '.join(map(repr, names))} differ in case, blanks or underscores "
-                         "only and are separate classes (--join-alike joins them)")
+                         "only and are separate classes (--join-names joins them)")
     roots = [category.name for label, category in enumerate(first.kept, 1)
              if category.name in above and owned.get(label)]
     if roots:

@@ -175,7 +175,8 @@ def main(
     split: Annotated[str | None, typer.Option(
         help="list in ImageSets/Segmentation without .txt: train, val, trainval, test, train_aug, "
              "or your own; may be left out where there is one list or none (all images)")] = None,
-    tags: Annotated[Path | None, typer.Option(help="csv file with the columns id,tags")] = None,
+    tags: Annotated[Path | None, typer.Option(
+        help="file of tags, as data_tools.folder takes")] = None,
     tags_from: Annotated[str, typer.Option(
         help="auto, masks, xml, csv, or none (all zero)")] = AUTO,
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,

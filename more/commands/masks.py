@@ -132,7 +132,8 @@ def predict(
         "--map", help="decoder, lam, cam or fused; auto: the decoder of stage two (RUN itself or "
                       "RUN/two) if there is one, else lam")] = "auto",
     tags: Annotated[str, typer.Option(
-        help="predicted: the classifier's; or a csv file with the header id,tags")] = "predicted",
+        help="predicted: the classifier's; or a file of tags, as data_tools.folder "
+             "takes")] = "predicted",
     tag_threshold: Annotated[float | None, typer.Option(
         min=0, max=1, help="probability from which a class is predicted "
                            "[default: inference.tag_threshold]")] = None,
