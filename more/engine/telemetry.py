@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -53,7 +53,7 @@ class Records:
         from torch.utils.tensorboard import SummaryWriter
 
         make_folder(run)
-        self.file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self.file = _open_log(run / "log.jsonl")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))
         if console.is_terminal:
@@ -116,6 +116,17 @@ class Records:
                 self.bar.stop()
             self.file.close()
             self.board.close()
+
+
+def _open_log(path: Path) -> IO[str]:
+    """The log, to be written on; a last line that a kill has cut off is ended first."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    if file.tell():
+        with open(path, "rb") as there:
+            there.seek(-1, 2)
+            if there.read() != b"\n":
+                file.write("\n")
+    return file
 
 
 class _Above:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,11 @@ def command(*arguments: object, start: tuple[str, ...] = ("more",), ranks: int =
 
 
 def records(run: Path) -> list[dict]:
-    """The records of a run that carry loss terms, in order."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    """The records of a run that carry loss terms, in order; the run may still be writing."""
+    lines = []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # half a line: being written, or cut off by a kill
+            lines.append(json.loads(line))
     return [line for line in lines if "terms" in line]
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from more.engine.stop import STOPPED
+from more.engine.telemetry import Records
 from tests.engine.conftest import REAL, command, records
 from tests.processes import Forked
 
@@ -74,6 +75,19 @@ def test_killed_while_saving(tiny, straight, tmp_path):
     assert "step-000006: its writing was interrupted" in said
     assert_equal(state(run, 12), state(straight, 12))
     assert not list((run / "checkpoints").glob(".tmp*"))
+
+
+def test_a_line_that_a_kill_has_cut_off_takes_no_other_with_it(tmp_path):
+    """What is written after it is a line of its own; a whole log is not touched."""
+    path = tmp_path / "log.jsonl"
+    for before, after in (('{"step": 1}\n{"st', '{"step": 1}\n{"st\n'),
+                          ('{"step": 1}\n', '{"step": 1}\n'), ("", "")):
+        path.write_text(before)
+        records = Records(tmp_path, True, 4)
+        records.write(2, {"seconds": 1.0})
+        records.close()
+        line = path.read_text().removeprefix(after)
+        assert json.loads(line)["step"] == 2, path.read_text()
 
 
 def _wait_for_step(run: Path, step: int, process: Forked, seconds: float = 90) -> None:
