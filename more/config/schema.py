@@ -99,6 +99,8 @@ class CamConfig:
     late_after: int = setting(10000, "'late' begins after this iteration index")
     precision: str = setting("auto", "of the forwards that only give CAMs: 'auto' (bf16 on a GPU "
                              "that has it, else as training), 'model' (as training), or 'bf16'")
+    packed: str = setting("auto", "views of all sizes in one pass: 'yes' (fewer, larger "
+                        "operations, more memory), 'no' (size by size), or 'auto': on a GPU")
     every: int = setting(1, "multi-scale CAMs in each k-th update; in the others the CAM of the "
                          "training forward alone, which costs nothing. 1: always, as released")
     ema: bool = setting(False, "CAMs from the average of the weights (train.ema), not from the "
@@ -388,6 +390,7 @@ CHOICES = {
     "data.order": ("auto", "global", "shards"),
     "data.last_batch": ("drop", "carry"),
     "cam.precision": ("auto", "model", "bf16"),
+    "cam.packed": ("auto", "yes", "no"),
     "loss.mcl_form": ("plain", "mixed"),
     "loss.cre_similarity": ("dot", "cosine"),
     "loss.cre_reduction": ("released", "pairs"),

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from more.config.schema import Config, StartConfig
 from more.engine.build import make_network, make_objective
-from more.engine.cams import half_views, view_sizes
+from more.engine.cams import half_views, packs_views, view_sizes
 from more.engine.distributed import local_device
 from more.engine.livebytes import LiveBytes, without_memory
 from more.localization.present import PresentMaps, present_classes
@@ -98,10 +98,12 @@ def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveByte
     summed = 2 * 4 * images * present * config.data.crop ** 2
     live.restart()
     half = config.precision in HALF or half_views(config.cam.precision, local_device())
-    for (height, width), count in view_sizes(config, network.encoder.patch_size):
-        views = torch.zeros(count * images, 3, height, width)
+    sizes = view_sizes(config, network.encoder.patch_size)
+    packed = packs_views(config.cam.packed, local_device())
+    for together in [sizes] if packed else [[one] for one in sizes]:
+        views = [torch.zeros(count * images, 3, *size) for size, count in together]
         with torch.no_grad(), autocast(half):
-            network(views, mode="cam")
+            network(views if packed else views[0], mode="cam")
         del views
     # After a view: both its maps at full size, and the mirror image's before they are one.
     return max(summed + live.peak - before, 3 * summed)

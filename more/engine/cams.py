@@ -28,6 +28,7 @@ class CamMaker:
       auxiliary block, and the main CAM is the training forward's alone.
     - `cam.every` = k: the views are run in updates 0, k, 2k, …; in the others both CAMs are the
       training forward's alone.
+    - On a GPU (`cam.packed`) the views go through the blocks in one pass.
     - `cam.ema`: all views, scale 1 as well, are run with the average of the weights.
 
     Args:
@@ -74,17 +75,24 @@ class CamMaker:
         network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
                           and images.dtype != torch.float16)
 
-        def run(views: Tensor) -> Any:
+        def known(views: Tensor) -> Tensor:
             # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).
-            if mirrored is not None and views.shape == images.shape and self.average is None:
-                return network(mirrored, frozen=self.frozen)
-            return network(views)
+            same = mirrored is not None and views.shape == images.shape and self.average is None
+            return mirrored if same else views
+
+        def run(views: Any) -> Any:
+            if packed:
+                return network([known(view) for view in views])
+            views = known(views)
+            return network(views, frozen=self.frozen) if views is mirrored else network(views)
+        packed = packs_views(self.cam.packed, images.device)
         # Inside an autocast, even one that is off, casts of weights are kept until it is left: they
         # are made once for all views, not once for each.
         keep_casts = torch.autocast(images.device.type, enabled=False)
         with self.average.in_place() if self.average else nullcontext(), keep_casts:
             return multi_scale(run, images, self.cam.scales, relu, tags=tags,
-                               first=None if self.average else first, multiple=self.multiple)
+                               first=None if self.average else first, multiple=self.multiple,
+                               together=packed)
 
 
 def needs_main(objective: Objective, step: int) -> bool:
@@ -98,6 +106,11 @@ def half_views(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def packs_views(packed: str, device: torch.device) -> bool:
+    """Whether the views that only give CAMs run in one pass (`cam.packed`) on a device."""
+    return packed == "yes" or (packed == "auto" and device.type == "cuda")
 
 
 def view_sizes(config: Config, patch: int) -> list[tuple[tuple[int, int], int]]:

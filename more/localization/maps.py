@@ -61,6 +61,7 @@ def multi_scale(
     normalise: bool = True,
     tags: Tensor | None = None,
     multiple: int = 1,
+    together: bool = False,
 ) -> Found:
     """Sum of maps over scales; at each scale the larger of image and mirror image (§4.4).
 
@@ -78,16 +79,23 @@ def multi_scale(
         multiple: sizes of the scales other than 1 are rounded to multiples of it, at least one.
             With 1 (released) a size that is no multiple of the patch loses pixels at its right and
             lower border, and its map is stretched by as much.
+        together: `forward` is called once, with a list of the views of all scales, and returns a
+            list.
 
     Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps`, in the order of `forward`.
     """
     size = tuple(images.shape[-2:])
     chosen = None if tags is None else present_classes(tags)
     totals: list[Tensor] | None = None
-    for scale in [1.0, *(s for s in scales if s != 1)]:
-        pairs = _views(forward, images, scaled_size(size, scale, multiple),
-                       first if scale == 1 else None)
-        maps = [_larger(pair, size, cut, chosen) for pair, cut in zip(pairs, relu, strict=True)]
+    views = [(scaled_size(size, scale, multiple), first if scale == 1 else None)
+             for scale in [1.0, *(s for s in scales if s != 1)]]
+    if together:
+        found = iter(forward([_shown(images, *view) for view in views]))
+    else:  # one after another, and no name holds them: large ones live while `forward` wants them
+        found = (forward(_shown(images, *view)) for view in views)
+    for (_, known), made in zip(views, found, strict=True):
+        maps = [_larger(pair, size, cut, chosen)
+                for pair, cut in zip(_pairs(made, known), relu, strict=True)]
         totals = maps if totals is None else [a.add_(b) for a, b in zip(totals, maps, strict=True)]
     return _finish(totals, normalise, chosen)
 
@@ -126,20 +134,21 @@ def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple
     return tuple(max(multiple, round(scale * side / multiple) * multiple) for side in size)
 
 
-def _views(forward, images: Tensor, size: tuple[int, int], first: Maps | None) -> list[Maps]:
+def _shown(images: Tensor, size: tuple[int, int], first: Maps | None) -> Tensor:
+    """What the network is shown of a scale: images and mirror images, these alone where the maps
+    of the others are known."""
+    resized = resize(images, size)
+    return torch.cat([resized, resized.flip(-1)]) if first is None else resized.flip(-1)
+
+
+def _pairs(made: Maps, first: Maps | None) -> list[Maps]:
     """(map of the image, map of the mirror image turned back) for every kind of map."""
-    # No name holds the views: large ones only live as long as `forward` wants them.
-    if first is not None:
-        plain, turned = first, forward(resize(images, size).flip(-1))
+    if first is None:
+        plain, turned = zip(*(maps.chunk(2) for maps in made), strict=True)
     else:
-        both = [maps.chunk(2) for maps in forward(_with_mirror_images(resize(images, size)))]
-        plain, turned = zip(*both, strict=True)
+        plain, turned = first, made
     # Turning the small map back before the resize equals turning the large one, and is cheaper.
     return [(a.detach(), b.flip(-1)) for a, b in zip(plain, turned, strict=True)]
-
-
-def _with_mirror_images(images: Tensor) -> Tensor:
-    return torch.cat([images, images.flip(-1)])
 
 
 def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:

@@ -7,6 +7,7 @@ N = h·w patches, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt, log
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from more.errors import UserError
 from more.model.keeping import keep_less
+from more.model.packing import pack, packs, run_packed, unpack
 from more.model.tokens import NEIGHBOUR_STD, resize_positions
 
 BACKBONE_ADVICE = (
@@ -122,18 +124,61 @@ class ClassTokenEncoder(nn.Module):
         """The parameters that are ours, not the backbone's: leading tokens and positions."""
         return [self.cls_token, self.pos_embed]
 
-    def forward(self, images: Tensor, with_attention: bool = False, only_aux: bool = False,
-                frozen: int = 0) -> EncoderOutput:
+    def forward(self, images: Tensor | Sequence[Tensor], with_attention: bool = False,
+                only_aux: bool = False, frozen: int = 0) -> EncoderOutput | list[EncoderOutput]:
         """Encode normalised images [B,3,H,W]; pixels beyond the last whole patch are lost.
 
         Args:
             images: at least one patch high and wide; or what `lower` made of square ones, with
-                the same `frozen`. All blocks frozen then gives patch tokens alone.
+                the same `frozen`. All blocks frozen then gives patch tokens alone. Or a list of
+                views of several sizes: all run in one pass, without gradient.
             with_attention: also return the last block's raw q·k.
             only_aux: stop at the block of the auxiliary tokens.
             frozen: the first blocks (and the embedding) that no gradient reaches; where there are
                 `frozen_blocks`, not fewer.
         """
+        if not isinstance(images, Tensor):
+            return self._views(images, only_aux)
+        tokens, grid = self._begin(images, frozen)
+        if frozen == len(self.blocks):
+            return EncoderOutput(None, tokens, None, grid)
+        return self._upper(tokens, grid, max(frozen, self.frozen_blocks), with_attention, only_aux)
+
+    @torch.no_grad()
+    def _views(self, views: Sequence[Tensor], only_aux: bool) -> list[EncoderOutput]:
+        """What `forward` makes of each, in one pass (see `more.model.packing`).
+
+        Blocks of other forms, and compiled ones, take the views in turn.
+
+        Args: views: images [B',3,H',W'], or what `lower` made of square ones with `frozen_blocks`.
+        """
+        first = self.frozen_blocks
+        if not all(packs(block) for block in self.blocks[first:]):
+            return [self(view, only_aux=only_aux, frozen=first if view.dim() == 3 else 0)
+                    for view in views]
+        begun = [self._begin(view, first if view.dim() == 3 else 0) for view in views]
+        bias = [self._attention_bias(tokens) for tokens, _ in begun]
+        packed, sizes = pack([tokens for tokens, _ in begun])
+        for index, block in enumerate(self.blocks[first:], first):
+            packed = run_packed(block, packed, sizes, bias)
+            if index == len(self.blocks) - 1:
+                packed = self.norm(packed)
+            if index == self.aux_index:
+                aux = packed
+                if only_aux:
+                    break
+        leading = self.cls_token.shape[1]
+        results = []
+        for main, low, (_, grid) in zip(unpack(packed, sizes), unpack(aux, sizes), begun,
+                                        strict=True):
+            results.append(EncoderOutput(
+                None if only_aux else main[:, self.regularising_tokens:leading],
+                None if only_aux else main[:, leading:], low[:, leading:], grid))
+        return results
+
+    def _begin(self, images: Tensor, frozen: int) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens [B,T,D] of images, or of what `lower` made of them, for the first block that
+        `_upper` runs, and their grid."""
         if images.dim() == 3:
             tokens, side = images, isqrt(images.shape[1] - self._leading(frozen))
             grid = (side, side)
@@ -144,12 +189,10 @@ class ClassTokenEncoder(nn.Module):
             tokens, grid = self._embed(images)
             for block in self.blocks[:self.frozen_blocks]:
                 tokens = self._run(block, tokens, None)
-        if frozen == len(self.blocks):
-            return EncoderOutput(None, tokens, None, grid)
-        first = max(frozen, self.frozen_blocks)
-        if self.frozen_blocks and first == self.frozen_blocks:
+        enters = self.frozen_blocks and max(frozen, self.frozen_blocks) == self.frozen_blocks
+        if enters and frozen < len(self.blocks):
             tokens = self._enter(tokens)
-        return self._upper(tokens, grid, first, with_attention, only_aux)
+        return tokens, grid
 
     @torch.no_grad()
     def lower(self, images: Tensor, frozen: int) -> Tensor:

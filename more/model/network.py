@@ -6,6 +6,7 @@ every use of a parameter. B batch, C classes, D channels, h×w token grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -73,12 +74,13 @@ class MoReNetwork(nn.Module):
             nn.init.zeros_(self.aux_classifier.weight)
         self.decoder = LargeFOV(dim, decoder_width, num_classes + 1)
 
-    def forward(self, images: Tensor, mode: str = "train", half: bool = False, frozen: int = 0
-                ) -> NetworkOutput | tuple[Tensor, ...] | dict[str, Tensor] | Tensor:
+    def forward(self, images: Tensor | Sequence[Tensor], mode: str = "train", half: bool = False,
+                frozen: int = 0) -> NetworkOutput | tuple[Tensor, ...] | dict[str, Tensor] | Tensor:
         """Run the parts that `mode` needs on normalised images [B,3,H,W].
 
         Args:
-            images: the batch.
+            images: the batch; or, in a mode without gradient, views of several sizes, which run in
+                one pass: the result is then a list.
             mode: "train" → NetworkOutput; "cam" → (cam, aux_cam); "aux_cam" → (aux_cam,), with
                 fewer blocks; "lam" → LAM [B,C,h,w]; "maps" → dict with cam, aux_cam, lam, logits
                 and patches (the tokens [B,D,h,w]); "scores" → the same with "segment" beside them;
@@ -99,9 +101,12 @@ class MoReNetwork(nn.Module):
                 "attention": self._score_maps}
         if mode not in runs:
             raise ValueError(f"mode {mode!r} is not one of {', '.join(runs)}")
-        with torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext():
-            return runs[mode](self.encoder(images, with_attention=mode == "attention",
-                                           only_aux=mode == "aux_cam", frozen=frozen))
+        several = not isinstance(images, Tensor)
+        device = (images[0] if several else images).device.type
+        with torch.autocast(device, torch.bfloat16) if half else nullcontext():
+            encoded = self.encoder(images, with_attention=mode == "attention",
+                                   only_aux=mode == "aux_cam", frozen=frozen)
+            return [runs[mode](one) for one in encoded] if several else runs[mode](encoded)
 
     def class_maps(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
         """CAMs [B,C,h,w] of feature maps [B,D,h,w], main and auxiliary, float32.

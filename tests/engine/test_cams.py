@@ -10,11 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from more.config.load import load_config
+from more.engine.average import WeightAverage
 from more.engine.build import make_network, make_objective
 from more.engine.cams import CamMaker, half_views, needs_main, view_sizes
 from more.errors import UserError
 from more.localization.maps import minmax, multi_scale, resize
+from more.model.packing import packs
 from tests.engine.conftest import command, records
+from tests.engine.test_mask_stage import Engine
 
 
 @pytest.fixture
@@ -64,6 +67,57 @@ def test_the_main_cam_is_run_only_for_terms_that_need_it(setting):
     torch.testing.assert_close(early[1], later[1])  # the auxiliary one is the same
     single = resize(output.cam, (64, 64)).relu() * setting[5][:, :, None, None]
     torch.testing.assert_close(early[0], minmax(single))
+
+
+@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("options", [
+    (), ("cam.ema=True", "train.ema=0.9"), ("model.token_attention=shared",),
+    ("model.frozen_blocks=1", "tokens.gb=0"), ("model.vit.init_values=0.5",),
+    ("model.aux_layer=-1",), ("cam.precision=bf16",)])
+def test_views_in_one_pass_give_the_same_cams(setting, tiny, options, step):
+    config = load_config(tiny["config"], [
+        "loss.start.seg=5", "loss.start.energy=7", "cam.scales=(1.0,0.5,1.3)", *options])
+    network, (images, tags), runs = make_network(config), setting[4:], []
+    output = network(images)
+    for packed in ("no", "yes"):
+        def forward(images, packed=packed, **options):
+            runs.append(packed)
+            return network(images, **options)
+        one = replace(config, cam=replace(config.cam, packed=packed))
+        engine = Engine(network)
+        engine.optimizer = None
+        average = WeightAverage(engine, 0.9) if config.cam.ema else None
+        runs.append(CamMaker(one, forward, make_objective(one), 8, average)(
+            images, tags, output, step))
+    assert runs.count("no") == 3 and runs.count("yes") == 1
+    separate, together = (run for run in runs if not isinstance(run, str))
+    loose = {"rtol": 0, "atol": 0.05} if config.cam.precision == "bf16" else {}
+    for found, expected in zip(together, separate, strict=True):
+        torch.testing.assert_close(found.maps, expected.maps, **loose)
+
+
+def test_tokens_of_frozen_blocks_run_with_images_of_other_sizes(setting, tiny):
+    """One view enters above the frozen blocks, the others at the bottom."""
+    config = load_config(tiny["config"], ["model.frozen_blocks=2", "cam.scales=(1.0,0.5)",
+                                          "model.aux_layer=-1"])
+    network, (images, tags) = make_network(config), setting[4:]
+    output, mirrored = network(images), network.encoder.lower(images.flip(-1), 2)
+    found = []
+    for packed in ("no", "yes"):
+        one = replace(config, cam=replace(config.cam, packed=packed))
+        found.append(CamMaker(one, network, make_objective(one), 8)(
+            images, tags, output, 9, mirrored))
+    for together, separate in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(together.maps, separate.maps)
+
+
+def test_only_plain_blocks_are_packed(tiny):
+    network = make_network(load_config(tiny["config"], ["model.vit.drop_path_rate=0.2"]))
+    assert [packs(block) for block in network.encoder.blocks] == [True, False, False, False]
+    views = [torch.randn(2, 3, side, side) for side in (64, 32)]
+    network.eval()
+    for one, view in zip(network(views, mode="cam"), views, strict=True):
+        torch.testing.assert_close(one, network(view, mode="cam"))
 
 
 def test_every_kth_update_runs_views(setting):

@@ -21,8 +21,8 @@ from tests.claimed_gpu import READS, OnGpu
 # Neither runs anything on a device: memory without values, and answers of the dispatcher.
 NO_WORK = {"aten::_unsafe_view", "aten::empty", "aten::empty_like", "aten::empty_strided",
            "aten::new_empty", "aten::new_empty_strided", "aten::promote_types",
-           "aten::lift_fresh", "aten::resolve_conj", "aten::resolve_neg", "aten::_local_scalar_dense",
-           "aten::result_type", "aten::is_same_size"}
+           "aten::lift_fresh", "aten::resolve_conj", "aten::resolve_neg", "aten::result_type",
+           "aten::_local_scalar_dense", "aten::is_same_size"}
 
 
 class Launches(TorchDispatchMode):
@@ -30,8 +30,8 @@ class Launches(TorchDispatchMode):
 
     Attributes:
         operations: by name; casts: those that change the type; waits: by name, where the CPU has to
-            wait for the GPU's values; uploads: shapes that were copied from the CPU's memory; bytes:
-            of all tensors that were written.
+            wait for the GPU's values; uploads: shapes that were copied from the CPU's memory;
+            bytes: of all tensors that were written.
     """
 
     def __init__(self) -> None:

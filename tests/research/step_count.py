@@ -1,4 +1,4 @@
-"""Operations, casts, waits and copies of one update of a recipe: `python -m tests.research step-count`."""
+"""Operations, casts, waits and copies of an update: `python -m tests.research step-count`."""
 
 from __future__ import annotations
 
