@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from more.constants import constant
+from more.localization.regions import box_mask
+
 _GREY = np.array([0.299, 0.587, 0.114])
 UNCHANGED = np.concatenate([np.eye(3, 4).reshape(-1), [0.0]]).astype(np.float32)
+_UNCHANGED = torch.from_numpy(UNCHANGED)
 
 
 def draw_jitter(image: np.ndarray, strength: tuple[float, float, float, float],
@@ -102,16 +106,9 @@ def prepare(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float
         float32 `[B, 3, S, S]`, jittered inside the box (padding stays black) and normalised.
     """
     pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    if bool((batch["jitter"] != torch.from_numpy(UNCHANGED)).any()):
+    if bool((batch["jitter"] != _UNCHANGED).any()):
         jittered = apply_jitter(pixels, batch["jitter"].to(device, non_blocking=True))
-        pixels = torch.where(_inside(batch["box"], pixels), jittered, pixels)
-    shift, scale = (torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1)
-                    for v in (mean, std))
+        box = batch["box"].to(device, non_blocking=True)
+        pixels = torch.where(box_mask(box, tuple(pixels.shape[-2:]))[:, None], jittered, pixels)
+    shift, scale = (constant(v, pixels).view(3, 1, 1) for v in (mean, std))
     return ((pixels - shift) / scale).contiguous()
-
-
-def _inside(box: Tensor, like: Tensor) -> Tensor:
-    """True inside `[y0, y1, x0, x1]`, bool `[B, 1, H, W]`."""
-    y0, y1, x0, x1 = box.to(like.device, non_blocking=True).view(-1, 4, 1).unbind(1)
-    y, x = (torch.arange(side, device=like.device) for side in like.shape[2:])
-    return ((y >= y0) & (y < y1))[:, None, :, None] & ((x >= x0) & (x < x1))[:, None, None, :]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OFFSETS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-# Bytes of the colours of all neighbours at a time: they stay in a core's cache; a GPU wants more.
+# Bytes of the colours of all neighbours at a time: they stay in a core's cache; a GPU, which starts
+# every operation anew, wants few large ones.
 BAND = {"cpu": 2**20, "cuda": 2**28}
 
 
@@ -51,25 +52,36 @@ class PixelAdaptiveRefinement:
         if masks.shape[-2:] != images.shape[-2:]:
             size = tuple(images.shape[-2:])
             masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=True)
-        weights = self.weights(images)
+        batch, channels, height, width = masks.shape
+        weights = self.weights(images).permute(0, 2, 3, 1).reshape(batch * height * width, -1)
+        size = (self.dilations, height, width)
         if images.is_cuda:
-            return self._by_shifts(masks, weights.contiguous())
-        return self._by_rows(masks, weights)
+            spread = _bags_sum(weights, *_entries(_places(*size, images.device), batch))
+        else:
+            spread = _rows_sum(weights, *_entries_on_cpu(*size, batch))
+        x = masks.permute(0, 2, 3, 1).reshape(len(weights), channels)
+        for _ in range(self.iterations):
+            x = spread(x)
+        return x.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
     @torch.no_grad()
     def weights(self, images: Tensor) -> Tensor:
         """Weights of all neighbours, `[B, 8·dilations, H, W]`, from images `[B, 3, H, W]`.
 
-        They depend on the images alone. Some rows are made at a time, in one place, and a pixel's
-        weights lie side by side in memory.
+        They depend on the images alone. A pixel's weights lie side by side in memory.
         """
+        position = _position_weights(self.dilations, self.colour_width, images.dtype,
+                                     images.device, self.position_weight)
+        made = self._weights_by_places if images.is_cuda else self._weights_by_rows
+        return made(images, position).permute(0, 3, 1, 2)
+
+    def _weights_by_rows(self, images: Tensor, position: Tensor) -> Tensor:
+        """`[B, H, W, 8·dilations]`, some rows at a time and in one place: for a CPU's cache."""
         batch, channels, height, width = images.shape
         number = len(self.dilations) * len(OFFSETS)
-        position = self._position_weights(images) * self.position_weight
         padded = F.pad(images, (self.margin,) * 4, mode="replicate")
         weights = images.new_empty(batch, height, width, number)
-        row = number * batch * channels * width * images.element_size()
-        step = max(1, BAND.get(images.device.type, BAND["cuda"]) // row)
+        step = max(1, BAND["cpu"] // (number * batch * channels * width * images.element_size()))
         for start in range(0, height, step):
             rows = slice(start, min(start + step, height))
             near = self._neighbours(padded, rows, width)
@@ -78,16 +90,22 @@ class PixelAdaptiveRefinement:
             scale = variance.sqrt_().add_(1e-8).mul_(self.colour_width).reciprocal_()
             colour = near.sub_(images[:, :, rows]).mul_(scale).square_().mean(dim=2).neg_()
             weights[:, rows] = colour.permute(1, 2, 3, 0).contiguous().softmax(-1).add_(position)
-        return weights.permute(0, 3, 1, 2)
+        return weights
 
-    def _position_weights(self, like: Tensor) -> Tensor:
-        distances = torch.tensor(
-            [d * math.hypot(*offset) for d in self.dilations for offset in OFFSETS],
-            dtype=like.dtype,
-            device=like.device,
-        )
-        scaled = distances / (distances.std() + 1e-8) / self.colour_width
-        return (-scaled.square()).softmax(dim=0)
+    def _weights_by_places(self, images: Tensor, position: Tensor) -> Tensor:
+        """`[B, H, W, 8·dilations]`, one gather and few operations: for a GPU."""
+        batch, channels, height, width = images.shape
+        places = _places(self.dilations, height, width, images.device)
+        colours, (pixels, number) = images.flatten(2), places.shape
+        weights = images.new_empty(batch, pixels, number)
+        step = max(1, BAND["cuda"] // (number * batch * channels * images.element_size()))
+        for start in range(0, pixels, step):
+            band = slice(start, min(start + step, pixels))
+            near = colours.index_select(2, places[band].flatten()).unflatten(2, (-1, number))
+            scale = near.std(dim=-1, keepdim=True).add_(1e-8).mul_(self.colour_width)
+            colour = near.sub_(colours[:, :, band, None]).div_(scale).square_().mean(dim=1).neg_()
+            torch.add(colour.softmax(-1), position, out=weights[:, band])
+        return weights.unflatten(1, (height, width))
 
     def _neighbours(self, padded: Tensor, rows: slice, width: int) -> Tensor:
         """Colours `[8·dilations, B, 3, rows, W]` around some rows, from the padded images."""
@@ -101,42 +119,48 @@ class PixelAdaptiveRefinement:
             place[:3], place[3:5], place[5:] = square[0], square[1, ::2], square[2]
         return near.flatten(0, 1)
 
-    def _by_rows(self, masks: Tensor, weights: Tensor) -> Tensor:
-        """All iterations as products with one sparse matrix, one row per pixel."""
-        batch, channels, height, width = masks.shape
-        rows = weights.permute(0, 2, 3, 1).reshape(batch * height * width, -1)
-        spread = _rows_sum(rows, *_places(self.dilations, batch, height, width))
-        x = masks.permute(0, 2, 3, 1).reshape(len(rows), channels)
-        for _ in range(self.iterations):
-            x = spread(x)
-        return x.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
-    def _by_shifts(self, masks: Tensor, weights: Tensor) -> Tensor:
-        """All iterations as sums of shifted copies: no order of summation is left to a library."""
-        height, width = masks.shape[-2:]
-        corners = [(self.margin + d * dy, self.margin + d * dx)
-                   for d in self.dilations for dy, dx in OFFSETS]
-        for _ in range(self.iterations):
-            padded = F.pad(masks, (self.margin,) * 4, mode="replicate")
-            masks = torch.zeros_like(masks)
-            for (y, x), weight in zip(corners, weights.unbind(1), strict=True):
-                masks.addcmul_(padded[..., y : y + height, x : x + width], weight[:, None])
-        return masks
+# What depends on sizes alone is kept; in inference mode it would refuse passes with gradient later.
+@lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)
+def _position_weights(dilations: tuple[int, ...], width: float, dtype: torch.dtype,
+                      device: torch.device, share: float) -> Tensor:
+    """What neighbours get for their distance, `[8·dilations]`: `share` in all; to be read only."""
+    distances = torch.tensor([d * math.hypot(*offset) for d in dilations for offset in OFFSETS],
+                             dtype=dtype)
+    scaled = distances / (distances.std() + 1e-8) / width
+    return ((-scaled.square()).softmax(dim=0) * share).to(device)
 
 
 @lru_cache(maxsize=8)
-def _places(dilations: tuple[int, ...], batch: int, height: int,
-            width: int) -> tuple[Tensor, Tensor]:
-    """Bounds of the sparse matrix's rows and columns of its entries: clamped places."""
+@torch.inference_mode(mode=False)
+def _places(dilations: tuple[int, ...], height: int, width: int, device: torch.device) -> Tensor:
+    """Where an image's neighbours are, int32 `[H·W, 8·dilations]`: clamped; to be read only."""
     rows, columns = torch.arange(height), torch.arange(width)
     shifts = [(d * dy, d * dx) for d in dilations for dy, dx in OFFSETS]
     y = torch.stack([(rows + dy).clamp(0, height - 1) for dy, _ in shifts], dim=-1)
     x = torch.stack([(columns + dx).clamp(0, width - 1) for _, dx in shifts], dim=-1)
-    image = torch.arange(batch)[:, None, None, None] * height * width
-    places = image + y[:, None] * width + x
-    bounds = torch.arange(batch * height * width + 1) * len(shifts)
-    kind = torch.int32 if places.numel() < 2**31 else torch.int64
-    return bounds.to(kind), places.flatten().to(kind)
+    return (y[:, None] * width + x).flatten(0, 1).to(torch.int32).to(device)
+
+
+def _entries(places: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Of the sparse matrix of all images, one row per pixel: bounds of rows, columns of entries."""
+    pixels, number = places.shape
+    kind = torch.int32 if batch * places.numel() < 2**31 else torch.int64
+    like = {"dtype": kind, "device": places.device}
+    bounds = torch.arange(0, batch * places.numel() + 1, number, **like)
+    if batch == 1:
+        return bounds, places.flatten().to(kind)
+    first = torch.arange(0, batch * pixels, pixels, **like)
+    return bounds, (places + first[:, None, None]).flatten()
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
+def _entries_on_cpu(dilations: tuple[int, ...], height: int, width: int, batch: int
+                    ) -> tuple[Tensor, Tensor]:
+    """`_entries`, kept where memory is plenty; a GPU makes them anew with each call, in no time."""
+    return _entries(_places(dilations, height, width, torch.device("cpu")), batch)
 
 
 def _rows_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
@@ -146,3 +170,11 @@ def _rows_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tens
         matrix = torch.sparse_csr_tensor(bounds, places, weights.flatten(), (len(weights),) * 2,
                                          check_invariants=False)
     return matrix.matmul
+
+
+def _bags_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same in one launch that keeps nothing of what it gathers, for a GPU: its sparse library
+    leaves the order of a sum open, while a bag is added up from its first entry to its last."""
+    flat = weights.flatten()
+    return lambda x: F.embedding_bag(places, x, bounds, mode="sum", per_sample_weights=flat,
+                                     include_last_offset=True)

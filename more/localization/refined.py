@@ -12,7 +12,7 @@ from more.localization.present import PresentMaps
 from more.localization.regions import IGNORE, box_mask
 
 Levels = tuple[float, float]
-PIXELS = {"cpu": 2**14, "cuda": 2**24}  # refined at a time; an image is never divided
+PIXELS = {"cpu": 2**14, "cuda": 2**21}  # refined at a time; an image is never divided
 
 
 @torch.no_grad()

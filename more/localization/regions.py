@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from more.constants import constant, counting
 from more.localization.present import PresentMaps
 
 IGNORE = 255
@@ -26,12 +27,11 @@ def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
     Args: box `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels; size (height, width).
     Returns: bool `[B, H, W]`.
     """
-    y0, y1, x0, x1 = box.T[:, :, None]
-    rows = torch.arange(size[0], device=box.device)
-    columns = torch.arange(size[1], device=box.device)
-    inside_rows = (rows >= y0) & (rows < y1)
-    inside_columns = (columns >= x0) & (columns < x1)
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
+    height, width = size
+    sides = box.unflatten(1, (2, 2, 1))  # of rows and of columns: first, end
+    places = counting(max(size), box)
+    inside = (places >= sides[:, :, 0]) & (places < sides[:, :, 1])
+    return inside[:, 0, :height, None] & inside[:, 1, None, :width]
 
 
 def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
@@ -39,10 +39,11 @@ def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> 
 
     Rounded inwards, so that no cell inside the new box touches a pixel outside the old one.
     """
-    new = box.new_tensor([new_size[0], new_size[0], new_size[1], new_size[1]])
-    old = box.new_tensor([size[0], size[0], size[1], size[1]])
-    low, high = -((-box * new) // old), (box * new) // old
-    return torch.stack([low[:, 0], high[:, 1], low[:, 2], high[:, 3]], dim=1)
+    (height, width), (rows, columns) = size, new_size
+    new = constant((rows, rows, columns, columns), box)
+    old = constant((height, height, width, width), box)
+    up = constant((height - 1, 0, width - 1, 0), box)  # the first cell is rounded up
+    return (box * new + up) // old
 
 
 @torch.no_grad()
@@ -102,8 +103,7 @@ def undo_normalisation(
     images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> Tensor:
     """Normalised images `[B, 3, H, W]` back on the scale 0..255, not rounded."""
-    like = {"dtype": images.dtype, "device": images.device}
-    shift, factor = (torch.as_tensor(v, **like).view(-1, 1, 1) for v in (mean, std))
+    shift, factor = (constant(v, images).view(-1, 1, 1) for v in (mean, std))
     return images * factor + shift
 
 
@@ -115,4 +115,4 @@ def denormalise(
     The 0..255 values are truncated to whole levels, as the released code does; rounding noise
     can so lower a value that came from an 8-bit pixel by one level.
     """
-    return undo_normalisation(images, mean, std).trunc().clamp(0, 255) / 255.0
+    return undo_normalisation(images, mean, std).trunc_().clamp_(0, 255).div_(255.0)

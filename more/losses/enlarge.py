@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,12 +31,17 @@ class _Enlarge(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream) -> tuple[Tensor, None]:
-        rows, columns = (_weights(small, large, upstream)
+        rows, columns = (_weights(small, large, upstream.dtype, upstream.device)
                          for small, large in zip(ctx.grid, upstream.shape[-2:], strict=True))
         return rows.T @ (upstream @ columns), None
 
 
-def _weights(small: int, large: int, like: Tensor) -> Tensor:
-    """What every one of `small` values gives to `large` ones in between, `[large, small]`."""
-    ones = torch.eye(small, dtype=like.dtype, device=like.device)
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _weights(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What every one of `small` values gives to `large` ones in between, `[large, small]`.
+
+    Kept, since every backward pass asks for the same ones: to be read only.
+    """
+    ones = torch.eye(small, dtype=dtype, device=device)
     return F.interpolate(ones[None], size=large, mode="linear", align_corners=False)[0].T

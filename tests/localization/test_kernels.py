@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from more.localization import par, refined, regions
+from more.localization import refined, regions
 from more.localization.maps import resize
 from more.localization.par import PixelAdaptiveRefinement
 from more.localization.present import take_classes
@@ -13,23 +13,6 @@ from more.localization.regions import cam_to_label
 
 def drawn(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_shifted_copies_and_the_sparse_product_agree():
-    images, masks = drawn(2, 3, 9, 7).double(), drawn(2, 3, 9, 7, seed=1).double()
-    one = PixelAdaptiveRefinement((1, 4), 3)
-    weights = one.weights(images)
-    shifts, rows = one._by_shifts(masks, weights), one._by_rows(masks, weights)
-    assert not torch.equal(rows, masks)
-    torch.testing.assert_close(shifts, rows)
-
-
-@pytest.mark.parametrize("limit", [1, 10**4])
-def test_weights_do_not_depend_on_the_rows_made_at_a_time(limit, monkeypatch):
-    images, one = drawn(2, 3, 9, 7).double(), PixelAdaptiveRefinement((1, 4))
-    whole = one.weights(images)
-    monkeypatch.setitem(par.BAND, "cpu", limit)
-    torch.testing.assert_close(one.weights(images), whole)
 
 
 def test_gain_is_what_ones_become():

@@ -31,6 +31,20 @@ def par(image, masks, dilations, iterations):
     return masks
 
 
+def par_by_shifts(masks, weights, dilations, iterations):
+    """Rounds of sums over shifted copies: masks [B,K,H,W], weights [B,8·dilations,H,W]."""
+    height, width = masks.shape[-2:]
+    margin, around = max(dilations), (-1, 0, 1)
+    corners = [(margin + d * dy, margin + d * dx)
+               for d in dilations for dy in around for dx in around if (dy, dx) != (0, 0)]
+    for _ in range(iterations):
+        padded = F.pad(masks, (margin,) * 4, mode="replicate")
+        masks = torch.zeros_like(masks)
+        for (y, x), weight in zip(corners, weights.unbind(1), strict=True):
+            masks.addcmul_(padded[..., y : y + height, x : x + width], weight[:, None])
+    return masks
+
+
 def refined_label(image, cams, tags, high, low, dilations, iterations):
     """One image: image [3,H,W] in 0..1, cams [C,H,W], tags [C]."""
     height, width = image.shape[-2:]
