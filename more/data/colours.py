@@ -78,18 +78,16 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     span = value - images.amin(1)
-    scale = 1 / span.clamp_min(1e-6)
+    scale = span.clamp_min(1e-6).reciprocal_()
     hue = torch.where(value == red, (green - blue) * scale,
                       torch.where(value == green, (blue - red) * scale + 2,
                                   (red - green) * scale + 4))
     hue += 6 * turn[:, None, None]
-    turned = torch.empty_like(images)
-    for channel, place in enumerate((5, 3, 1)):  # red, green, blue along the hexagon
-        near = hue + place
-        near -= torch.floor(near / 6) * 6  # faster than a remainder
-        torch.addcmul(value, span, torch.minimum(near, 4 - near).clamp_(0, 1), value=-1,
-                      out=turned[:, channel])
-    return turned
+    # Red, green and blue at their places along the hexagon of hues.
+    near = hue[:, None] + constant((5, 3, 1), hue)[:, None, None]
+    near.sub_((near / 6).floor_(), alpha=6)  # faster than a remainder
+    torch.minimum(near, 4 - near, out=near).clamp_(0, 1)
+    return torch.addcmul(value[:, None], span[:, None], near, value=-1, out=near)
 
 
 def prepare(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float],

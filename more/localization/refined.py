@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from more.constants import constant
 from more.localization.maps import resize
 from more.localization.par import PixelAdaptiveRefinement
 from more.localization.present import PresentMaps
@@ -57,12 +57,12 @@ def _refined(images: Tensor, cams: Tensor | PresentMaps, tags: Tensor, half: tup
     present = resize(PresentMaps.of(cams, tags), half)
     masks = par(resize(images, half), _both_levels(present.maps, present.valid, levels))
     masks = resize(masks, tuple(images.shape[-2:]))
-    above, below = masks.chunk(2, dim=1)
-    top, place = above.max(dim=1)
-    values = present.numbers(place)
-    # All masks with the background's sum to `gain`; of equal values the background's wins.
-    undecided = torch.where(par.gain - below.sum(dim=1) >= below.amax(dim=1), 0, IGNORE)
-    return torch.where(par.gain - above.sum(dim=1) >= top, undecided, values)
+    masks = masks.unflatten(1, (2, -1))  # above and below the levels
+    above, below = (par.gain - masks.sum(dim=2)).unbind(1)  # what is left for the background
+    top, place = masks[:, 0].max(dim=1)
+    won = above >= top  # of equal values the background's wins
+    label = present.numbers(place).masked_fill_(won, IGNORE)
+    return label.masked_fill_(won & (below >= masks[:, 1].amax(dim=1)), 0)
 
 
 def _both_levels(strength: Tensor, valid: Tensor, levels: Levels) -> Tensor:
@@ -72,6 +72,7 @@ def _both_levels(strength: Tensor, valid: Tensor, levels: Levels) -> Tensor:
     hence probability 0, which PAR keeps at exactly 0.
     """
     strength = strength.masked_fill(~valid[:, :, None, None], float("-inf"))
-    pad = (0, 0, 0, 0, 1, 0)  # one more channel in front
-    return torch.cat([F.pad(strength, pad, value=level).softmax(dim=1)[:, 1:] for level in levels],
-                     dim=1)
+    batch, classes, *size = strength.shape
+    background = constant(levels, strength).view(2, 1, 1, 1).expand(batch, 2, 1, *size)
+    both = torch.cat([background, strength[:, None].expand(batch, 2, classes, *size)], dim=2)
+    return both.softmax(dim=2)[:, :, 1:].flatten(1, 2)

@@ -54,6 +54,20 @@ def test_boxes():
     assert small.tolist() == [[0, 4, 1, 4], [1, 3, 2, 3]]
 
 
+def test_boxes_of_every_place_equal_whole_number_arithmetic():
+    ends = torch.arange(24)
+    box = torch.stack([ends, ends.flip(0), ends.roll(3), ends.roll(7)], dim=1)
+    for size, grid in (((23, 23), (4, 7)), ((24, 16), (3, 5)), ((9, 23), (9, 23)), ((5, 7), (8, 9))):
+        expected = [[-(-a * grid[0] // size[0]), b * grid[0] // size[0],
+                     -(-c * grid[1] // size[1]), d * grid[1] // size[1]]
+                    for a, b, c, d in box.tolist()]
+        assert scale_box(box, size, grid).tolist() == expected
+        inside = box_mask(box, size)
+        assert inside.shape == (24, *size) and inside.tolist() == [
+            [[a <= y < b and c <= x < d for x in range(size[1])] for y in range(size[0])]
+            for a, b, c, d in box.tolist()]
+
+
 def test_denormalise_truncates_and_stays_in_range():
     levels = torch.tensor([0.0, 17.5, 254.99, 255.4]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     mean, std = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
