@@ -1,16 +1,44 @@
 """Where feature vectors lie in the permutohedral lattice, and the numbers that name its points.
 
+Nothing here asks a GPU for a value: what depends on the range of the features is computed beside
+them, and `span` checks the range where it is known.
+
 Shape letters: P feature vectors (the pixels of all images, one image after another), d dimensions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _CODE_LIMIT = 2**62
+_KEPT: dict[tuple[Any, ...], Tensor] = {}
+
+
+class Codes(NamedTuple):
+    """Numbers of lattice points, see `encode`."""
+
+    codes: Tensor
+    """[d+1, P]."""
+    axes: Tensor
+    """[d+1]: what one cell more along each axis adds to a code."""
+    bounds: Tensor
+    """[2, d] int64: lowest and highest cell along the first d axes."""
+
+
+def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A small tensor of `values` beside `like`, of its dtype by default: made once, to be read only.
+
+    (Making it copies from the CPU's memory to a GPU's.)
+    """
+    key = (str(values), dtype or like.dtype, like.device, type(like))
+    if key not in _KEPT:
+        _KEPT[key] = like.new_tensor(values, dtype=dtype or like.dtype)
+    return _KEPT[key]
 
 
 def enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,76 +49,86 @@ def enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         cells [d+1, P] whole numbers: (d+1)·cells is the corner of remainder zero of the enclosing
-        simplex; rank [d+1, P] int64 of the axes by descending remainder, a permutation of 0..d;
+        simplex; last [d+1, P] int64: of the corners 0..d the last one that has an axis in its own
+        cell, those after it have it one cell lower (the axis of the smallest remainder goes first);
         weights [d+1, P] of the d+1 corners, barycentric, adding up to one.
     """
     d = features.shape[0]
+    axes = range(d + 1)
     elevated = _elevate(features)
     cells = torch.round(elevated * (1.0 / (d + 1)))  # half to even
-    surplus = cells.sum(0).to(torch.int8)  # at most (d+1)/2 either way
-    remainder = elevated - cells * (d + 1)
-    rank = torch.arange(d + 1, dtype=torch.int8, device=features.device)[:, None] \
-        .repeat(1, features.shape[1])
-    for i in range(d):  # descending; equal remainders rank by index
-        for j in range(i + 1, d + 1):
-            passes = (remainder[j] > remainder[i]).view(torch.int8)
-            rank[i] += passes
-            rank[j] -= passes
-    rank += surplus
-    wrap = (rank < 0).view(torch.int8) - (rank > d).view(torch.int8)  # back onto zero sum
-    rank, cells = (rank + wrap * (d + 1)).long(), cells + wrap
-    remainder = (elevated - cells * (d + 1)).mul_(1.0 / (d + 1))
-    by_rank = torch.empty_like(remainder).scatter_(0, rank, remainder).flip(0)
-    weights = by_rank.clone()
-    weights[1:] -= by_rank[:-1]
-    weights[0] += 1.0 - by_rank[-1]
-    return cells, rank, weights
+    remainder = torch.sub(elevated, cells, alpha=d + 1)
+    # The number of smaller remainders; of equal ones that of the earlier axis counts as larger.
+    later = constant([[[j > i] for j in axes] for i in axes], features, torch.bool)
+    mine = remainder[:, None]
+    last = torch.where(later, mine >= remainder, mine > remainder).sum(1) - cells.sum(0)
+    turns = torch.div(last, d + 1, rounding_mode="floor")  # back onto zero sum
+    cells, last = cells + turns, torch.sub(last, turns, alpha=d + 1).long()
+    remainder = torch.sub(elevated, cells, alpha=d + 1).mul_(1.0 / (d + 1))
+    rising = torch.empty_like(remainder).scatter_(0, last, remainder)
+    return cells, last, rising - torch.cat([rising[-1:] - 1.0, rising[:-1]])
 
 
 def _elevate(features: Tensor) -> Tensor:
-    """[d, P] into the hyperplane of zero sum in d+1 dimensions, scaled so that blur is unit."""
+    """[d, P] into the hyperplane of zero sum in d+1 dimensions, scaled so that blur is unit.
+
+    The steps and their order are those of the fast CRF, digit by digit: a pixel on the border of
+    two simplices falls into the same one, and so touches the same points.
+    """
     d = features.shape[0]
-    total, rows = torch.zeros_like(features[0]), []
-    for axis in range(d, 0, -1):
-        scale = math.sqrt(2 / 3) * (d + 1) / math.sqrt(axis * (axis + 1))
-        value = features[axis - 1] * scale
-        rows.append(total - axis * value)
-        total = total + value
-    return torch.stack([total, *rows[::-1]])
+    scales = [math.sqrt(2 / 3) * (d + 1) / math.sqrt(axis * (axis + 1)) for axis in range(1, d + 1)]
+    scaled = features * constant(scales, features)[:, None]
+    elevated = features.new_zeros(d + 1, features.shape[1])
+    for axis in range(d, 0, -1):  # first the sums of all axes after each
+        torch.add(elevated[axis], scaled[axis - 1], out=elevated[axis - 1])
+    elevated[1:] += scaled * constant([-axis for axis in range(1, d + 1)], features)[:, None]
+    return elevated
 
 
-def encode(cells: Tensor, rank: Tensor, batch: int) -> tuple[Tensor, list[int]]:
+def encode(cells: Tensor, last: Tensor, batch: int) -> Codes:
     """Mixed-radix codes of (image, lattice point) of the d+1 corners of each pixel's simplex.
 
-    Corner c has the coordinates c + (d+1)·k_i with k_i = cells_i - [rank_i > d - c]: all of them
-    leave the remainder c, the class of the point. Its code has the digits (image, c, k_1 … k_d);
-    the last coordinate follows from the zero sum. Neighbours have the digits k_i - 1 to k_i + 1,
-    so one spare value a digit keeps a neighbour's code from being that of another point.
+    Corner c has the coordinates c + (d+1)·k_i with k_i = cells_i - [c > last_i]: all of them leave
+    the remainder c, the class of the point. Its code has the digits (image, c, k_1 … k_d); the last
+    coordinate follows from the zero sum. Neighbours have the digits k_i - 1 to k_i + 1, so one spare
+    value a digit keeps a neighbour's code from being that of another point.
 
     Args:
-        cells, rank: [d+1, P] as from `enclosing_simplex`, P = B·N.
+        cells, last: [d+1, P] as from `enclosing_simplex`, P = B·N.
         batch: B.
 
     Returns:
-        codes [d+1, P], int32 where they fit (sorting is twice as fast) else int64; and the places
-        of the d cell digits, followed by that of the class.
+        Codes; on a CPU int32 where they fit (sorting is twice as fast), elsewhere int64. They are
+        those of the points only where `span` accepts the bounds.
     """
-    d, pixels = cells.shape[0] - 1, cells.shape[1] // batch
-    low, high = (bound.long().tolist() for bound in torch.aminmax(cells[:d], dim=1))
-    radix = [top - bottom + 3 for bottom, top in zip(low, high, strict=True)]
-    places = [math.prod(radix[:i]) for i in range(d + 1)]
-    size = places[d] * (d + 1) * batch
-    if size >= _CODE_LIMIT:
+    d = cells.shape[0] - 1
+    bounds = torch.stack(torch.aminmax(cells[:d], dim=1)).long()
+    one, classes, none = (constant([n], bounds) for n in (1, d + 1, 0))
+    places = torch.cat([one, bounds[1] - bounds[0] + 3, classes]).cumprod(0)
+    axes = torch.cat([places[:d], none])
+    if not cells.is_cuda and span(bounds.tolist(), batch)[-1] < 2**31:
+        places, axes = places.int(), axes.int()
+    lowest = ((cells[:d] - bounds[0][:, None]).to(axes.dtype) * axes[:d, None]) \
+        .sum(0, dtype=axes.dtype)
+    images = torch.arange(batch, dtype=axes.dtype, device=cells.device)[:, None]
+    lowest = torch.addcmul(lowest.view(batch, -1), images, places[d + 1]).view(1, -1)
+    falling = torch.empty_like(last, dtype=axes.dtype) \
+        .scatter_(0, last, axes[:, None].expand_as(last))
+    codes = torch.cat([lowest, places[d] - falling[:d]]).cumsum(0, dtype=axes.dtype)
+    return Codes(codes, axes, bounds)
+
+
+def span(bounds: Sequence[Sequence[int]], batch: int) -> list[int]:
+    """What one more adds to a code, by digit: the d cells, the class and the image; and at the end
+    a number that codes and those of neighbours stay below.
+
+    Args: bounds: of `Codes`, as numbers.
+    Raises: ValueError where codes do not fit in 62 bits.
+    """
+    radix = [high - low + 3 for low, high in zip(*bounds, strict=True)]
+    radix += [len(radix) + 1, batch + 1]
+    places = [math.prod(radix[:i]) for i in range(len(radix) + 1)]
+    if places[-1] >= _CODE_LIMIT:
         raise ValueError("the features span too many lattice cells for 64-bit codes: raise the "
                          "standard deviations or filter fewer images at a time")
-    dtype = torch.int32 if size < 2**31 - places[d] * (d + 1) else torch.int64
-    codes = torch.empty(d + 1, cells.shape[1], dtype=dtype, device=cells.device)
-    images = torch.arange(batch, dtype=dtype, device=cells.device) * (places[d] * (d + 1))
-    codes[0] = images.repeat_interleave(pixels)
-    for axis in range(d):
-        codes[0] += (cells[axis].to(dtype) - (low[axis] - 1)) * places[axis]
-    axes = codes.new_tensor([*places[:d], 0])[:, None].expand_as(codes)
-    by_rank = torch.empty_like(codes).scatter_(0, rank, axes)
-    for c in range(1, d + 1):  # the axis of rank d-c+1 goes to its lower cell
-        torch.sub(codes[c - 1] + places[d], by_rank[d - c + 1], out=codes[c])
-    return codes, places
+    return places

@@ -30,10 +30,10 @@ def test_codes_of_both_widths_give_the_plain_lattice(spread, dtype):
 
 def test_where_vectors_lie():
     features = random(3, 50) * 4
-    cells, rank, weights = enclosing_simplex(features)
+    cells, last, weights = enclosing_simplex(features)
     assert (cells.sum(0) == 0).all() and (weights >= -1e-12).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(50, dtype=torch.float64))
-    assert (rank.sort(0).values == torch.arange(4)[:, None]).all()
+    assert (last.sort(0).values == torch.arange(4)[:, None]).all()
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -42,24 +42,31 @@ def test_no_neighbour_has_the_code_of_another_point(d):
     box = [(*cells, -sum(cells)) for cells in itertools.product(range(2), repeat=d)]
     both = list(itertools.product(box, itertools.permutations(range(d + 1))))
     cells = torch.tensor([cells for cells, _ in both], dtype=torch.float64).T
-    rank = torch.tensor([rank for _, rank in both]).T
-    codes, places = encode(cells, rank, 1)
+    last = torch.tensor([last for _, last in both]).T
+    found = encode(cells, last, 1)
+    codes = found.codes
     points = {}
     for p, c in itertools.product(range(len(both)), range(d + 1)):
-        lower = (rank[:, p] > d - c).long()
+        lower = (c > last[:, p]).long()
         place = tuple((c + (d + 1) * (cells[:, p].long() - lower)).tolist())
         assert sum(place) == 0
         assert points.setdefault(place, int(codes[c, p])) == int(codes[c, p])
     assert len(set(points.values())) == len(points)
     lattice = object.__new__(PermutohedralLattice)
-    lattice.codes, lattice.points = codes.unique(), len(points)
-    lattice.dimensions, lattice.device, lattice._slice_columns = d, codes.device, codes.int()
-    lattice._build_neighbours(places)
+    lattice.batch, lattice.dimensions, lattice.device = 1, d, codes.device
+    ordered, order = _sort(codes.t().flatten())
+    bounds = lattice._number_points(ordered, torch.tensor(True), found.bounds)
+    lattice._build_operators(order, torch.ones(len(both), d + 1))
+    lattice._build_neighbours(ordered, order, found.axes, bounds)
+    assert torch.equal(lattice.codes, codes.unique().to(lattice.codes.dtype))
+    assert lattice.points == len(points)
     by_code = {code: place for place, code in points.items()}
-    for axis, pairs in enumerate(lattice._neighbours):
+    for axis, rows in enumerate(lattice._neighbours):
         step = torch.full((d + 1,), -1)
         step[axis] = d
-        for code, pair in zip(lattice.codes.tolist(), pairs.tolist(), strict=True):
+        *rows, missing = rows.tolist()
+        assert missing == [lattice.points] * 3 and [row[0] for row in rows] == list(range(len(rows)))
+        for code, (_, *pair) in zip(lattice.codes.tolist(), rows, strict=True):
             here = torch.tensor(by_code[code])
             for neighbour, sign in zip(pair, (-1, 1), strict=True):
                 wanted = points.get(tuple((here + sign * step).tolist()))
