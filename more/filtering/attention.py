@@ -14,6 +14,8 @@ Shape letters: B images, N pixels, M keys, K values (labels) per pixel, d featur
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 import torch
@@ -94,6 +96,13 @@ class AttentionGaussian:
             rest = rest - terms[-1].to(rest.dtype)
         return torch.cat(terms, 2)
 
+    def part(self, rows: slice) -> AttentionGaussian:
+        """The filter of some images of the batch; nothing is made anew."""
+        some = copy(self)
+        some._queries, some._keys = self._queries[rows], self._keys[rows]
+        some.batch = len(some._keys)
+        return some
+
     def filter(self, values: Tensor) -> Tensor:
         """`out_i = amplitude · Σ_j exp(-½|f_i - f_j|²) v_j` including j = i (method §4.9).
 
@@ -157,6 +166,11 @@ def attention_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb:
     Returns:
         [B, K, H, W] in the dtype of `values`, without gradient.
     """
-    engine = partial(AttentionGaussian, size=tuple(images.shape[-2:]), stride=stride,
-                     amplitude=amplitude)
+    engine = attention_engine(tuple(images.shape[-2:]), stride, amplitude)
     return bilateral_filter(images, values, sigma_xy, sigma_rgb, engine)
+
+
+def attention_engine(size: tuple[int, int], stride: int = 2, amplitude: float = LATTICE_GAIN
+                     ) -> Callable[[Tensor], AttentionGaussian]:
+    """What `attention_filter` filters images of a (height, width) with, made of their features."""
+    return partial(AttentionGaussian, size=size, stride=stride, amplitude=amplitude)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from more.localization.regions import undo_normalisation
 from more.losses.batch import Batch
 from more.losses.early import Summand, with_early_gradients
-from more.losses.energy import Filter, dense_energy
+from more.losses.energy import Filter, energy_filter, energy_of, shared_affinity, shrunk
 from more.losses.precision import full
 from more.losses.recipe import Recipe
 from more.losses.segmentation import balanced_sum, pixel_counts
@@ -37,10 +38,10 @@ def decoder_terms(
     """
     logits = full(seg_logits)
     summands = {}
+    if "energy" in wanted:  # first: a GPU is waited for while it makes the lattice, see there
+        summands["energy"] = _energy(labels, batch, recipe, filter, logits)
     if "seg" in wanted:
         summands["seg"] = _segmentation(labels, batch, logits)
-    if "energy" in wanted:
-        summands["energy"] = _energy(labels, batch, recipe, filter)
     return with_early_gradients(logits, summands, tuple(labels.shape[-2:]))
 
 
@@ -52,13 +53,16 @@ def _segmentation(labels: Tensor, batch: Batch, like: Tensor) -> Summand:
     return summand
 
 
-def _energy(labels: Tensor, batch: Batch, recipe: Recipe, filter: Filter | None) -> Summand:
-    box = batch.box if recipe.exclude_padding else None
+def _energy(labels: Tensor, batch: Batch, recipe: Recipe, filter: Filter | None, like: Tensor
+            ) -> Summand:
+    box, scale = batch.box if recipe.exclude_padding else None, recipe.energy_scale
+    factor, size = recipe.energy_weight / len(labels), shrunk(labels, scale)
+    small = F.interpolate(full(batch.images), size=size, mode="nearest")
+    small = undo_normalisation(small, batch.mean, batch.std).to(like.dtype)
+    affinity = shared_affinity(filter or energy_filter("lattice"), small,
+                               recipe.energy_sigma_xy * scale, recipe.energy_sigma_rgb)
 
     def summand(logits: Tensor, rows: slice) -> Tensor:
-        images = undo_normalisation(full(batch.images[rows]), batch.mean, batch.std)
-        weight = recipe.energy_weight * len(logits) / len(labels)  # it divides by these images
-        return dense_energy(
-            logits, images, labels[rows], None if box is None else box[rows], weight,
-            recipe.energy_sigma_rgb, recipe.energy_sigma_xy, recipe.energy_scale, filter)
+        return energy_of(logits, labels[rows], None if box is None else box[rows], factor, size,
+                         affinity(rows))
     return summand

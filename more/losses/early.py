@@ -8,7 +8,9 @@ time, its gradient follows at once, and only that is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +19,40 @@ from torch.autograd.function import once_differentiable
 # The logits `[b, K, h, w]` of some images, and which of the batch these are, to their summand.
 Summand = Callable[[Tensor, slice], Tensor]
 # Bytes of full-size logits at a time, at least an image: on a CPU one large image after another is
-# faster than all at once, on a GPU some together are.
-BYTES = {"cpu": 2**22, "cuda": 2**26}
+# faster than all at once. On a GPU they are as many as there is room for; this, where its driver
+# does not say how much that is.
+BYTES = {"cpu": 2**22, "cuda": 2**31}
+SHARE = 1 / 2  # of a GPU's free memory
+LIVE = 4  # tensors of the size of these logits, most of the time less, that live at once
+_CHOSEN: dict[tuple[Any, ...], int] = {}  # the first pass decides for all of its shape
 
 
 def images_at_a_time(logits: Tensor, size: tuple[int, int]) -> int:
-    """Images whose logits `[B, K, h, w]` are made `size` (height, width) large together."""
+    """Images whose logits `[B, K, h, w]` are made `size` (height, width) large together.
+
+    On a GPU a batch goes in equal parts, as few as fit into half of the memory that is free when
+    the first of this shape comes: of 81 classes and 448 pixels an image takes 4 x 65 MB, eight take
+    2.1 GB. Later ones of its shape go in the same parts, whatever is free then, as sums in parts
+    differ in their last digits.
+    """
     one = logits.shape[1] * size[0] * size[1] * logits.element_size()
-    return max(1, BYTES.get(logits.device.type, BYTES["cuda"]) // one)
+    if logits.device.type != "cuda":
+        return max(1, BYTES["cpu"] // one)
+    key = (logits.device, logits.dtype, tuple(logits.shape), tuple(size))
+    if key not in _CHOSEN:
+        most = max(1, _room(logits.device) // one)
+        _CHOSEN[key] = math.ceil(len(logits) / math.ceil(len(logits) / most))
+    return _CHOSEN[key]
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of full-size logits that a GPU has room for now."""
+    if not torch.cuda.is_available():  # it is only claimed, in a test
+        return BYTES["cuda"]
+    free, _ = torch.cuda.mem_get_info(device)
+    # What PyTorch holds and does not use is free too.
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(SHARE * (free + held)) // LIVE
 
 
 def with_early_gradients(
@@ -53,17 +81,17 @@ class _EarlyGradients(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # None: the term is not in the total
         values, slopes = [], []
         for summand in summands:
-            slope, parts = torch.empty_like(logits) if gradient else None, []
+            found, parts = [], []
             for start in range(0, len(logits), step):
                 rows = slice(start, min(start + step, len(logits)))
                 leaf = logits[rows].detach().requires_grad_(gradient)
                 with torch.set_grad_enabled(gradient):
                     part = summand(leaf, rows)
                 if gradient:
-                    (slope[rows],) = torch.autograd.grad(part, leaf)
+                    found += torch.autograd.grad(part, leaf)
                 parts.append(part.detach())
-            values.append(torch.stack(parts).sum())
-            slopes += [slope] if gradient else []
+            values.append(torch.stack(parts).sum() if len(parts) > 1 else parts[0])
+            slopes += [torch.cat(found) if len(found) > 1 else found[0]] if gradient else []
         ctx.save_for_backward(*slopes)
         return tuple(values)
 

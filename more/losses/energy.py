@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from more.filtering.attention import attention_engine, attention_filter
+from more.filtering.permutohedral import (
+    PermutohedralLattice,
+    bilateral_features,
+    bilateral_filter,
+)
 from more.localization.maps import resize
 from more.localization.regions import IGNORE, box_mask
 from more.losses.enlarge import enlarge
@@ -16,6 +23,7 @@ from more.losses.precision import full
 
 # images [B, 3, H, W] in 0..255, values [B, K, H, W], sigma_xy, sigma_rgb -> [B, K, H, W]
 Filter = Callable[[Tensor, Tensor, float, float], Tensor]
+Affinity = Callable[[Tensor], Tensor]  # values [B, K, h, w] of images it knows, filtered
 
 
 class GatedEnergy(torch.autograd.Function):
@@ -27,10 +35,11 @@ class GatedEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, probabilities, gate, inside, scale, affinity) -> Tensor:
-        """probabilities `[B, K, h, w]`, gate and inside `[B, 1, h, w]`, affinity: s to A s."""
-        shares = probabilities * inside
+        """probabilities `[B, K, h, w]`, gate and inside `[B, 1, h, w]`, affinity: s to A s; inside
+        None: everywhere 1."""
+        shares = probabilities if inside is None else probabilities * inside
         gated = affinity(shares).to(shares.dtype) * gate
-        ctx.save_for_backward(gated * inside)
+        ctx.save_for_backward(gated if inside is None else gated * inside)
         ctx.scale = scale
         return -scale * (shares * gated).sum()
 
@@ -70,18 +79,56 @@ def dense_energy(
     """
     if filter is None:
         filter = energy_filter("lattice")
-    batch, height, width = labels.shape
-    size = (int(height * scale), int(width * scale))
+    size = shrunk(labels, scale)
+    images = F.interpolate(images.to(full(seg_logits).dtype), size=size, mode="nearest")
+
+    def affinity(shares: Tensor) -> Tensor:
+        return filter(images, shares, sigma_xy * scale, sigma_rgb)
+
+    return energy_of(seg_logits, labels, box, weight / len(labels), size, affinity)
+
+
+def shrunk(labels: Tensor, scale: float) -> tuple[int, int]:
+    """Height and width that the energy of labels `[B, H, W]` is made at."""
+    height, width = labels.shape[-2:]
+    return int(height * scale), int(width * scale)
+
+
+def energy_of(seg_logits: Tensor, labels: Tensor, box: Tensor | None, factor: float,
+              size: tuple[int, int], affinity: Affinity) -> Tensor:
+    """`dense_energy` by an affinity that is known, at `size`; factor: of the sum over all images."""
     with torch.autocast(seg_logits.device.type, enabled=False):
         logits = full(seg_logits)  # at full size they are not kept while the filter runs
-        probabilities = resize(enlarge(logits, (height, width)).softmax(dim=1), size)
+        large = enlarge(logits, tuple(labels.shape[-2:])).softmax(dim=1)
+        probabilities = resize(large, size)
+        del large
         gate, inside = _gate(probabilities.detach(), labels, box)
-        images = F.interpolate(images.to(probabilities.dtype), size=size, mode="nearest")
+        return GatedEnergy.apply(probabilities, gate, inside, factor, affinity)
 
-        def affinity(shares: Tensor) -> Tensor:
-            return filter(images, shares, sigma_xy * scale, sigma_rgb)
 
-        return GatedEnergy.apply(probabilities, gate, inside, weight / batch, affinity)
+def shared_affinity(filter: Filter, images: Tensor, sigma_xy: float, sigma_rgb: float
+                    ) -> Callable[[slice], Affinity]:
+    """A filter for some images of a batch after others: `images[rows]` to the affinity of these.
+
+    On a GPU what depends on the images alone is made once, for all of them together, and here. On a
+    CPU, and by a filter that is not of `energy_filter`, it is made for these images, when it runs.
+    """
+    make = _engine(filter, tuple(images.shape[-2:])) if images.is_cuda else None
+    if make is None:
+        return lambda rows: lambda shares: filter(images[rows], shares, sigma_xy, sigma_rgb)
+    engine = make(bilateral_features(images, sigma_xy, sigma_rgb))
+
+    def affinity(rows: slice) -> Affinity:
+        part = engine.part(rows)
+        return lambda shares: part.filter(shares.flatten(2)).view(shares.shape)
+    return affinity
+
+
+def _engine(filter: Filter, size: tuple[int, int]) -> Callable[[Tensor], Any] | None:
+    """What makes a filter of features that has `part`, where one is known."""
+    if filter is attention_filter:
+        return attention_engine(size)
+    return PermutohedralLattice if filter in (bilateral_filter, energy_filter("lattice")) else None
 
 
 def energy_filter(name: str) -> Filter:
@@ -98,25 +145,22 @@ def energy_filter(name: str) -> Filter:
 
             return lattice_filter
         except (ImportError, OSError):
-            from more.filtering.permutohedral import bilateral_filter
-
             return bilateral_filter
     if name == "attention":
-        from more.filtering.attention import attention_filter
-
         return attention_filter
     raise ValueError(f"the energy's filter is 'lattice' or 'attention', not {name!r}")
 
 
-def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gate and inside, both `[B, 1, h, w]`, from full-size labels and box."""
-    size = tuple(probabilities.shape[-2:])
-    dtype = probabilities.dtype
+def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None
+          ) -> tuple[Tensor, Tensor | None]:
+    """Gate and inside, both `[B, 1, h, w]`, from full-size labels and box; inside is None without a
+    box."""
+    size, dtype = tuple(probabilities.shape[-2:]), probabilities.dtype
     uncertain = F.interpolate((labels == IGNORE)[:, None].to(dtype), size=size, mode="nearest")
-    if box is None:
-        inside = torch.ones_like(uncertain)
-    else:
+    inside = None
+    if box is not None:
         full_size = box_mask(box, tuple(labels.shape[-2:]))[:, None].to(dtype)
         inside = F.interpolate(full_size, size=size, mode="nearest")
-    unsure = (inside - probabilities.amax(dim=1, keepdim=True)).clamp(min=0)
-    return torch.where(uncertain > 0, 1.0, unsure), inside
+    unsure = (1 if inside is None else inside) - probabilities.amax(dim=1, keepdim=True)
+    # At most 1, and where the label is uncertain it is 1.
+    return torch.maximum(unsure.clamp_(min=0), uncertain), inside
