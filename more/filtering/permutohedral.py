@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.filtering.simplex import constant, enclosing_simplex, encode, span
+from more.constants import constant
+from more.filtering.simplex import enclosing_simplex, encode, span
 
 _LARGEST = 1e6
 
@@ -55,7 +57,7 @@ class PermutohedralLattice:
             self.dtype, self.device = features.dtype, features.device
             valid = features.abs() <= _LARGEST  # NaN is not
             # Others would lead outside of memory before they are known of.
-            features = torch.where(valid, features, constant(0, features)).permute(2, 0, 1).flatten(1)
+            features = torch.where(valid, features, constant([0], features)).permute(2, 0, 1).flatten(1)
             cells, last, weights = enclosing_simplex(features)
             found = encode(cells, last, self.batch)
             ordered, order = _sort(found.codes.t().flatten())
@@ -94,7 +96,7 @@ class PermutohedralLattice:
         """
         numbers, index = self._numbers, self._numbers.dtype
         every = torch.arange(self.points + 1, dtype=index, device=self.device)
-        self._splat_offsets = _search(numbers, every)
+        self._splat_offsets = _search(numbers, every, index)
         self._splat_columns = order.to(index).div_(self.dimensions + 1, rounding_mode="floor")
         self._splat_weights = weights.flatten().index_select(0, order)
         self._slice_columns = torch.empty_like(numbers).scatter_(0, order, numbers)
@@ -116,9 +118,9 @@ class PermutohedralLattice:
         lowest = order.index_select(0, firsts) % (self.dimensions + 1) == 0
         wanted = (axes - block)[:, None] + self.codes
         wanted.add_(lowest, alpha=image - sum(cells))
-        place = _search(self.codes, wanted).clamp_(max=self.points - 1)
+        place = _search(self.codes, wanted, torch.int64).clamp_(max=self.points - 1)
         missing = self.codes.index_select(0, place.flatten()).view_as(wanted) != wanted
-        following = place.masked_fill_(missing, self.points).long()
+        following = place.masked_fill_(missing, self.points)
         every = self._every.expand(len(axes), -1)
         self._neighbours = self._every.new_full((*every.shape, 3), self.points)
         own, before, after = self._neighbours.unbind(2)
@@ -212,14 +214,12 @@ def _sort(codes: Tensor) -> tuple[Tensor, Tensor]:
     return packed >> bits, packed & (2**bits - 1)
 
 
-def _search(numbers: Tensor, wanted: Tensor) -> Tensor:
-    """Places of `wanted`, of any shape, in the sorted `numbers`; int32 where they fit."""
-    small = numbers.numel() < 2**31
+def _search(numbers: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """Places of `wanted`, of any shape, in the sorted `numbers`."""
     if numbers.is_cuda:
-        return torch.searchsorted(numbers, wanted, out_int32=small)
+        return torch.searchsorted(numbers, wanted, out_int32=dtype == torch.int32)
     # numpy starts at the last place found, so rising queries cost it half.
-    found = torch.from_numpy(np.searchsorted(numbers.numpy(), wanted.numpy()))
-    return found.int() if small else found
+    return torch.from_numpy(np.searchsorted(numbers.numpy(), wanted.numpy())).to(dtype)
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
@@ -242,11 +242,19 @@ def bilateral_features(images: Tensor, sigma_xy: float, sigma_rgb: float) -> Ten
     colours = images if images.is_floating_point() else images.float()
     colours = colours if colours.dtype == torch.float64 else colours.float()
     batch, _, height, width = colours.shape
-    places = spatial_features(height, width, sigma_xy, colours)
-    sigma = torch.full((1,), sigma_rgb, dtype=colours.dtype, device=colours.device)
+    places = _kept_places(height, width, sigma_xy, colours.dtype, colours.device)
     # Axis after axis in memory, which is the order the lattice works in.
-    planes = [*places.expand(batch, -1, -1).unbind(2), *(colours.flatten(2) / sigma).unbind(1)]
+    planes = [*places.expand(batch, -1, -1).unbind(2),
+              *(colours.flatten(2) / constant([sigma_rgb], colours)).unbind(1)]
     return torch.stack(planes).permute(1, 2, 0)
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
+def _kept_places(height: int, width: int, sigma_xy: float, dtype: torch.dtype,
+                 device: torch.device) -> Tensor:
+    """`spatial_features` of images of one size, as training has them: to be read only."""
+    return spatial_features(height, width, sigma_xy, torch.empty(0, dtype=dtype, device=device))
 
 
 def spatial_features(height: int, width: int, sigma_xy: float, like: Tensor) -> Tensor:

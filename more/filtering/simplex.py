@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from more.constants import constant
+
 _CODE_LIMIT = 2**62
-_KEPT: dict[tuple[Any, ...], Tensor] = {}
 
 
 class Codes(NamedTuple):
@@ -28,17 +29,6 @@ class Codes(NamedTuple):
     """[d+1]: what one cell more along each axis adds to a code."""
     bounds: Tensor
     """[2, d] int64: lowest and highest cell along the first d axes."""
-
-
-def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A small tensor of `values` beside `like`, of its dtype by default: made once, to be read only.
-
-    (Making it copies from the CPU's memory to a GPU's.)
-    """
-    key = (str(values), dtype or like.dtype, like.device, type(like))
-    if key not in _KEPT:
-        _KEPT[key] = like.new_tensor(values, dtype=dtype or like.dtype)
-    return _KEPT[key]
 
 
 def enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,14 +44,14 @@ def enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights [d+1, P] of the d+1 corners, barycentric, adding up to one.
     """
     d = features.shape[0]
-    axes = range(d + 1)
     elevated = _elevate(features)
     cells = torch.round(elevated * (1.0 / (d + 1)))  # half to even
     remainder = torch.sub(elevated, cells, alpha=d + 1)
     # The number of smaller remainders; of equal ones that of the earlier axis counts as larger.
-    later = constant([[[j > i] for j in axes] for i in axes], features, torch.bool)
     mine = remainder[:, None]
-    last = torch.where(later, mine >= remainder, mine > remainder).sum(1) - cells.sum(0)
+    less, more = mine > remainder, mine >= remainder
+    later = constant([j > i for i in range(d + 1) for j in range(d + 1)], less)
+    last = torch.where(later.view(d + 1, d + 1, 1), more, less).sum(1) - cells.sum(0)
     turns = torch.div(last, d + 1, rounding_mode="floor")  # back onto zero sum
     cells, last = cells + turns, torch.sub(last, turns, alpha=d + 1).long()
     remainder = torch.sub(elevated, cells, alpha=d + 1).mul_(1.0 / (d + 1))

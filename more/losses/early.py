@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -101,4 +102,4 @@ class _EarlyGradients(torch.autograd.Function):
         """Gradient for the logits only."""
         parts = [factor * slope for factor, slope in zip(upstream, ctx.saved_tensors, strict=True)
                  if factor is not None]
-        return sum(parts) if parts else None, None, None, None
+        return reduce(torch.add, parts) if parts else None, None, None, None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from more.constants import constant
 from more.localization.regions import IGNORE
 from more.losses.classification import multilabel_soft_margin
 from more.losses.early import with_early_gradients
@@ -46,7 +47,10 @@ def kind_counts(labels: Tensor, dtype: torch.dtype, weights: Tensor | None = Non
                 balanced: bool = True) -> list[Tensor]:
     """How much background and foreground pixels of a pass count (or both together, `balanced`
     False); arguments as in `pixel_counts`."""
-    return [kind.sum() for kind in _kinds(labels, dtype, weights, balanced)]
+    background, known = labels == 0, labels != IGNORE
+    kinds = (background, known > background) if balanced else (known,)
+    return [kind.sum(dtype=dtype) if weights is None else (kind * weights).sum().to(dtype)
+            for kind in kinds]
 
 
 def balanced_sum(
@@ -55,10 +59,12 @@ def balanced_sum(
     """What some images add to `balanced_cross_entropy`; numbers: of the batch they belong to, from
     `pixel_counts` with the same weights."""
     logits = enlarge(full(seg_logits), tuple(labels.shape[-2:]))
-    losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
-    kinds = _kinds(labels, losses.dtype, weights, len(numbers) == 2)
-    part = [(losses * kind).sum() / number for kind, number in zip(kinds, numbers, strict=True)]
-    return sum(part) / len(part)
+    # What a pixel counts goes by its class: of 255 it is nothing.
+    shares = (1 / len(numbers) / numbers).to(logits.dtype)
+    classes = constant([0, *[len(numbers) - 1] * (logits.shape[1] - 1)], labels.new_empty(0).long())
+    losses = F.cross_entropy(logits, labels.long(), shares.index_select(0, classes),
+                             ignore_index=IGNORE, reduction="none")
+    return (losses if weights is None else losses * weights).sum()
 
 
 def mask_loss(
@@ -101,12 +107,3 @@ def shown_probabilities(seg_logits: Tensor) -> Tensor:
     mean probability over the patches where it is likeliest, one in 32."""
     flat = full(seg_logits).softmax(1)[:, 1:].flatten(2)
     return flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
-
-
-def _kinds(
-    labels: Tensor, dtype: torch.dtype, weights: Tensor | None = None, balanced: bool = True
-) -> tuple[Tensor, ...]:
-    """How much each pixel counts: as background, and as foreground; or as either."""
-    background, foreground = labels == 0, (labels != 0) & (labels != IGNORE)
-    kinds = (background, foreground) if balanced else (background | foreground,)
-    return tuple(kind.to(dtype) if weights is None else kind * weights for kind in kinds)
