@@ -48,8 +48,9 @@ class AttentionGaussian:
             to see on a CPU what such a type does.
 
     Raises:
-        ValueError: features are not [B, N, d], do not fit `size`, or are not finite or too far
-            from their mean for the squares to fit into the type.
+        ValueError: features are not [B, N, d], do not fit `size`, or, on a CPU, are not finite or
+            too far from their mean for the squares to fit into the type. On a GPU, which would have
+            to be waited for, what is filtered for such an image is NaN, and so is the loss.
     """
 
     def __init__(self, features: Tensor, size: tuple[int, int] | None = None, stride: int = 1,
@@ -88,7 +89,8 @@ class AttentionGaussian:
         """½|f|² of rounded features as [B, N, 3], the numbers to add up."""
         exact = rounded if rounded.dtype == torch.float64 else rounded.float()
         rest = 0.5 * exact.square().sum(2, keepdim=True)
-        if not rest.amax() <= torch.finfo(self.round_to).max:  # also true for NaN
+        # A GPU is not waited for: there such numbers make NaN of all that follows.
+        if not rest.is_cuda and not rest.amax() <= torch.finfo(self.round_to).max:  # or it is NaN
             raise ValueError(f"features are not finite, or too far apart for {self.round_to}")
         terms = []
         for _ in range(_TERMS):

@@ -13,6 +13,7 @@ from more.bench.kernels import peak_bytes
 from more.filtering.attention import AttentionGaussian, attention_filter
 from more.filtering.exact import ExactGaussian
 from more.filtering.permutohedral import bilateral_features, bilateral_filter
+from tests.claimed_gpu import OnGpu, claimed_gpu
 from tests.filtering.test_permutohedral import pictures, random
 from tests.oracles.gaussian import sampled_filter
 from tests.pseudo.sets import smooth_maps, textured
@@ -209,6 +210,26 @@ def test_features_and_values_that_do_not_work_are_refused():
     with pytest.raises(ValueError, match="too far apart for torch.float16"):
         AttentionGaussian(far, round_to=torch.float16)
     assert torch.equal(AttentionGaussian(far).filter(torch.ones(1, 1, 2)), torch.ones(1, 1, 2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1000.0])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_on_a_gpu_which_is_not_waited_for_features_that_do_not_work_make_nan(bad, kind):
+    features, values = random(2, 9, 5), random(2, 3, 9)
+    expected = AttentionGaussian(features, dtype=kind).filter(values)
+    features[1, 3, 2] = bad
+    with claimed_gpu() as counts:
+        found = AttentionGaussian(OnGpu(features), dtype=kind).filter(OnGpu(values)).cpu()
+        assert counts.reads == 0
+    torch.testing.assert_close(found[0], expected[0], rtol=2e-3, atol=0)  # the other image's
+    assert found[1].isnan().all() == (bad != 1000 or kind == torch.float16)
+
+
+def test_a_part_is_the_filter_of_its_images():
+    features, values = random(3, 9, 5), random(3, 4, 9)
+    part = AttentionGaussian(features).part(slice(1, 3))
+    torch.testing.assert_close(part.filter(values[1:]),
+                               AttentionGaussian(features).filter(values)[1:])
 
 
 def test_the_options_of_the_class_together():

@@ -12,7 +12,9 @@ from more.filtering.permutohedral import (
     bilateral_features,
     bilateral_filter,
 )
+from tests.claimed_gpu import OnGpu, claimed_gpu
 from tests.filtering.oracle import lattice_filter
+from tests.research.launches import Launches
 
 
 def random(*shape: int, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
@@ -40,6 +42,45 @@ def test_a_batch_gives_bit_by_bit_what_its_images_give_alone():
     together = bilateral_filter(images, values, 50, 15)
     alone = [bilateral_filter(images[i:i + 1], values[i:i + 1], 50, 15) for i in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_part_of_a_lattice_is_bit_by_bit_that_of_its_images():
+    images, values = pictures(4), random(4, 7, 360)
+    lattice = PermutohedralLattice(bilateral_features(images, 50, 15))
+    assert lattice.part(slice(0, 9)) is lattice
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 4)):
+        part = lattice.part(rows)
+        alone = PermutohedralLattice(bilateral_features(images[rows], 50, 15))
+        assert part.points == alone.points
+        assert torch.equal(part.filter(values[rows]), alone.filter(values[rows]))
+        assert torch.equal(part.part(slice(0, 1)).filter(values[rows][:1]),
+                           alone.part(slice(0, 1)).filter(values[rows][:1]))
+    assert torch.equal(lattice.filter(values)[1:3], lattice.part(slice(1, 3)).filter(values[1:3]))
+
+
+@pytest.mark.parametrize("spread", [1, 40])
+def test_on_a_gpu_the_lattice_is_that_of_the_cpu_and_is_waited_for_once(spread):
+    features = bilateral_features(pictures(2), 50, 15) * spread
+    values, here = random(2, 3, 360), PermutohedralLattice(features)
+    with claimed_gpu():
+        PermutohedralLattice(OnGpu(features)).filter(OnGpu(values))
+        count = Launches()
+        with count:
+            there = PermutohedralLattice(OnGpu(features))
+            found = there.filter(OnGpu(values))
+        assert dict(count.waits) == {"copy to the CPU": 1} and not count.uploads
+        assert sum(count.operations.values()) <= 105  # 240 for two images
+        assert there.points == here.points and torch.equal(found.cpu(), here.filter(values))
+        assert torch.equal(there.part(slice(1, 2)).filter(OnGpu(values[1:])).cpu(), found.cpu()[1:])
+
+
+@pytest.mark.parametrize("bad, message", [
+    (float("nan"), "finite"), (float("inf"), "finite"), (2e6, "1e6"), (9e5, "standard deviations")])
+def test_on_a_gpu_bad_features_are_refused_and_lead_nowhere(bad, message):
+    features = random(1, 9, 5) * (1e5 if bad == 9e5 else 1)
+    features[0, 3, 2] = bad
+    with claimed_gpu(), pytest.raises(ValueError, match=message):
+        PermutohedralLattice(OnGpu(features))
 
 
 def test_deterministic():
