@@ -48,16 +48,17 @@ def test_terms_and_gradients_are_those_of_the_cpu(name, at_a_time, monkeypatch):
         assert images_at_a_time(logits, SIZE) == at_a_time
         terms, slopes = found(logits, *others, filter)
         there = [{name: value.cpu() for name, value in part.items()} for part in (terms, slopes)]
+    expected, most = [here], 5e-3  # by attention it works in 16 bits
     if name == "lattice":
-        inputs = case()
+        inputs, most = case(), 5e-6
         oracle = plain(*inputs)
-        here = here, (oracle, {term: torch.autograd.grad(oracle[term], inputs[0], retain_graph=True)[0] for term in oracle})
-    else:
-        here = (here,)
-    for terms, slopes in here:
+        expected.append((oracle, {term: torch.autograd.grad(oracle[term], inputs[0],
+                                                            retain_graph=True)[0]
+                                  for term in NAMES}))
+    for terms, slopes in expected:
         for term in NAMES:
-            torch.testing.assert_close(there[0][term], terms[term].detach(), rtol=2e-6, atol=0)
-            assert relative(there[1][term], slopes[term]) < 5e-6
+            torch.testing.assert_close(there[0][term], terms[term].detach(), rtol=most / 2, atol=0)
+            assert relative(there[1][term], slopes[term]) < most
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
