@@ -13,7 +13,7 @@ from torch import Tensor
 from more.config.schema import Config
 from more.engine.average import WeightAverage
 from more.localization.maps import multi_scale, scaled_size, single_scale
-from more.localization.present import PresentMaps
+from more.localization.present import Present, PresentMaps
 from more.losses.objective import Objective
 from more.model.network import NetworkOutput
 
@@ -49,13 +49,13 @@ class CamMaker:
         self.frozen = config.model.frozen_blocks
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, tags: Tensor, output: NetworkOutput, step: int,
+    def __call__(self, images: Tensor, tags: Tensor | Present, output: NetworkOutput, step: int,
                  mirrored: Tensor | None = None) -> tuple[PresentMaps | None, PresentMaps | None]:
         """CAM and auxiliary CAM, 0..1 at full size, for an update; None where none is needed.
 
         Args:
             images: `[B, 3, H, W]` as the network takes them.
-            tags: `[B, C]`; only the maps of present classes are made.
+            tags: `[B, C]`, or what they say; only the maps of present classes are made.
             output: of the training forward on these images.
             step: number of the update.
             mirrored: what the frozen blocks make of the mirrored images, where that is known.
@@ -70,7 +70,7 @@ class CamMaker:
         main = single_scale(first[:1], size, RELU[:1], tags=tags)
         return main + self._views("aux_cam", images, tags, first[1:], RELU[1:], mirrored)
 
-    def _views(self, mode: str, images: Tensor, tags: Tensor, first: tuple[Tensor, ...],
+    def _views(self, mode: str, images: Tensor, tags: Tensor | Present, first: tuple[Tensor, ...],
                relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
         network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
                           and images.dtype != torch.float16)

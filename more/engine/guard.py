@@ -35,6 +35,8 @@ class GuardedAdamW(torch.optim.AdamW):
         grads = [parameter.grad for group in self.param_groups for parameter in group["params"]
                  if parameter.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(grads)
+        # The one value of an update that a GPU is waited for: by it DeepSpeed decides, on return,
+        # whether the schedule goes on. ZeRO 1 to 3 read it as well.
         self.overflow = not bool(torch.isfinite(self.norm))
         if not self.overflow:
             if self.clip > 0:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from more.config.schema import Config
@@ -23,8 +24,10 @@ from more.engine.phases import CAMS, FORWARD, LOSSES
 from more.engine.settings import BatchSplit
 from more.engine.stop import StopRequest
 from more.engine.warmup import warm_heads
+from more.localization.present import Present
 from more.losses.objective import Batch, Labels, mean_counts
 from more.model.network import MoReNetwork, NetworkOutput
+from more.transfer import upload
 
 
 class TagStage:
@@ -89,7 +92,8 @@ class TagStage:
         """A micro-batch with its images on the device: the loader's own memory holds the pixels of
         the latest one only."""
         device = self.world.device
-        data = {**data, "tags": data["tags"].to(device),
+        data = {**data, "tags": upload(data["tags"], device),
+                "present": Present.of(data["tags"]).to(device),
                 "images": prepare(data, device, self.config.data.mean, self.config.data.std)}
         if self.store is not None:
             tokens = data["tokens"].to(device, non_blocking=True)
@@ -123,7 +127,7 @@ class TagStage:
         output = self._forward(last)
         labels.append(self._labels(last, output, step, share))
         numbers = mean_counts(
-            [self.objective.counts(found, data["tags"])
+            [self.objective.counts(found, data["present"])
              for data, (_, found) in zip(passes, labels, strict=True)], self._count_reduce)
         for data, (batch, found) in zip([last, *first], [labels[-1], *labels], strict=False):
             if data is not last:
@@ -143,17 +147,16 @@ class TagStage:
         return replace(batch, cams=None, aux_cams=None), self.objective.labels(output, batch, step)
 
     def _batch(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float) -> Batch:
-        images, tags = data["images"], data["tags"]
+        images, present = data["images"], data["present"]
         mirrored = None if self.store is None else data["tokens"][1]
         self.mark(CAMS)
-        cams, aux_cams = self.cams(self._as_weights(images), tags, output, step, mirrored)
+        cams, aux_cams = self.cams(self._as_weights(images), present, output, step, mirrored)
         self.mark(LOSSES)
-        box = None if data.get("box") is None else data["box"].to(self.world.device,
-                                                                  non_blocking=True)
-        return Batch(images=images, tags=tags, cams=cams, aux_cams=aux_cams, box=box,
+        box = None if data.get("box") is None else upload(data["box"], self.world.device)
+        return Batch(images=images, tags=data["tags"], cams=cams, aux_cams=aux_cams, box=box,
                      keys=self._keys(data["slots"], output.patch_tokens.shape, step),
                      count_reduce=self._count_reduce, share=share,
-                     mean=self.config.data.mean, std=self.config.data.std)
+                     mean=self.config.data.mean, std=self.config.data.std, present=present)
 
     @property
     def _count_reduce(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -164,14 +167,15 @@ class TagStage:
         return images.half() if self.engine.fp16_enabled() else images
 
     def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor | None:
-        """Uniform numbers for URE's choice: a function of seed, step and place in the batch, so
-        that an image's patches do not depend on its rank and pass. None where URE is off."""
-        train = self.config.train
+        """Uniform numbers `[b, 2, h·w]` for URE's choice: a function of seed, step and place in the
+        batch, so that an image's patches do not depend on its rank and pass, and no rank draws
+        those of others. None where URE is off."""
         if not (self.config.loss.weights.ure and self.objective.needs_cams(step)):
             return None
-        generator = torch.Generator().manual_seed(train.seed * 1_000_003 + step)
-        keys = torch.rand(train.global_batch, 2, shape[-2] * shape[-1], generator=generator)
-        return keys[slots].to(self.world.device)
+        key = np.array([self.config.train.seed % 2**64, step], dtype=np.uint64)
+        drawn = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, slot, 0]))
+                 .random((2, shape[-2] * shape[-1]), dtype=np.float32) for slot in slots.tolist()]
+        return upload(torch.from_numpy(np.stack(drawn)), self.world.device)
 
 
 def in_float32(output: NetworkOutput) -> NetworkOutput:

@@ -41,6 +41,7 @@ from more.errors import UserError
 from more.localization.regions import IGNORE
 from more.losses.segmentation import image_tags_loss, kind_counts, mask_loss
 from more.model.network import MoReNetwork, train_only
+from more.transfer import upload
 
 
 class MaskStage:
@@ -122,13 +123,13 @@ class MaskStage:
         if self.tokens is None:
             inputs = prepare(data, device, self.config.data.mean, self.config.data.std)
         else:
-            inputs = data["tokens"].to(device, non_blocking=True)
-        stored = data["labels"].to(device, non_blocking=True)
+            inputs = upload(data["tokens"], device)
+        stored = upload(data["labels"], device)
         labels, confidence = stored[..., 0], stored[..., 1].float() / 255
         return {"inputs": inputs.half() if self.engine.fp16_enabled() else inputs.float(),
                 "labels": labels.masked_fill(confidence < segment.ignore_below, IGNORE),
                 "weights": confidence if segment.confidence == "weight" else None,
-                "tags": data["tags"].to(device)}
+                "tags": upload(data["tags"], device)}
 
     def terms(self, passes: Sequence[dict[str, Any]], step: int
               ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STOPPED = 75
 """Exit code of a run that stopped on request (EX_TEMPFAIL: try again later)."""
 
+LOOK_EVERY = 1.0
+"""Seconds between two looks for the file: it lies on a disk that many ranks and runs may share."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,6 +51,7 @@ class StopRequest:
         self.run: Path | None = None
         self.world: World | None = None
         self._entered, self._since, self._process = 0, 0.0, os.getpid()
+        self._looked, self._there = -LOOK_EVERY, False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -64,6 +68,7 @@ class StopRequest:
         self._entered -= 1
         if self.run is not None and _is_main():
             (self.run / "stop").unlink(missing_ok=True)
+        self._looked, self._there = -LOOK_EVERY, False
         if not self._entered:
             for number, handler in self._before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -71,11 +76,12 @@ class StopRequest:
     def join(self, run: Path, world: World) -> None:
         """From now on the file counts, too, and other ranks may be asked."""
         self.run, self.world = run, world
+        self._looked, self._there = -LOOK_EVERY, False
         self.at_once = self.at_once and world.size == 1
 
     def asked(self) -> bool:
         """Whether this rank knows of a request (rank 0 looks for the file); see `agreed`."""
-        return self.signalled or (self._here.main and (self.run / "stop").exists())
+        return self.signalled or (self._here.main and self._file())
 
     def seen(self) -> bool:
         """As `asked`, where the ranks do not meet: each looks for the file, and makes it."""
@@ -83,7 +89,7 @@ class StopRequest:
             return self.signalled
         if self.signalled and self._here.size > 1:
             (self.run / "stop").touch()
-        return self.signalled or (self.run / "stop").exists()
+        return self.signalled or self._file()
 
     def agreed(self) -> bool:
         """Whether any rank knows of a request; all ranks call it."""
@@ -101,6 +107,13 @@ class StopRequest:
         """
         if self.world is not None and self.agreed():
             raise Stopped
+
+    def _file(self) -> bool:
+        """Whether the file was there when last looked for, at most `LOOK_EVERY` seconds ago."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked, self._there = now, (self.run / "stop").exists()
+        return self._there
 
     @property
     def _here(self) -> World:

@@ -19,6 +19,7 @@ from more.engine.build import make_engine
 from more.engine.checks import check_classes, check_continues, check_same_model, out_of_memory
 from more.engine.distributed import World, allow_tf32, settled_here
 from more.engine.guard import Guard, poisoned
+from more.engine.means import Means
 from more.engine.phases import BACKWARD, REST, UPDATE, WAITING
 from more.engine.profile import Trace
 from more.engine.rewind import go_back
@@ -123,6 +124,7 @@ class Trainer:
 
     def _loop(self, watchdog: Watchdog) -> str:
         train, meter = self.config.train, Meter(self.world.device)
+        means = Means(meter, late=self.world.device.type == "cuda")
         self.stage.mark = meter.phases.mark
         if self.stop.agreed():
             return self._stopped(self.start)
@@ -132,18 +134,22 @@ class Trainer:
         for step in range(self.start, train.iterations):
             watchdog.rearm()
             self.trace.before(step)
-            stopping = self._step(step, batches, meter)
+            self._step(step, batches, means)
             watchdog.disarm()
             self.trace.after(step)
             done = step + 1
-            if done % train.log_every == 0 or done == train.iterations:
+            every = train.log_every, self.config.checkpoint.every, self.config.eval.every
+            record, save, score = (self._due(done, updates) for updates in every)
+            if record or save or score:
+                means.flush()
+            if record:
                 self._record(done, meter)
             # Saved first: whatever goes wrong in an evaluation, the updates are not lost.
-            if stopping or self._due(done, self.config.checkpoint.every):
+            if means.stopping or save:
                 self._save(done)
-            if stopping and done < train.iterations:
+            if means.stopping and done < train.iterations:
                 return self._stopped(done)
-            if self._due(done, self.config.eval.every) and self.val_set is not None:
+            if score and self.val_set is not None:
                 if self._evaluate(done) or (done < train.iterations and self.stop.agreed()):
                     return self._stopped(done)
                 meter.restart()
@@ -170,8 +176,8 @@ class Trainer:
         return bool(due) and not self.world.agree(
             self.world.main and self.records.evaluated(self.start))
 
-    def _step(self, step: int, batches: Iterator[dict[str, Any]], meter: Meter) -> bool:
-        """One update of all ranks; whether they agree to stop after it."""
+    def _step(self, step: int, batches: Iterator[dict[str, Any]], means: Means) -> None:
+        """One update of all ranks."""
         waited, passes, rows = 0.0, [], []
         for _ in range(self.split.accumulation):
             self.stage.mark(WAITING)
@@ -182,9 +188,13 @@ class Trainer:
             passes.append(self.stage.taken(batch))
         terms = [self._pass(*part) for part in self.stage.terms(passes, step)]
         self.stage.mark(REST)
-        own = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
-        request = torch.tensor(float(self.stop.asked()), device=self.world.device)
-        means = self.world.mean(torch.stack([*own.values(), request])).tolist()
+        own = terms[0] if len(terms) == 1 else {
+            name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+        request = torch.full((), float(self.stop.asked()), device=self.world.device)
+        means.put(list(own), self.world.mean(torch.stack([*own.values(), request])),
+                  self.split.global_batch, waited)
+        # Known already: an optimiser reads whether its gradient is finite before it updates, since
+        # weights, schedule and average all depend on it.
         if self.engine.was_step_applied():
             if self.average is not None:
                 self.average.update()
@@ -194,9 +204,7 @@ class Trainer:
                                        self.world)
             if path is not None:
                 self.records.say(f"iteration {step} is left out: not finite, see {path}")
-        meter.add(dict(zip(own, means, strict=False)), self.split.global_batch, waited)
-        self.records.progress(step + 1, meter)
-        return means[-1] > 0
+        self.records.progress(step + 1, means.meter)
 
     def _pass(self, terms: dict[str, torch.Tensor], anchor: torch.Tensor
               ) -> dict[str, torch.Tensor]:

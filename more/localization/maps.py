@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.localization.present import PresentMaps, present_classes
+from more.localization.present import Present, PresentMaps
 
 Maps = tuple[Tensor, ...]
 Found = tuple[Tensor, ...] | tuple[PresentMaps, ...]
@@ -59,7 +59,7 @@ def multi_scale(
     relu: tuple[bool, ...],
     first: Maps | None = None,
     normalise: bool = True,
-    tags: Tensor | None = None,
+    tags: Tensor | Present | None = None,
     multiple: int = 1,
     together: bool = False,
 ) -> Found:
@@ -74,8 +74,8 @@ def multi_scale(
         first: maps `[B, C, h, w]` of the unmirrored images at scale 1 where they are known
             already; then only the mirror images are run at that scale.
         normalise: apply `minmax` to the sum.
-        tags: `[B, C]`; when given, only maps of present classes are resized, summed and returned,
-            as `PresentMaps`. They do not change by this.
+        tags: `[B, C]`, or what they say; when given, only maps of present classes are resized,
+            summed and returned, as `PresentMaps`. They do not change by this.
         multiple: sizes of the scales other than 1 are rounded to multiples of it, at least one.
             With 1 (released) a size that is no multiple of the patch loses pixels at its right and
             lower border, and its map is stretched by as much.
@@ -85,7 +85,7 @@ def multi_scale(
     Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps`, in the order of `forward`.
     """
     size = tuple(images.shape[-2:])
-    chosen = None if tags is None else present_classes(tags)
+    chosen = None if tags is None else Present.of(tags)
     totals: list[Tensor] | None = None
     views = [(scaled_size(size, scale, multiple), first if scale == 1 else None)
              for scale in [1.0, *(s for s in scales if s != 1)]]
@@ -106,23 +106,24 @@ def single_scale(
     size: tuple[int, int],
     relu: tuple[bool, ...],
     normalise: bool = True,
-    tags: Tensor | None = None,
+    tags: Tensor | Present | None = None,
 ) -> Found:
     """What `multi_scale` makes of the unmirrored images at scale 1 alone; nothing is run for it.
 
     Args: first: maps `[B, C, h, w]`; size: of the images; the rest as in `multi_scale`.
     Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps` where there are tags.
     """
-    chosen = None if tags is None else present_classes(tags)
+    chosen = None if tags is None else Present.of(tags)
     maps = [_larger((m.detach(),), size, cut, chosen) for m, cut in zip(first, relu, strict=True)]
     return _finish(maps, normalise, chosen)
 
 
-def _finish(totals: list[Tensor], normalise: bool, chosen) -> Found:
+def _finish(totals: list[Tensor], normalise: bool, chosen: Present | None) -> Found:
     done = [minmax(total) if normalise else total for total in totals]
     if chosen is None:
         return tuple(done)
-    return tuple(PresentMaps(maps.mul_(chosen[1][:, :, None, None]), *chosen) for maps in done)
+    return tuple(PresentMaps(maps.mul_(chosen.valid[:, :, None, None]), chosen.classes,
+                             chosen.valid, chosen.counts) for maps in done)
 
 
 def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
@@ -151,9 +152,9 @@ def _pairs(made: Maps, first: Maps | None) -> list[Maps]:
     return [(a.detach(), b.flip(-1)) for a, b in zip(plain, turned, strict=True)]
 
 
-def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen) -> Tensor:
+def _larger(pair: Maps, size: tuple[int, int], cut: bool, chosen: Present | None) -> Tensor:
     if chosen is not None:
-        index = chosen[0][:, :, None, None]
+        index = chosen.classes[:, :, None, None]
         pair = tuple(m.gather(1, index.expand(-1, -1, *m.shape[-2:])) for m in pair)
     # A copy in float32: maps of `first` belong to the caller, and sums want the precision.
     plain, *turned = (resize(m.float() if m.dtype in _HALF else m, size) for m in pair)

@@ -55,7 +55,8 @@ def pair_counts(labels: Tensor) -> tuple[Tensor, Tensor]:
     Args: labels `[B, N]`, int64.
     """
     known = (labels != IGNORE).long()
-    sizes = labels.new_zeros(len(labels), int(labels.max()) + 1).scatter_add_(1, labels, known)
+    # Room for every value a label may have: the largest one is not asked for.
+    sizes = labels.new_zeros(len(labels), IGNORE + 1).scatter_add_(1, labels, known)
     alike, every = sizes.square().sum(), sizes.sum(dim=1).square().sum()
     return alike - sizes.sum(), every - alike
 
@@ -73,15 +74,13 @@ class _WeightedSimilarity(torch.autograd.Function):
         batch, count, _ = rows.shape
         if batch * count**2 <= FEW[rows.device.type]:
             total, found = _similarities(rows, labels, factors, gradient)
-        else:  # image by image, without the uncertain patches
+        else:
             total, found = rows.new_zeros(()), torch.zeros_like(rows) if gradient else None
-            for image, known in enumerate(labels != IGNORE):
-                places = known.nonzero()[:, 0]
-                part, slope = _similarities(rows[image].index_select(0, places)[None],
-                                            labels[image, places][None], factors, gradient)
+            for image in range(batch):
+                part, slope = _of_one(rows[image], labels[image], factors, gradient)
                 total += part
                 if gradient:
-                    found[image, places] = slope[0]
+                    found[image] = slope
         ctx.save_for_backward(found)
         return total
 
@@ -90,6 +89,19 @@ class _WeightedSimilarity(torch.autograd.Function):
     def backward(ctx, upstream) -> tuple[Tensor, None, None, None]:
         """Gradient for the rows only."""
         return upstream * ctx.saved_tensors[0], None, None, None
+
+
+def _of_one(rows: Tensor, labels: Tensor, factors: Tensor,
+            gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """`_similarities` of an image; on a CPU without the uncertain patches, whose weight is 0. (A GPU
+    computes them along: the CPU would have to wait for their number.)"""
+    places = None if rows.is_cuda else (labels != IGNORE).nonzero()[:, 0]
+    if places is not None:
+        rows, labels, whole = rows.index_select(0, places), labels[places], rows
+    total, slope = _similarities(rows[None], labels[None], factors, gradient)
+    if not gradient or places is None:
+        return total, slope[0] if gradient else None
+    return total, torch.zeros_like(whole).index_copy_(0, places, slope[0])
 
 
 def _similarities(rows: Tensor, labels: Tensor, factors: Tensor,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from more.localization.present import PresentMaps
+from more.localization.present import Present, PresentMaps
 from more.localization.regions import MEAN, STD
 from more.losses.precision import Reduce
 
@@ -40,6 +40,13 @@ class Batch:
     """Of the normalisation, scale 0..255."""
     lams: Tensor | None = None
     """`[B, C, H, W]` LAMs in 0..1 for decoder labels from LAM; None: made from the output."""
+    present: Present | None = None
+    """What the tags say, where that is known; else terms find it out, and wait for a GPU."""
+
+    @property
+    def shown(self) -> Tensor | Present:
+        """The tags, for what only asks which classes an image has."""
+        return self.tags if self.present is None else self.present
 
 
 class Labels(NamedTuple):

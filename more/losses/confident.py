@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from more.localization.present import present_classes
+from more.localization.present import Present
 from more.losses.precision import EPS, Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count
@@ -20,7 +20,7 @@ def confident_region_loss(
     graph_tokens: Tensor,
     patch_tokens: Tensor,
     mask: Tensor,
-    tags: Tensor,
+    tags: Tensor | Present,
     temperature: float,
     similarity: str = "dot",
     reduction: str = "released",
@@ -35,7 +35,8 @@ def confident_region_loss(
 
     Args:
         graph_tokens: `[B, C, D]`, taken as unit vectors n. patch_tokens: `[B, D, h, w]`, no
-            gradient reaches them. mask: `[B, h, w]`, class k as k+1. tags: `[B, C]`.
+            gradient reaches them. mask: `[B, h, w]`, class k as k+1. tags: `[B, C]`, or what they
+            say.
         similarity: "dot" (unit token, raw patch) or "cosine" (both unit; paper).
         reduction: "released" (mean per class with +1e-4 in the count, sum over classes, mean over
             images) or "pairs" (mean over all positive pairs; paper).
@@ -63,16 +64,16 @@ def confident_region_loss(
                                  temperature, gradient)
 
 
-def positive_pairs(mask: Tensor, tags: Tensor) -> Tensor:
+def positive_pairs(mask: Tensor, tags: Tensor | Present) -> Tensor:
     """Number of pairs of a present class and a patch that is confident of it."""
     return _positive(mask, tags)[1].sum()
 
 
-def _positive(mask: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
+def _positive(mask: Tensor, tags: Tensor | Present) -> tuple[Tensor, Tensor]:
     """Present classes `[B, K]`, and which patches are confident of them `[B, K, N]`."""
-    present, valid = present_classes(tags)  # padding of the list is excluded by `valid`
-    positive = mask.flatten(1)[:, None] == (present + 1)[..., None]
-    return present, positive.logical_and_(valid[..., None])
+    found = Present.of(tags)  # padding of the list is excluded by `valid`
+    positive = mask.flatten(1)[:, None] == (found.classes + 1)[..., None]
+    return found.classes, positive.logical_and_(found.valid[..., None])
 
 
 class _PositiveLosses(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from more.localization.maps import minmax, resize
 from more.localization.par import PixelAdaptiveRefinement
-from more.localization.present import PresentMaps
+from more.localization.present import Present, PresentMaps
 from more.localization.refined import refined_label
 from more.localization.regions import box_mask, cam_to_label, denormalise, scale_box
 from more.losses.affinity import pair_counts, patch_contrast_loss
@@ -92,7 +92,7 @@ class Objective:
                 labels = self.labels(output, batch, step, positions)
             if labels is not None:
                 if numbers is None and batch.count_reduce is not None:
-                    numbers = mean_counts([self.counts(labels, batch.tags, off.dtype)],
+                    numbers = mean_counts([self.counts(labels, batch.shown, off.dtype)],
                                           batch.count_reduce)
                 terms |= self._region_terms(output, batch, labels, numbers or {})
                 terms |= self._decoder_terms(output, batch, step, labels, numbers or {})
@@ -121,8 +121,8 @@ class Objective:
             return Labels(masks, places, self.pseudo_label(output, batch) if decoder else None)
 
     @torch.no_grad()
-    def counts(self, labels: Labels, tags: Tensor, dtype: torch.dtype = torch.float32
-               ) -> dict[str, Tensor]:
+    def counts(self, labels: Labels, tags: Tensor | Present,
+               dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """By what the terms of a pass are divided, by term: for `mean_counts`."""
         found, masks = {}, labels.masks
         if self._computed("cre") and self.recipe.cre_reduction == "pairs":
@@ -143,10 +143,10 @@ class Objective:
         grid = tuple(output.patch_tokens.shape[-2:])
         if recipe.exclude_padding and batch.box is not None:
             box = scale_box(batch.box, tuple(batch.images.shape[-2:]), grid)
-        aux = resize(_present(batch.aux_cams, tags), grid)
+        aux = resize(_present(batch.aux_cams, batch.shown), grid)
         contrast = cam_to_label(aux, tags, recipe.high, recipe.low, box=box)
         if step > recipe.late_after:
-            cams = resize(_present(batch.cams, tags), grid)
+            cams = resize(_present(batch.cams, batch.shown), grid)
             confident = cam_to_label(cams, tags, recipe.late_high, recipe.late_low, box=box)
             uncertain = confident
         else:
@@ -167,7 +167,7 @@ class Objective:
             patches, tokens = full(output.patch_tokens), full(output.graph_tokens)
             maps = minmax(torch.einsum("bdhw,bkd->bkhw", patches, tokens))
         images = denormalise(full(batch.images), batch.mean, batch.std)
-        maps = resize(_present(maps, batch.tags), tuple(images.shape[-2:]))
+        maps = resize(_present(maps, batch.shown), tuple(images.shape[-2:]))
         box = batch.box if self.recipe.exclude_padding else None
         high, low = (own if level is None else level for level, own in (
             (self.recipe.label_high, self.recipe.high), (self.recipe.label_low, self.recipe.low)))
@@ -197,7 +197,7 @@ class Objective:
         recipe, masks, terms, patches = self.recipe, labels.masks, {}, output.patch_tokens
         if self._computed("cre"):
             terms["cre"] = confident_region_loss(
-                output.graph_tokens, patches, masks.confident, batch.tags, recipe.temperature,
+                output.graph_tokens, patches, masks.confident, batch.shown, recipe.temperature,
                 recipe.cre_similarity, recipe.cre_reduction, numbers.get("cre"), batch.share)
         if labels.places is not None:
             terms["ure"] = uncertain_region_loss(
@@ -240,7 +240,7 @@ def mean_counts(passes: Sequence[Mapping[str, Tensor]], reduce: Reduce | None) -
     return dict(zip(sizes, parts, strict=True))
 
 
-def _present(maps: Tensor | PresentMaps, tags: Tensor) -> PresentMaps:
+def _present(maps: Tensor | PresentMaps, tags: Tensor | Present) -> PresentMaps:
     """Maps of the present classes in float32."""
     found = PresentMaps.of(maps, tags)
     return replace(found, maps=full(found.maps))
