@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from more.data.dataset import EvalDataset, Masks, TrainDataset, collate
+from more.data.pinned import pinned_ahead
 from more.data.plan import GlobalBatchSampler
 from more.data.processes import held_signals, start_worker
 from more.data.ring import BatchRing
@@ -32,12 +33,14 @@ class Batches:
     Attributes:
         loader: the DataLoader. sampler: which samples make up which batch.
         ring: where loader processes leave the pixels, if they do; then what arrives is a parcel of
-            several batches. copy: hand over copies of these pixels.
+            several batches. copy: hand over copies of these pixels. pin: hand over copies of all
+            in pinned memory, which a thread makes.
     """
 
     def __init__(self, loader: DataLoader, sampler: Any, ring: BatchRing | None = None,
-                 copy: bool = True):
+                 copy: bool = True, pin: bool = False):
         self.loader, self.sampler, self.ring, self.copy = loader, sampler, ring, copy
+        self.pin = pin
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -45,6 +48,10 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with held_signals():  # of processes that it starts
             batches = iter(self.loader)
+        made = self._made(batches)
+        yield from pinned_ahead(made) if self.pin else made
+
+    def _made(self, batches: Iterator[Any]) -> Iterator[dict[str, Any]]:
         for batch in batches:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message, batch.fix)
@@ -57,7 +64,7 @@ class Batches:
         for first in range(0, len(numbers), self.sampler.micro_batch):
             part = slice(first, first + self.sampler.micro_batch)
             yield {**{key: value[part] for key, value in parcel.items()},
-                   "images": self.ring.take(numbers[0], part, self.copy)}
+                   "images": self.ring.take(numbers[0], part, self.copy and not self.pin)}
 
 
 class _Guarded(Dataset):
@@ -134,21 +141,22 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
     Raises:
         UserError: batch sizes that do not divide, or a damaged image.
     """
-    reading = reading or Reading()
+    reading, pin = reading or Reading(), local_device().type == "cuda"
     batches = MicroBatches(plan, rank, world, micro_batch, start_step, stop_step)
     if tokens is not None:
-        return Batches(_loader(tokens, batches, reading.workers, reading.context), batches)
+        return Batches(_loader(tokens, batches, reading.workers, reading.context, pin=False),
+                       batches, pin=pin)
     if not reading.workers:
         dataset = TrainDataset(shards, transform, plan.seed, None, masks, views, store)
-        return Batches(_loader(dataset, batches), batches)
+        return Batches(_loader(dataset, batches, pin=False), batches, pin=pin)
     size, ahead = parcels(reading, batches.micro_batch, batches.accumulation,
                           transform.size ** 2 * 3)
     # One place more than are under way: the parcel that is being taken.
     ring = BatchRing(reading.workers * ahead + 1, size * batches.micro_batch, transform.size)
     dataset = TrainDataset(shards, transform, plan.seed, ring, masks, views, store)
-    loader = _loader(dataset, Parcels(batches, size),
-                     reading.workers, reading.context, ahead)
-    return Batches(loader, batches, ring, reading.copy)
+    loader = _loader(dataset, Parcels(batches, size), reading.workers, reading.context, ahead,
+                     pin=False)
+    return Batches(loader, batches, ring, reading.copy, pin)
 
 
 def make_view_loader(dataset: TrainDataset, keys: Sequence[SampleKey], batch_size: int,
@@ -194,12 +202,14 @@ def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: 
 
 
 def _loader(dataset: Dataset, sampler: Any, workers: int = 0, context: str = "fork",
-            ahead: int = 2) -> DataLoader:
+            ahead: int = 2, pin: bool | None = None) -> DataLoader:
+    if pin is None:  # by the loader itself: what arrives as tensors
+        pin = local_device().type == "cuda"
     # A generator of its own: the loader draws a number when it starts, and a run that was resumed
     # has started it once more than one that was not.
     return DataLoader(_Guarded(dataset), batch_sampler=sampler, num_workers=workers,
                       generator=torch.Generator().manual_seed(0),
                       collate_fn=_collate, worker_init_fn=start_worker if workers else None,
-                      persistent_workers=workers > 0, pin_memory=local_device().type == "cuda",
+                      persistent_workers=workers > 0, pin_memory=pin,
                       prefetch_factor=ahead if workers else None,
                       multiprocessing_context=context if workers else None)

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from more.engine.distributed import local_device
-
 
 class BatchRing:
     """Places for the pixels of `places` parcels.
@@ -35,10 +33,8 @@ class BatchRing:
     def take(self, parcel: int, images: slice, copy: bool = True) -> Tensor:
         """The pixels of some images of a finished parcel, uint8 `[n, S, S, 3]`.
 
-        A copy, in pinned memory where there is a GPU; or, with `copy=False` and no GPU, the place
-        itself, which holds them until the next batch is asked for.
+        A copy; or, with `copy=False`, the place itself, which holds them until the next batch is
+        asked for.
         """
         pixels = self.memory[parcel % len(self.memory), images]
-        if local_device().type == "cuda":
-            return pixels.pin_memory()
         return pixels.clone() if copy else pixels

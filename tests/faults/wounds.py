@@ -84,6 +84,22 @@ def slow(seconds: str) -> None:
     Trainer._pass = _pass
 
 
+def read_late(place: str) -> None:
+    """Not a fault: means are read an update late, as on a GPU. One rank is asked to stop in one
+    update, "RANK,ITERATION"."""
+    from more.engine import trainer
+
+    rank, iteration = map(int, place.split(","))
+    step, means = trainer.Trainer._step, trainer.Means
+
+    def _step(self, number, *arguments):
+        self.stop.signalled |= self.world.rank == rank and number == iteration
+        return step(self, number, *arguments)
+
+    trainer.Trainer._step = _step
+    trainer.Means = lambda meter, late: means(meter, late=True)
+
+
 def lingering(place: str) -> None:
     """A phase of the run that takes its time, "PHASE,FILE": FILE is there once it has begun."""
     from more.engine import checkpoint, encode, stage_one, validate, warmup
@@ -114,7 +130,7 @@ def half_on_the_cpu(_: str) -> None:
 WOUNDS: dict[str, Callable[[str], None]] = {
     function.__name__: function
     for function in (killed_while_saving, not_finite, sleeping, out_of_memory, slow,
-                     lingering, half_on_the_cpu)}
+                     lingering, read_late, half_on_the_cpu)}
 
 if __name__ == "__main__":
     name, _, argument = sys.argv.pop(1).partition(":")
