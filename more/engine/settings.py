@@ -71,6 +71,8 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
         "fp16": {"enabled": config.precision == "fp16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        # On by default, it waits for the GPU at every forward (views too) and update.
+        "timers": {"throughput": {"enabled": False}},
     }
     return merged(ours, _read_json(engine.json)) if engine.json else ours
 

@@ -10,8 +10,9 @@ import torch
 
 from more.data.shards.reader import ShardSet
 from more.engine.build import make_network
-from more.engine.distributed import World
+from more.engine.distributed import World, import_deepspeed
 from more.engine.means import Means
+from more.engine.settings import deepspeed_dict, split_batch
 from more.engine.stage_one import TagStage
 from more.engine.stage_two import MaskStage
 from more.engine.stop import LOOK_EVERY, StopRequest
@@ -51,6 +52,8 @@ def waits_of_an_update(stage, config) -> dict[str, int]:
         stage.prepare(network, print)
         with Launches() as count:
             terms, _ = updated(stage, network, config)
+    # A batch's parts are sent without waiting; constants are numbers in a row at most.
+    assert not [shape for shape in count.blocking if len(shape) > 1]
     # `updated` itself copies the terms to the CPU, to be looked at.
     return {**count.waits, "copy to the CPU": count.waits["copy to the CPU"] - len(terms)}
 
@@ -94,6 +97,16 @@ def test_large_grids_wait_for_no_number_of_patches_and_give_the_same(monkeypatch
             found[device] = loss.detach().cpu(), leaf.grad.cpu()
     torch.testing.assert_close(found["cuda"], found["cpu"])
     assert found["cpu"][1].abs().sum() > 0 and not found["cpu"][1][2].any()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_does_not_wait_to_measure_time(stage):
+    config = settings(1, deepspeed={"zero_stage": stage})
+    chosen = deepspeed_dict(config, split_batch(4, 1))
+    import_deepspeed()
+    from deepspeed.utils.config import get_timers_config
+
+    assert get_timers_config({}).enabled and not get_timers_config(chosen).enabled
 
 
 def test_values_come_and_go_by_way_of_pinned_memory(monkeypatch):

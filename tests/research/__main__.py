@@ -33,7 +33,8 @@ def step_count(
         found[recipe.stem] = {
             "operations": sum(count.operations.values()), "casts": count.casts,
             "waits": sum(count.waits.values()), "uploads": sum(count.uploads.values()),
-            "GB written": count.bytes / 1e9, "of waits": dict(count.waits),
+            "blocking uploads": sum(count.blocking.values()), "GB written": count.bytes / 1e9,
+            "of waits": dict(count.waits),
             "of uploads": {str(list(shape)): n for shape, n in count.uploads.items()},
             "of operations": dict(count.operations.most_common(25)), "terms": terms}
     if as_json:

@@ -31,7 +31,8 @@ class Launches(TorchDispatchMode):
     Attributes:
         operations: by name; casts: those that change the type; waits: by name, where the CPU has to
             wait for the GPU's values; uploads: shapes that were copied from the CPU's memory;
-            bytes: of all tensors that were written.
+            blocking: those of them that the CPU waits for (not `non_blocking`); bytes: of all
+            tensors that were written.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Launches(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[tuple[int, ...]] = Counter()
+        self.blocking: Counter[tuple[int, ...]] = Counter()
         self.casts = self.bytes = 0
         self.inside_one = False
 
@@ -46,10 +48,10 @@ class Launches(TorchDispatchMode):
         """One operation."""
         result = func(*args, **(kwargs or {}))
         if not self.inside_one:
-            self._count(func, args, result)
+            self._count(func, args, kwargs or {}, result)
         return result
 
-    def _count(self, func: Any, args: tuple, result: Any) -> None:
+    def _count(self, func: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         name, given = func._schema.name, args[0] if args else None
         if name in READS and isinstance(given, OnGpu):
             self.waits[name] += 1
@@ -63,6 +65,8 @@ class Launches(TorchDispatchMode):
                 self.waits["copy to the CPU"] += 1
             elif isinstance(result, OnGpu) and not isinstance(given, OnGpu):
                 self.uploads[tuple(result.shape)] += 1
+                if not kwargs.get("non_blocking"):
+                    self.blocking[tuple(result.shape)] += 1
         if name.startswith("aten::_foreach") or any(isinstance(part, OnGpu) for part in
                                                     [given, *made]):
             self.operations[name] += 1
