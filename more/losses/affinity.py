@@ -93,8 +93,10 @@ class _WeightedSimilarity(torch.autograd.Function):
 
 def _of_one(rows: Tensor, labels: Tensor, factors: Tensor,
             gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """`_similarities` of an image; on a CPU without the uncertain patches, whose weight is 0. (A GPU
-    computes them along: the CPU would have to wait for their number.)"""
+    """`_similarities` of an image; on a CPU without the uncertain patches, whose weight is 0.
+
+    (A GPU computes them along: the CPU would have to wait for their number.)
+    """
     places = None if rows.is_cuda else (labels != IGNORE).nonzero()[:, 0]
     if places is not None:
         rows, labels, whole = rows.index_select(0, places), labels[places], rows

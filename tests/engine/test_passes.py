@@ -104,6 +104,12 @@ def test_passes_that_choose_at_random_choose_the_same_patches(images, tmp_path):
     whole = stage._keys(torch.arange(4), torch.Size((4, 16, 8, 8)), 5)
     parts = [stage._keys(torch.tensor([slot]), torch.Size((1, 16, 8, 8)), 5) for slot in range(4)]
     assert torch.equal(whole, torch.cat(parts))
+    assert whole.shape == (4, 2, 64) and whole.unique().numel() > 500
+    assert whole.dtype == torch.float32 and 0 <= whole.min() < 0.05 and 0.95 < whole.max() < 1
+    assert not torch.equal(stage._keys(torch.arange(4), torch.Size((4, 16, 8, 8)), 6), whole)
+    # Those of this rank's images alone are drawn: all of so large a batch would not fit in memory.
+    large = tag_stage(images, tmp_path, train={"global_batch": 10**9})
+    assert torch.equal(large._keys(torch.tensor([1, 3]), torch.Size((2, 16, 8, 8)), 5), whole[1::2])
     off = tag_stage(images, tmp_path, loss={"weights": {"ure": 0.0}})
     assert off._keys(torch.arange(4), torch.Size((4, 16, 8, 8)), 5) is None
 
