@@ -12,7 +12,8 @@ labels, losses and the loader cost an image. Per rank, with W ranks and P bytes 
 Stages 1 and 2 of DeepSpeed 0.19 reduce a whole bucket on every rank and keep a part of it
 (`use_multi_rank_bucket_allreduce`). Only stage 2 and 3 send in every pass of an accumulated update.
 Every size of CAM view is one more forward: ZeRO 3 gathers the weights for each, without decoder and
-GCR. Under bf16 autocast gradients and weights are sent in fp32 all the same (`deepspeed_dict`). An
+GCR. Under bf16 autocast gradients and weights are sent in fp32 all the same (`deepspeed_dict`),
+with bf16_weights the gradients; there stage 1 sends none while backward goes on. An
 update of n passes takes n - 1 forwards more where a term counts (`TagStage.terms`), and one
 reduction of counts.
 
@@ -70,7 +71,7 @@ class Work:
 
     Attributes:
         train, backward, cam: operations of forward and backward, of backward alone, of the views.
-        weights: bytes of weights in fp32 (fp16 under fp16).
+        weights: bytes of weights, in fp32 or, under fp16 and bf16_weights, 16 bits.
         sent: bytes of all gradients, or of all weights as stage 3 gathers them.
         view: bytes of the weights that a CAM view needs, as stage 3 gathers them.
         views: forwards that only give CAMs.
@@ -99,16 +100,18 @@ def count_work(config: Config, images: int) -> Work:
     total = _bytes(network, config)
     heads = sum(4 * p.numel() for p in network.head_parameters())
     view = _bytes(network.encoder, config) + heads
+    sent = total * (2 if config.precision == "bf16_weights" else 1)  # in fp32
     share = 1 / config.cam.every  # of the updates that run the views
     again = flops["forward"] if config.model.gradient_checkpointing else 0
     return Work(sum(flops[part] for part in ("forward", "backward")) + again,
-                flops["backward"] + again, share * flops["cam"], total, total, view,
+                flops["backward"] + again, share * flops["cam"], total, sent, view,
                 len(view_sizes(config, network.encoder.patch_size)), _counts(config))
 
 
 def _bytes(module: nn.Module, config: Config) -> int:
     """Bytes of a module's weights, as they are kept and sent."""
-    return (2 if config.precision == "fp16" else 4) * sum(p.numel() for p in module.parameters())
+    unit = 2 if config.precision in ("fp16", "bf16_weights") else 4
+    return unit * sum(p.numel() for p in module.parameters())
 
 
 def _counts(config: Config) -> int:
@@ -154,7 +157,8 @@ def predict(config: Config, work: Work, split: BatchSplit, ranks: int, machine: 
     last = part * bucket / machine.bandwidth
     # A reduction passes the ring twice whatever it carries; one more holds an update's means.
     small = 2 * (ranks - 1) * machine.latency * ((work.counts > 0) + 1)
-    hidden_under = passes * work.backward / machine.flops if stage else 0.0
+    late = stage == 0 or (stage == 1 and config.precision == "bf16_weights")
+    hidden_under = 0.0 if late else passes * work.backward / machine.flops
     exposed = max(gradients / machine.bandwidth - hidden_under, last * (ranks > 1))
     exposed += max(0.0, fetched / machine.bandwidth - (compute + cam))
     sending = exposed + gathered / machine.bandwidth + small

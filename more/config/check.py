@@ -97,6 +97,9 @@ def check(flat: Mapping[str, Any], source: str) -> None:
     stage, offload = flat["deepspeed.zero_stage"], flat["deepspeed.offload"]
     need(flat["precision"] != "fp16" or stage > 0, "precision",
          "fp16 needs deepspeed.zero_stage 1, 2 or 3")
+    need(flat["precision"] != "bf16_weights" or stage in (1, 2), "precision",
+         "bf16_weights needs deepspeed.zero_stage 1 or 2, which keep fp32 copies of the weights "
+         "and sum gradients over ranks in fp32; bf16 goes with every stage")
     need(offload == "none" or stage > 0, "deepspeed.offload",
          "needs deepspeed.zero_stage 1, 2 or 3")
     need(offload != "parameters" or stage == 3, "deepspeed.offload",

@@ -332,9 +332,10 @@ class Config:
 
     name: str = setting("run", "name of the run; the file's name unless given")
     variant: str = setting("released", "'released' or 'paper': defaults where the two differ")
-    precision: str = setting("auto", "'fp32', 'bf16' (autocast, fp32 weights), 'fp16' (loss "
-                             "scaling; GPU and ZeRO 1 to 3) or 'auto': bf16 where every rank has "
-                             "a GPU with it, else fp32")
+    precision: str = setting("auto", "'fp32', 'bf16' (autocast, fp32 weights), 'bf16_weights' "
+                             "(bf16 weights without autocast; fp32 copies of them are trained; "
+                             "ZeRO 1 or 2), 'fp16' (loss scaling; GPU and ZeRO 1 to 3) or 'auto': "
+                             "bf16 where every rank has a GPU with it, else fp32")
     model: ModelConfig = setting(ModelConfig, "the network")
     data: DataConfig = setting(DataConfig, "images and augmentation")
     cam: CamConfig = setting(CamConfig, "CAMs and thresholds")
@@ -358,6 +359,12 @@ class Config:
         """Whether the decoder learns in this stage."""
         return self.stage == 2 or self.loss.weights.seg > 0
 
+    @property
+    def in_bf16(self) -> bool:
+        """Whether a network with fp32 weights, as it is before and after training, is run in bf16
+        by autocast."""
+        return self.precision in ("bf16", "bf16_weights")
+
 
 PAPER = {
     "model.graph_neighbours": "patches",
@@ -375,7 +382,7 @@ PAPER = {
 
 CHOICES = {
     "variant": ("released", "paper"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16", "bf16_weights", "fp16"),
     "model.token_init": ("copied", "perturbed"),
     "model.register_init": ("random", "small", "registers"),
     "model.token_attention": ("full", "shared"),

@@ -29,7 +29,7 @@ from more.losses.early import images_at_a_time
 from more.losses.objective import Batch
 from more.model.network import MoReNetwork, NetworkOutput
 
-HALF = ("bf16", "fp16")
+AUTOCAST = ("bf16", "fp16")  # fp16 keeps as much as autocast does, but for casts of weights
 PRESENT = 3  # classes of an image, for the maps that are kept of present classes alone
 
 
@@ -67,11 +67,15 @@ def step_activations(config: Config, images: int) -> StepActivations:
     Raises:
         UserError: as `make_network`.
     """
-    crop, half = config.data.crop, config.precision in HALF
+    crop, half = config.data.crop, config.precision in AUTOCAST
+    weights = torch.bfloat16 if config.precision == "bf16_weights" else torch.float32
     with torch.device("meta"):
         skeleton = make_network(config, load_weights=False)
+        for parameter in skeleton.parameters():
+            parameter.data = parameter.data.to(weights)
     with FakeTensorMode(), LiveBytes() as live:
-        network, batch = without_memory(skeleton).train(), torch.zeros(images, 3, crop, crop)
+        network = without_memory(skeleton).train()
+        batch = torch.zeros(images, 3, crop, crop, dtype=weights)
         before = live.now
         live.restart()
         with autocast(half):
@@ -97,11 +101,13 @@ def _cam_bytes(config: Config, network: MoReNetwork, images: int, live: LiveByte
     before, present = live.now, min(config.model.num_classes, PRESENT)
     summed = 2 * 4 * images * present * config.data.crop ** 2
     live.restart()
-    half = config.precision in HALF or half_views(config.cam.precision, local_device())
+    weights = next(network.parameters()).dtype
+    half = weights == torch.float32 and (config.precision in AUTOCAST or half_views(
+        config.cam.precision, local_device()))
     sizes = view_sizes(config, network.encoder.patch_size)
     packed = packs_views(config.cam.packed, local_device())
     for together in [sizes] if packed else [[one] for one in sizes]:
-        views = [torch.zeros(count * images, 3, *size) for size, count in together]
+        views = [torch.zeros(count * images, 3, *size, dtype=weights) for size, count in together]
         with torch.no_grad(), autocast(half):
             network(views if packed else views[0], mode="cam")
         del views

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.engine.state import is_partitioned, own_part
+from more.engine.state import half_weights, is_partitioned, masters, own_part, set_masters
 
 
 class WeightAverage:
     """Average of a model's weights over its updates, kept in fp32 and cut as ZeRO cuts them.
 
     After update t it moves towards the weights by 1 - min(decay, (1 + t) / (10 + t)), so that the
-    start is soon forgotten.
+    start is soon forgotten. `average_of` chooses what it is made of.
 
     Args:
         engine: DeepSpeed's; buffers are not averaged.
@@ -65,3 +65,34 @@ class WeightAverage:
         if small:  # ZeRO 3 keeps these whole on every rank, beside the cut ones
             small[0].partition(small, has_been_updated=False)
             small[0].all_gather(small)
+
+
+class MasterAverage(WeightAverage):
+    """The same of the fp32 weights behind 16-bit ones, of which each rank has a part (ZeRO 1, 2).
+
+    16-bit weights stand still while the fp32 ones behind them move by less than a rounding. In
+    place it is what a checkpoint takes for fp32 weights; the network computes with it rounded.
+    """
+
+    def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Put back an average from whole tensors by name."""
+        before, self.updates = [live.clone() for live in self._live()], updates
+        set_masters(self.engine, weights)
+        for value, kept, live in zip(self.values, before, self._live(), strict=True):
+            value.copy_(live)
+            live.copy_(kept)
+
+    def _live(self) -> list[Tensor]:
+        return masters(self.engine)
+
+    def _put(self, values: list[Tensor]) -> None:
+        for live, value in zip(self._live(), values, strict=True):
+            live.copy_(value)
+        self.engine.optimizer.update_lp_params()
+
+
+def average_of(engine: Any, decay: float) -> WeightAverage:
+    """An average of the weights that AdamW updates (of the 16-bit ones where ZeRO 3 cuts them)."""
+    kind = (MasterAverage if half_weights(engine) and engine.zero_optimization_stage() < 3
+            else WeightAverage)
+    return kind(engine, decay)

@@ -139,6 +139,9 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
     if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
         raise UserError(f"precision=fp16 does not work on {world.device.type} here",
                         "set precision=bf16, or fp32")
+    if config.precision == "bf16_weights" and not deepspeed.get_accelerator().is_bf16_supported():
+        raise UserError(f"precision=bf16_weights does not work on {world.device.type} here",
+                        "set precision=fp32")
     network = make_network(config, weights is None and stage.pretrained).to(world.device)
     if weights is not None:
         network.load_state_dict(weights)
@@ -151,10 +154,10 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
     optimizer, schedule = make_optimizer(config, network), config.optim
     scheduler = make_scheduler(optimizer, schedule.warmup, config.train.iterations,
                                schedule.warmup_ratio, schedule.power, schedule.frozen_steps)
-    # Under fp16 the engine rounds them to half; a checkpoint shall hold them as they came.
+    # The engine rounds them to 16 bits as well; a checkpoint shall hold them as they came.
     frozen = {name: value.detach().to("cpu", copy=True) for name, value
               in network.named_parameters() if not value.requires_grad
-              } if config.precision == "fp16" else {}
+              } if config.precision in ("fp16", "bf16_weights") else {}
     engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=scheduler,
         config=deepspeed_dict(config, split))

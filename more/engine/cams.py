@@ -73,7 +73,7 @@ class CamMaker:
     def _views(self, mode: str, images: Tensor, tags: Tensor | Present, first: tuple[Tensor, ...],
                relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
         network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
-                          and images.dtype != torch.float16)
+                          and images.dtype == torch.float32)  # 16-bit weights need none
 
         def known(views: Tensor) -> Tensor:
             # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).

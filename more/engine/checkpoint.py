@@ -34,7 +34,14 @@ from more.engine.folders import (
     start_folder,
     step_name,
 )
-from more.engine.state import applied_updates, full_moments, full_weights, set_masters, set_moments
+from more.engine.state import (
+    applied_updates,
+    full_moments,
+    full_weights,
+    half_weights,
+    set_masters,
+    set_moments,
+)
 from more.errors import UserError
 
 STATE = "state.json"
@@ -206,7 +213,7 @@ def restore(engine: Any, path: Path, world: World, average: WeightAverage | None
     state = json.loads((path / STATE).read_text())
     with _opened(path / TRAINING) as file:
         set_moments(engine, _Lazy(file), state["updates"])
-    if engine.fp16_enabled():
+    if half_weights(engine):
         set_masters(engine, training_weights(path))
     if average is not None and state["averaged"] is not None:
         average.load(load_file(str(path / WEIGHTS)), state["averaged"])
@@ -228,7 +235,7 @@ def restore(engine: Any, path: Path, world: World, average: WeightAverage | None
 def check_precision(path: Path, precision: str, stage: int) -> None:
     """Refuse a change of precision that would not continue the same training.
 
-    fp32 and bf16 share fp32 weights and moments; fp16 has a loss scale of its own kind.
+    fp32, bf16 and bf16_weights train fp32 weights; fp16 has a loss scale of its own kind.
 
     Raises:
         UserError: from or to fp16.

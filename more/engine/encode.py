@@ -160,8 +160,7 @@ def _fill(store: TokenStore, own: range, network: MoReNetwork, views: TrainDatas
             if stop.seen():
                 break
             images = prepare(batch, world.device, data.mean, data.std)
-            with torch.autocast(world.device.type, torch.bfloat16,
-                                enabled=config.precision == "bf16"):
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=config.in_bf16):
                 tokens = network.encoder.lower(images, frozen)
                 if len(store.shape) == 3:
                     mirrored = network.encoder.lower(images.flip(-1), frozen)

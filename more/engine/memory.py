@@ -16,7 +16,9 @@ in stage 3 in `ds_tensor`. The copy is `single_partition_of_fp32_groups`, in sta
 stage 3 `grad_partitions_flat_buffer`; stage 1 holds whole ones between the passes of an accumulated
 update, else each bucket leaves a part to each rank. Moments are AdamW's `exp_avg`, `exp_avg_sq`.
 
-fp16 halves weights and gradients. Stage 3 keeps parameters of up to 100 000 numbers whole beside
+fp16 halves weights and gradients. bf16_weights halves the weights; gradients of a pass (2) become
+fp32 sums: in stage 1 whole ones (4 more, `fp32_groups_gradients_flat`, sent as a flat copy), in
+stage 2 each bucket leaves a part (4/W, `flat_partition`). Stage 3 keeps parameters of up to 100 000 numbers whole beside
 their parts (`param_persistence_threshold`). Buffers: stages 1 and 2 fill one bucket while another
 is sent (`overlap_comm`), stage 3 has one, and stage 0 sends a flat copy of the gradients
 (`allreduce_bucket`).
@@ -50,7 +52,7 @@ class Layout:
 
     Attributes:
         world: ranks.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "bf16_weights" or "fp16".
         accumulation: passes an update.
         bucket: bytes of a gradient bucket.
         average: the run keeps an average of its weights.
@@ -99,7 +101,8 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
         sizes: numbers in each trained parameter.
         layout: ranks, precision and the rest.
     """
-    count, unit = sum(sizes), 2 if layout.precision == "fp16" else 4
+    own_sums = layout.precision == "bf16_weights"  # of gradients, in fp32
+    count, unit = sum(sizes), 2 if own_sums or layout.precision == "fp16" else 4
     part = -(-count // layout.world)
     cut = stage > 0
     small = sum(size for size in sizes if size <= WHOLE_BELOW) if stage == 3 else 0
@@ -107,10 +110,12 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     frozen = -(-layout.frozen // layout.world) if stage == 3 else layout.frozen
     weights = unit * ((part + small if stage == 3 else count) + frozen)
     gradients = unit * (count if whole_gradients else part)
+    if own_sums:
+        gradients = (unit + 4) * count if stage == 1 else 4 * part
     master, moments = 4 * part * cut, 8 * (part if cut else count)
     average = 4 * ((part if stage == 3 else count) + frozen) * layout.average
-    if stage == 0:
-        buffers = unit * min(count, FLAT_COPY) if layout.world > 1 else 0
+    if stage == 0 or (stage == 1 and own_sums):
+        buffers = max(unit, 4 * own_sums) * min(count, FLAT_COPY) if layout.world > 1 else 0
     else:
         buffers = layout.bucket * (1 if stage == 3 else 2) * unit // 4
     host = 0

@@ -69,11 +69,15 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16",
                            "lower_precision_safe_modules": []},
         "fp16": {"enabled": config.precision == "fp16"},
+        # Unchecked, ZeRO 2 puts a gradient that is not finite into bf16 weights.
+        "bf16": {"enabled": config.precision == "bf16_weights", "check_grad_overflow": True},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         # On by default, it waits for the GPU at every forward (views too) and update.
         "timers": {"throughput": {"enabled": False}},
     }
+    if config.precision == "bf16_weights":  # else gradients are summed in the weights' 8 bits
+        ours |= {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
     return merged(ours, _read_json(engine.json)) if engine.json else ours
 
 
@@ -85,6 +89,8 @@ DERIVED = {
     "fp16": "precision", "fp16.enabled": "precision", "bf16": "precision",
     "bf16.enabled": "precision", "torch_autocast": "precision",
     "torch_autocast.enabled": "precision", "amp": "precision",
+    "bf16.bf16_master_weights_and_grads": "precision", "bf16.bf16_optimizer_states": "precision",
+    "data_types.param_dtype": "precision",
     "zero_optimization": "deepspeed.zero_stage", "zero_optimization.stage": "deepspeed.zero_stage",
 }
 """DeepSpeed's keys that follow from settings of ours, named here; two truths would differ."""

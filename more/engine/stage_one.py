@@ -95,6 +95,7 @@ class TagStage:
         data = {**data, "tags": upload(data["tags"], device),
                 "present": Present.of(data["tags"]).to(device),
                 "images": prepare(data, device, self.config.data.mean, self.config.data.std)}
+        data["inputs"] = self._as_weights(data["images"])
         if self.store is not None:
             tokens = data["tokens"].to(device, non_blocking=True)
             data["tokens"] = [self._as_weights(part.float()) for part in tokens.unbind(1)]
@@ -137,7 +138,7 @@ class TagStage:
     def _forward(self, data: dict[str, Any]) -> NetworkOutput:
         self.mark(FORWARD)
         if self.store is None:
-            return in_float32(self.engine(self._as_weights(data["images"])))
+            return in_float32(self.engine(data["inputs"]))
         return in_float32(self.engine(data["tokens"][0], frozen=self.config.model.frozen_blocks))
 
     def _labels(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float
@@ -150,7 +151,7 @@ class TagStage:
         images, present = data["images"], data["present"]
         mirrored = None if self.store is None else data["tokens"][1]
         self.mark(CAMS)
-        cams, aux_cams = self.cams(self._as_weights(images), present, output, step, mirrored)
+        cams, aux_cams = self.cams(data["inputs"], present, output, step, mirrored)
         self.mark(LOSSES)
         box = None if data.get("box") is None else upload(data["box"], self.world.device)
         return Batch(images=images, tags=data["tags"], cams=cams, aux_cams=aux_cams, box=box,
@@ -163,8 +164,8 @@ class TagStage:
         return self.world.mean if self.world.size > 1 else None
 
     def _as_weights(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in the weights' precision (half under fp16)."""
-        return images.half() if self.engine.fp16_enabled() else images
+        """Images in the weights' precision (16 bits under fp16 and bf16_weights)."""
+        return images.to(next(self.engine.module.parameters()).dtype)
 
     def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor | None:
         """Uniform numbers `[b, 2, h·w]` for URE's choice: a function of seed, step and place in the

@@ -126,7 +126,7 @@ class MaskStage:
             inputs = upload(data["tokens"], device)
         stored = upload(data["labels"], device)
         labels, confidence = stored[..., 0], stored[..., 1].float() / 255
-        return {"inputs": inputs.half() if self.engine.fp16_enabled() else inputs.float(),
+        return {"inputs": inputs.to(next(self.engine.module.parameters()).dtype),
                 "labels": labels.masked_fill(confidence < segment.ignore_below, IGNORE),
                 "weights": confidence if segment.confidence == "weight" else None,
                 "tags": upload(data["tags"], device)}

@@ -29,13 +29,27 @@ def trained(engine: Any) -> Iterator[tuple[str, Tensor]]:
             if value.requires_grad)
 
 
+def half_weights(engine: Any) -> bool:
+    """Whether trained weights have 16 bits, with fp32 ones behind them that AdamW updates."""
+    return any(value.dtype != torch.float32 for _, value in trained(engine))
+
+
+def masters(engine: Any) -> list[Tensor]:
+    """What this rank holds of the fp32 weights behind 16-bit ones, under ZeRO 1 and 2: a stretch of
+    each group. `engine.optimizer.update_lp_params()` makes the others follow them."""
+    optimizer = engine.optimizer
+    # bf16 weights have a class of their own in stage 1.
+    flat = getattr(optimizer, "fp32_groups_flat_partition", None)
+    return [part.data for part in flat or optimizer.single_partition_of_fp32_groups]
+
+
 def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Names and whole fp32 values of parameters and buffers; all ranks must take part.
 
     A value holds until the next one is asked for.
     """
     gathered = import_deepspeed().zero.GatheredParameters
-    half = engine.fp16_enabled() and engine.zero_optimization_stage()
+    half = half_weights(engine)
     for name, value in engine.module.state_dict(keep_vars=True).items():
         if name in getattr(engine, "frozen_weights", {}):
             yield name, engine.frozen_weights[name]
@@ -106,7 +120,7 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
 
 
 def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
-    """Under fp16: the fp32 weights behind the halves, which a new engine made from the halves."""
+    """The fp32 weights behind 16-bit ones, which a new engine made from the 16 bits."""
     for name, parameter in trained(engine):
         value = weights[name].to(torch.float32)
         if engine.zero_optimization_stage() == 3:

@@ -14,7 +14,7 @@ from more.config.schema import Config
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.engine import checkpoint, folders
-from more.engine.average import WeightAverage
+from more.engine.average import average_of
 from more.engine.build import make_engine
 from more.engine.checks import check_classes, check_continues, check_same_model, out_of_memory
 from more.engine.distributed import World, allow_tf32, settled_here
@@ -86,7 +86,7 @@ class Trainer:
             self.records.say(reason)
         self.engine = make_engine(config, self.split, world, self.stage, self.records.say,
                                   checkpoint.training_weights(source) if source else None)
-        self.average = (WeightAverage(self.engine, config.train.ema) if config.train.ema else None)
+        self.average = average_of(self.engine, config.train.ema) if config.train.ema else None
         self.stage.connect(self.engine, self.average)
         self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
                                         config.checkpoint.background)

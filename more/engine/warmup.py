@@ -116,8 +116,7 @@ def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool,
                                       mean=config.data.mean, std=config.data.std):
             if done // config.inference.batch < checks:
                 check()
-            with torch.autocast(device.type, torch.bfloat16,
-                                enabled=config.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.in_bf16):
                 found = feature_maps(network.encoder(batch["images"].to(device)))
             kept = kept or [_room(part, len(own)) for part in found]
             size = len(batch["tags"])

@@ -82,8 +82,7 @@ class Localizer:
                  for kind, array in arrays.items()} for row in range(len(images))]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16,
-                              enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bf16)
 
     def _localization(self, images: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maps of the present classes; those of the others are not kept, so not computed."""
