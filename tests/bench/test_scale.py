@@ -84,6 +84,18 @@ def test_bf16_sends_gradients_in_fp32(config):
     assert half.weights == full.weights == full.sent == half.sent
 
 
+def test_bf16_weights_are_gathered_in_16_bits_and_their_gradients_sent_in_32(config):
+    full, half = (counted(replace(config, precision=p)) for p in ("fp32", "bf16_weights"))
+    assert 2 * half.weights == full.weights and half.sent == full.sent
+    slow = replace(FAST, flops=1.0, bandwidth=1e3)  # all could hide under such a backward
+    sending = [found(at(replace(config, precision="bf16_weights"), stage), 4, slow)["sending"]
+               for stage in (1, 2)]
+    bucket, small = config.deepspeed.bucket_mb * 2**20, 0.75 * half.weights / 1e3
+    whole, last = (sent - small for sent in sending)
+    assert whole == pytest.approx(2 * 0.75 * half.sent / 1e3)
+    assert last == pytest.approx(0.75 * min(bucket, half.sent) / 1e3)
+
+
 def test_passes_cost_a_forward_of_all_but_one(config):
     one, three = (found(config, 1, FAST, passes)["compute"] for passes in (1, 3))
     work = counted(config)

@@ -48,8 +48,12 @@ class RealStep:
     def __init__(self, config):
         torch.manual_seed(0)
         self.config, self.network = config, make_network(config).train()
+        kind = torch.bfloat16 if config.precision == "bf16_weights" else torch.float32
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.to(kind)
         self.objective, crop = make_objective(config), config.data.crop
         self.images = torch.randn(IMAGES, 3, crop, crop)
+        self.inputs = self.images.to(kind)
         self.tags = torch.zeros(IMAGES, config.model.num_classes)
         self.tags[:, :3] = 1
         for parameter in self.network.parameters():
@@ -64,13 +68,13 @@ class RealStep:
             return self.network(images, mode=mode, half=half)
 
     def forward(self):
-        return in_float32(self.run(self.images))
+        return in_float32(self.run(self.inputs))
 
     def whole(self, views=True):
         output = self.forward()
         if views:
             make = CamMaker(self.config, self.run, self.objective, 8)
-            cams = make(self.images, self.tags, output, 0)
+            cams = make(self.inputs, self.tags, output, 0)
         else:
             crop = self.config.data.crop
             cams = torch.rand(2, IMAGES, self.tags.shape[1], crop, crop).unbind(0)
@@ -86,7 +90,7 @@ BLOCKS = {"model.gradient_checkpointing": True}
 @pytest.mark.parametrize(("precision", "options"), [
     ("fp32", {}), *(pytest.param(*case, marks=pytest.mark.slow) for case in
                     (("fp32", KEPT), ("fp32", BLOCKS), ("bf16", {}), ("bf16", KEPT),
-                     ("bf16", BLOCKS)))])
+                     ("bf16", BLOCKS), ("bf16_weights", {}), ("bf16_weights", KEPT)))])
 def test_the_prediction_is_what_a_step_takes(tiny, precision, options):
     config = settings(tiny, precision=precision, **options)
     found, step = step_activations(config, IMAGES), RealStep(config)

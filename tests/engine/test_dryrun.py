@@ -22,7 +22,7 @@ import gc, json, sys, warnings
 import torch
 from more.config.load import load_config
 from more.engine import checkpoint
-from more.engine.average import WeightAverage
+from more.engine.average import average_of
 from more.engine.build import make_network, make_optimizer
 from more.engine.settings import deepspeed_dict, split_batch
 from more.engine.distributed import import_deepspeed, setup, teardown
@@ -40,8 +40,9 @@ def live():
 
 warnings.simplefilter("ignore")
 world, found, engines = setup(1, 1), {}, []
-for stage in map(int, sys.argv[2:]):
-    config = load_config(sys.argv[1], [f"deepspeed.zero_stage={stage}",
+for name in sys.argv[2:]:
+    stage, precision = name.split("-")
+    config = load_config(sys.argv[1], [f"deepspeed.zero_stage={stage}", f"precision={precision}",
                                        "deepspeed.bucket_mb=1"])
     before = live()
     network = make_network(config)
@@ -51,37 +52,43 @@ for stage in map(int, sys.argv[2:]):
         config=deepspeed_dict(config, split_batch(4, 1)))
     engines.append(engine)  # alive to the end, so that the difference is this engine's
     for _ in range(2):
-        output = engine(torch.rand(1, 3, 64, 64))
+        output = engine(torch.rand(1, 3, 64, 64).to(next(network.parameters()).dtype))
         loss = sum(value.square().mean() for value in output)
         engine.backward(loss)
         del output, loss
         held = live() - before
         engine.step()
-    snapshots = {average: checkpoint.take(engine, 2, world, WeightAverage(engine, 0.9)
+    snapshots = {average: checkpoint.take(engine, 2, world, average_of(engine, 0.9)
                                           if average else None).bytes for average in (False, True)}
-    found[stage] = {"held": held, "checkpoint": snapshots[False], "averaged": snapshots[True]}
+    found[name] = {"held": held, "checkpoint": snapshots[False], "averaged": snapshots[True]}
 teardown()
 print(json.dumps(found))
 """
 
 
+HELD = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16_weights"),
+        (2, "bf16_weights")]
+
+
 @pytest.fixture(scope="module")
 def measured(tiny) -> dict[str, dict[str, int]]:
     """Bytes of all tensors that engines of each ZeRO stage keep between backward and step."""
-    done = run("tests.code", MEASURE, tiny["config"], *"0123", timeout=200)
+    done = run("tests.code", MEASURE, tiny["config"], *(
+        f"{stage}-{precision}" for stage, precision in HELD), timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_formulas_are_what_engines_hold(tiny, measured, stage):
+@pytest.mark.parametrize(("stage", "precision"), HELD)
+def test_the_formulas_are_what_engines_hold(tiny, measured, stage, precision):
     sizes, frozen, buffers = parameter_sizes(load_config(tiny["config"]))
-    expected = stage_memory(stage, sizes, Layout(bucket=2**20))
+    expected = stage_memory(stage, sizes, Layout(precision=precision, bucket=2**20))
+    found = measured[f"{stage}-{precision}"]
     buckets = expected.buffers if stage == 3 else 0  # the others are gone after backward
-    assert measured[str(stage)]["held"] == pytest.approx(expected.states + buckets, rel=0.1)
+    assert found["held"] == pytest.approx(expected.states + buckets, rel=0.1)
     for name, average in (("checkpoint", False), ("averaged", True)):
         size = checkpoint_bytes(sizes, frozen, buffers, average)
-        assert measured[str(stage)][name] == pytest.approx(size, abs=20_000)  # 15 kB of randomness
+        assert found[name] == pytest.approx(size, abs=20_000)  # 15 kB of randomness
 
 
 def test_deepspeeds_own_estimates_differ_by_what_the_docstring_says():

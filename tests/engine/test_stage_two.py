@@ -324,9 +324,10 @@ def test_a_dry_run_knows_the_folder_and_the_start(tiny, one, masks, runs, tmp_pa
     assert start("--init", place) == str(step(place / "two"))
 
 
-def test_under_fp16_frozen_weights_are_kept_as_they_came(tiny, one, masks, tmp_path):
+@pytest.mark.parametrize("precision", ["fp16", "bf16_weights"])
+def test_in_16_bits_frozen_weights_are_kept_as_they_came(tiny, one, masks, tmp_path, precision):
     run_jobs(tiny, tmp_path / "runs", 1, {"half": [
-        "precision=fp16", "train.iterations=2"]}, masks, one)
+        f"precision={precision}", "train.iterations=2"]}, masks, one)
     before, after = weights(one), load_file(
         step(tmp_path / "runs" / "half", 2) / "model.safetensors")
     for name, value in after.items():

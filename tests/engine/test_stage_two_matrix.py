@@ -45,7 +45,8 @@ def runs(tiny, start, tmp_path_factory):
         run_jobs(tiny, folder, ranks, {
             **{f"{ranks}-{stage}-{blocks}": masked(stage, blocks)
                for stage in STAGES for blocks in BLOCKS},
-            **{f"{ranks}-1-{blocks}-bf16": masked(1, blocks, "bf16") for blocks in BLOCKS},
+            **{f"{ranks}-1-{blocks}-{kind}": masked(1, blocks, kind) for blocks in BLOCKS
+               for kind in ("bf16", "bf16_weights")},
             f"{ranks}-3-2-ema": masked(3, 2, "fp32", "train.ema=0.9", "eval.every=4",
                                        "checkpoint.best=decoder")}, *start)
     return folder
@@ -58,10 +59,11 @@ def test_ranks_and_stages_are_one_training(runs, ranks, stage, blocks):
     assert_same_losses(runs / f"1-0-{blocks}", runs / f"{ranks}-{stage}-{blocks}", 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bf16", "bf16_weights"])
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_bf16_on_one_rank_and_on_two(runs, blocks):
+def test_bf16_on_one_rank_and_on_two(runs, blocks, kind):
     one, two, plain = (runs / name for name in (
-        f"1-1-{blocks}-bf16", f"2-1-{blocks}-bf16", f"1-0-{blocks}"))
+        f"1-1-{blocks}-{kind}", f"2-1-{blocks}-{kind}", f"1-0-{blocks}"))
     assert_same_losses(one, two, 2e-2)
     first, exact = (records(run)[0]["terms"] for run in (one, plain))
     for name, value in first.items():  # the later ones drift apart: the rates differ, too

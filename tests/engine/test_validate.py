@@ -56,6 +56,16 @@ def test_it_runs_in_the_precision_of_training(parts, precision, dtype):
     assert {call for call in calls if isinstance(call, torch.dtype)} == {dtype}
 
 
+def test_bf16_weights_are_scored_without_autocast(parts):
+    network, data, settings = parts
+    calls = []
+    for parameter in network.parameters():
+        parameter.data = parameter.data.bfloat16()
+    watched(network, calls)
+    validate(network, data, settings("precision=bf16_weights"), ALONE, ROUTES)
+    assert set(calls) == {(3, torch.bfloat16), (2, torch.bfloat16), torch.bfloat16}
+
+
 def plain(network, data, config):
     """The scores written down image by image, each route with a forward of its own."""
     network.eval()

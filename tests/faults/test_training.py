@@ -149,11 +149,13 @@ def test_killed_at_random_moments(tiny, straight, tmp_path):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=SLOW), 1, pytest.param(3, marks=SLOW)])
-def test_not_finite_on_one_rank(tiny, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "precision"), [
+    pytest.param(0, "fp32", marks=SLOW), (1, "fp32"), pytest.param(3, "fp32", marks=SLOW),
+    pytest.param(1, "bf16_weights", marks=SLOW), (2, "bf16_weights")])
+def test_not_finite_on_one_rank(tiny, tmp_path, stage, precision):
     """Fault 7: no rank updates, all stop, the images are on disk; or so many are left out."""
     options = (f"deepspeed.zero_stage={stage}", "train.iterations=4", "checkpoint.every=1",
-               "checkpoint.keep=9")
+               "checkpoint.keep=9", f"precision={precision}")
     run = tmp_path / "run"
     done = train(tiny, run, *options, wound="not_finite:1,2", ranks=2)
     assert done.returncode != 0 and "the loss of rank 1 is not finite" in done.stderr
