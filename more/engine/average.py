@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.engine.state import half_weights, is_partitioned, masters, own_part, set_masters
+from more.engine.state import (
+    follow_masters,
+    gather_small,
+    half_weights,
+    is_partitioned,
+    masters,
+    own_part,
+    set_masters,
+)
 
 
 class WeightAverage:
@@ -61,14 +69,11 @@ class WeightAverage:
     def _put(self, values: list[Tensor]) -> None:
         for live, value in zip(self._live(), values, strict=True):
             live.copy_(value)
-        small = getattr(self.engine.optimizer, "persistent_parameters", None)
-        if small:  # ZeRO 3 keeps these whole on every rank, beside the cut ones
-            small[0].partition(small, has_been_updated=False)
-            small[0].all_gather(small)
+        gather_small(self.engine.optimizer)
 
 
 class MasterAverage(WeightAverage):
-    """The same of the fp32 weights behind 16-bit ones, of which each rank has a part (ZeRO 1, 2).
+    """The same of the fp32 weights behind 16-bit ones, of which each rank has a part.
 
     16-bit weights stand still while the fp32 ones behind them move by less than a rounding. In
     place it is what a checkpoint takes for fp32 weights; the network computes with it rounded.
@@ -88,11 +93,9 @@ class MasterAverage(WeightAverage):
     def _put(self, values: list[Tensor]) -> None:
         for live, value in zip(self._live(), values, strict=True):
             live.copy_(value)
-        self.engine.optimizer.update_lp_params()
+        follow_masters(self.engine)
 
 
 def average_of(engine: Any, decay: float) -> WeightAverage:
-    """An average of the weights that AdamW updates (of the 16-bit ones where ZeRO 3 cuts them)."""
-    kind = (MasterAverage if half_weights(engine) and engine.zero_optimization_stage() < 3
-            else WeightAverage)
-    return kind(engine, decay)
+    """An average of the weights that AdamW updates."""
+    return (MasterAverage if half_weights(engine) else WeightAverage)(engine, decay)

@@ -188,6 +188,10 @@ def import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if local_device().type != "cuda" and hasattr(backend, "build_shm_op"):
         backend.build_shm_op = lambda: None
+    # What trains bf16 weights in stage 1 prints the memory that is used, and resets its peak.
+    engine = importlib.import_module("deepspeed.runtime.bf16_optimizer")
+    if hasattr(engine, "see_memory_usage"):
+        engine.see_memory_usage = lambda *_, **__: None
     return deepspeed
 
 

@@ -35,12 +35,32 @@ def half_weights(engine: Any) -> bool:
 
 
 def masters(engine: Any) -> list[Tensor]:
-    """What this rank holds of the fp32 weights behind 16-bit ones, under ZeRO 1 and 2: a stretch of
-    each group. `engine.optimizer.update_lp_params()` makes the others follow them."""
+    """What this rank holds of the fp32 weights behind 16-bit ones: stretches of each group."""
     optimizer = engine.optimizer
-    # bf16 weights have a class of their own in stage 1.
-    flat = getattr(optimizer, "fp32_groups_flat_partition", None)
-    return [part.data for part in flat or optimizer.single_partition_of_fp32_groups]
+    # The classes of stage 3, of stage 1 with bf16 weights, and of stages 1 and 2.
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition",
+             "single_partition_of_fp32_groups")
+    return [part.data for part in next(getattr(optimizer, name) for name in names
+                                       if hasattr(optimizer, name))]
+
+
+def follow_masters(engine: Any) -> None:
+    """Round the fp32 weights to the 16-bit ones, as after an update; all ranks must take part."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        optimizer.update_lp_params()
+        return
+    for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    gather_small(optimizer)
+
+
+def gather_small(optimizer: Any) -> None:
+    """Weights that ZeRO 3 keeps whole on every rank, from their cut ones, which have changed."""
+    small = getattr(optimizer, "persistent_parameters", None)
+    if small:
+        small[0].partition(small, has_been_updated=False)
+        small[0].all_gather(small)
 
 
 def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
