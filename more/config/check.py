@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from more.config.schema import CHOICES
+from more.config.schema import CHOICES, ZERO_STAGES
 from more.errors import UserError
 
 AT_LEAST_ONE = (
@@ -95,11 +95,11 @@ def check(flat: Mapping[str, Any], source: str) -> None:
          "must not exceed data.crop")
     need(flat["segment.blocks"] >= -1, "segment.blocks", "must be at least -1")
     stage, offload = flat["deepspeed.zero_stage"], flat["deepspeed.offload"]
-    need(flat["precision"] != "fp16" or stage > 0, "precision",
-         "fp16 needs deepspeed.zero_stage 1, 2 or 3")
-    need(flat["precision"] != "bf16_weights" or stage in (1, 2), "precision",
-         "bf16_weights needs deepspeed.zero_stage 1 or 2, which keep fp32 copies of the weights "
-         "and sum gradients over ranks in fp32; bf16 goes with every stage")
+    stages, why = ZERO_STAGES.get(flat["precision"], (stage,)), {
+        "bf16_weights": ", where fp32 copies of the weights are trained and gradients are summed "
+                        "over ranks in fp32; bf16 goes with every stage"}
+    need(stage in stages, "precision", f"needs deepspeed.zero_stage {_one_of(stages)}"
+         + why.get(flat["precision"], ""))
     need(offload == "none" or stage > 0, "deepspeed.offload",
          "needs deepspeed.zero_stage 1, 2 or 3")
     need(offload != "parameters" or stage == 3, "deepspeed.offload",
@@ -120,3 +120,8 @@ def check(flat: Mapping[str, Any], source: str) -> None:
          "'attention' works in 16 bits, which needs a larger loss.energy_sigma_rgb or _xy")
     need(flat["model.backbone"] != "custom" or bool(flat["model.vit"]), "model.vit",
          "a custom backbone needs patch_size, embed_dim, depth and num_heads")
+
+
+def _one_of(numbers: tuple[int, ...]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -290,9 +290,10 @@ class DeepSpeedConfig:
                               "as well, 3 weights as well")
     offload: str = setting("none", "keep on the CPU: 'none', 'optimizer' state, or 'parameters' as "
                            "well (ZeRO 3)")
-    json: str = setting("", "file of DeepSpeed settings merged over ours (under bf16 gradients are "
-                        "summed over ranks in fp32, unless its torch_autocast."
-                        "lower_precision_safe_modules names classes of layers)")
+    json: str = setting("", "file of DeepSpeed settings merged over ours (under bf16 and "
+                        "bf16_weights gradients are summed over ranks in fp32; under bf16 not "
+                        "those of classes of layers that its torch_autocast."
+                        "lower_precision_safe_modules names)")
     timeout_minutes: float = setting(10.0, "longest time of a step, and longest wait for a rank")
     bucket_mb: int = setting(50, "megabytes per gradient reduction")
 
@@ -379,6 +380,9 @@ PAPER = {
     "loss.exclude_padding": True,
 }
 """What `variant = "paper"` changes; every key is also an option of its own."""
+
+ZERO_STAGES = {"bf16_weights": (1, 2), "fp16": (1, 2, 3)}
+"""Stages that a precision goes with; the other precisions go with all, 0 to 3."""
 
 CHOICES = {
     "variant": ("released", "paper"),

@@ -22,11 +22,11 @@ from more.engine.build import make_plan
 from more.engine.checks import LEARNS_FROM, check_classes
 from more.engine.distributed import local_device, settled_here
 from more.engine.memory import (
-    STAGES,
     checkpoint_bytes,
     layout_of,
     parameter_sizes,
     stage_memory,
+    stages_of,
 )
 from more.engine.settings import BatchSplit, deepspeed_dict, split_batch
 from more.errors import UserError
@@ -101,7 +101,7 @@ def _activations(config: Config, images: int) -> dict[str, dict[str, int]]:
 def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int], frozen: int
             ) -> list[dict[str, int]]:
     rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation, frozen))
-            for stage in STAGES]
+            for stage in stages_of(config.precision)]
     return [{**asdict(row), "states": row.states, "device": row.device} for row in rows]
 
 

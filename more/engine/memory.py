@@ -8,7 +8,7 @@ AdamW with W ranks, bytes a parameter; bf16 is autocast over fp32 weights, so th
 | fp32 copy | 0 | 4/W | 4/W | 4/W |
 | gradients | 4 | 4 or 4/W | 4/W | 4/W |
 | moments | 8 | 8/W | 8/W | 8/W |
-| average (`train.ema`) | 4 | 4 | 4 | 4/W |
+| average (`train.ema`) | 4 | 4 (16-bit weights: 4/W) | as 1 | 4/W |
 
 Where DeepSpeed 0.19 keeps them: weights in `bit16_groups_flat`, of which the parameters are views,
 in stage 3 in `ds_tensor`. The copy is `single_partition_of_fp32_groups`, in stage 3
@@ -37,11 +37,10 @@ from dataclasses import dataclass
 
 import torch
 
-from more.config.schema import Config
+from more.config.schema import ZERO_STAGES, Config
 from more.engine.build import make_network
 from more.model.network import train_only
 
-STAGES = (0, 1, 2, 3)
 WHOLE_BELOW = 100_000  # param_persistence_threshold
 FLAT_COPY = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, numbers
 
@@ -113,7 +112,9 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     if own_sums:
         gradients = (unit + 4) * count if stage == 1 else 4 * part
     master, moments = 4 * part * cut, 8 * (part if cut else count)
-    average = 4 * ((part if stage == 3 else count) + frozen) * layout.average
+    average = 4 * (part if unit == 2 or stage == 3 else count) * layout.average
+    if unit == 4:  # else it is of the copies, which are cut and of trained weights alone
+        average += 4 * frozen * layout.average
     if stage == 0 or (stage == 1 and own_sums):
         buffers = max(unit, 4 * own_sums) * min(count, FLAT_COPY) if layout.world > 1 else 0
     else:
@@ -122,6 +123,11 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
     if cut and layout.offload != "none":
         host = master + moments + unit * part * (layout.offload == "parameters" and stage == 3)
     return StageMemory(stage, weights, master, gradients, moments, average, buffers, host)
+
+
+def stages_of(precision: str) -> tuple[int, ...]:
+    """The ZeRO stages that train in a precision."""
+    return ZERO_STAGES.get(precision, (0, 1, 2, 3))
 
 
 def layout_of(config: Config, world: int, accumulation: int, frozen: int = 0) -> Layout:

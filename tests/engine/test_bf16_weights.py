@@ -20,9 +20,11 @@ AVERAGE = ["train.ema=0.9", "eval.every=5", "checkpoint.best=lam"]
 PASSES = ["train.micro_batch=1", "deepspeed.json={folder}/small-buckets.json"]
 HARD = ["model.pooling=competitive", "head_warmup.updates=20", "model.frozen_blocks=1",
         "cam.every=2"]
+OFFLOAD = "deepspeed.offload=optimizer"
 ONE = {"1": (1,), "2": (2,), "1-average": (1, *AVERAGE), "2-average": (2, *AVERAGE),
-       "2-hard": (2, *HARD), "1-passes": (1, *PASSES), "2-passes": (2, *PASSES)}
-TWO = ("1", "2", "1-passes", "2-passes", "2-average")
+       "2-hard": (2, *HARD), "1-offload": (1, OFFLOAD), "2-offload": (2, OFFLOAD),
+       "1-passes": (1, *PASSES), "2-passes": (2, *PASSES)}
+TWO = ("1", "2", "1-passes", "2-passes", "2-average", "1-offload", "2-offload")
 
 
 def half(stage: int, *more: str) -> list[str]:
@@ -51,8 +53,9 @@ def test_bf16_weights_learn_as_autocast_does(one):
     for stage in ("1", "2", "1-passes", "2-passes"):
         assert_same_losses(one / "autocast", one / stage, 2e-2)
     assert records(one / "1") != records(one / "autocast")
-    for line, same in zip(records(one / "1"), records(one / "2"), strict=True):
-        assert line["terms"] == same["terms"] and line["grad_norm"] > 0
+    for other in ("2", "1-offload", "2-offload"):
+        for line, same in zip(records(one / "1"), records(one / other), strict=True):
+            assert line["terms"] == same["terms"] and line["grad_norm"] > 0
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -123,10 +126,12 @@ def test_maps_are_made_of_such_a_run(tiny, one, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_stage_without_fp32_sums_is_refused(tiny, stage):
-    with pytest.raises(UserError, match="bf16_weights needs deepspeed.zero_stage 1 or 2"):
-        load_config(tiny["config"], ["precision=bf16_weights", f"deepspeed.zero_stage={stage}"])
+@pytest.mark.parametrize(("stage", "precision", "message"), [
+    (0, "bf16_weights", "'bf16_weights': needs deepspeed.zero_stage 1 or 2, where fp32 copies"),
+    (3, "bf16_weights", "1 or 2"), (0, "fp16", "'fp16': needs deepspeed.zero_stage 1, 2 or 3")])
+def test_a_stage_that_does_not_go_with_a_precision_is_refused(tiny, stage, precision, message):
+    with pytest.raises(UserError, match=message):
+        load_config(tiny["config"], [f"precision={precision}", f"deepspeed.zero_stage={stage}"])
 
 
 SUMS = """

@@ -122,6 +122,15 @@ def test_bf16_sums_gradients_over_ranks_in_fp32(tiny, monkeypatch, named):
     assert autocast.get_all_comm_dtypes(network.parameters()) == expected
 
 
+@pytest.mark.parametrize("theirs", [{"bf16": {"enabled": False}}, {"bf16": {
+    "bf16_master_weights_and_grads": True}}, {"data_types": {"param_dtype": "fp32"}}])
+def test_deepspeeds_own_settings_of_precision_are_refused(tiny, theirs):
+    ours = deepspeed_dict(load_config(tiny["config"], ["precision=bf16_weights"]),
+                          split_batch(4, 1))
+    with pytest.raises(UserError, match="follows from precision"):
+        merged(ours, theirs)
+
+
 def test_every_parameter_is_in_one_group(tiny):
     for overrides in ([], ["optim.frozen_steps=2"], ["model.graph=false"],
                       ["optim.token_lr_scale=5"]):

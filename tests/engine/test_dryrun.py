@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,6 +114,13 @@ def test_more_ranks_take_less_of_each(stage, passes, whole, cut):
         assert held == pytest.approx(sum(sizes) * (whole + cut / world))
 
 
+def test_16_bit_weights_have_an_average_of_their_copies():
+    sizes = [200_000] * 50
+    for precision in ("fp16", "bf16_weights"):
+        found = stage_memory(2, sizes, Layout(8, precision, average=True, frozen=10**6))
+        assert found.average == found.master == 4 * sum(sizes) / 8
+
+
 def test_what_is_offloaded_is_not_on_the_device():
     sizes = [200_000] * 50
     spread = stage_memory(3, sizes, Layout(8, offload="parameters"))
@@ -139,6 +147,11 @@ def test_facts_of_a_run(tiny, sets):
     assert facts["parameters"] == sum(parameter_sizes(config)[0])
     assert facts["loader"]["shared_bytes"] <= config.data.prefetch_mb * 2**20 + 16 * 64 * 64 * 3
     assert [row["stage"] for row in facts["memory"]] == [0, 1, 2, 3]
+    half = dryrun.describe(replace(config, precision="bf16_weights"), *sets, 2)
+    assert half["precision"] == "bf16_weights"
+    assert [row["stage"] for row in half["memory"]] == [1, 2]
+    for row, full in zip(half["memory"], facts["memory"][1:3], strict=True):
+        assert 2 * row["weights"] == full["weights"] and row["master"] == full["master"]
     assert json.loads(json.dumps(facts)) == facts
 
 
