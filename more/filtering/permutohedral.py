@@ -57,8 +57,8 @@ class PermutohedralLattice:
             self.dtype, self.device = features.dtype, features.device
             valid = features.abs() <= _LARGEST  # NaN is not
             # Others would lead outside of memory before they are known of.
-            features = torch.where(valid, features, constant([0], features)).permute(2, 0, 1).flatten(1)
-            cells, last, weights = enclosing_simplex(features)
+            features = torch.where(valid, features, constant([0], features))
+            cells, last, weights = enclosing_simplex(features.permute(2, 0, 1).flatten(1))
             found = encode(cells, last, self.batch)
             ordered, order = _sort(found.codes.t().flatten())
             bounds = self._number_points(ordered, valid.all(), found.bounds)

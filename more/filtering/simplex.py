@@ -80,7 +80,8 @@ def encode(cells: Tensor, last: Tensor, batch: int) -> Codes:
 
     Corner c has the coordinates c + (d+1)·k_i with k_i = cells_i - [c > last_i]: all of them leave
     the remainder c, the class of the point. Its code has the digits (image, c, k_1 … k_d); the last
-    coordinate follows from the zero sum. Neighbours have the digits k_i - 1 to k_i + 1, so one spare
+    coordinate follows from the zero sum. Neighbours have the digits k_i - 1 to k_i + 1, so one
+    spare
     value a digit keeps a neighbour's code from being that of another point.
 
     Args:

@@ -96,7 +96,7 @@ def shrunk(labels: Tensor, scale: float) -> tuple[int, int]:
 
 def energy_of(seg_logits: Tensor, labels: Tensor, box: Tensor | None, factor: float,
               size: tuple[int, int], affinity: Affinity) -> Tensor:
-    """`dense_energy` by an affinity that is known, at `size`; factor: of the sum over all images."""
+    """`dense_energy` at `size` by a known affinity; factor: of the sum over all images."""
     with torch.autocast(seg_logits.device.type, enabled=False):
         logits = full(seg_logits)  # at full size they are not kept while the filter runs
         large = enlarge(logits, tuple(labels.shape[-2:])).softmax(dim=1)

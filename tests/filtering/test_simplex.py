@@ -65,7 +65,8 @@ def test_no_neighbour_has_the_code_of_another_point(d):
         step = torch.full((d + 1,), -1)
         step[axis] = d
         *rows, missing = rows.tolist()
-        assert missing == [lattice.points] * 3 and [row[0] for row in rows] == list(range(len(rows)))
+        assert missing == [lattice.points] * 3
+        assert [row[0] for row in rows] == list(range(len(rows)))
         for code, (_, *pair) in zip(lattice.codes.tolist(), rows, strict=True):
             here = torch.tensor(by_code[code])
             for neighbour, sign in zip(pair, (-1, 1), strict=True):

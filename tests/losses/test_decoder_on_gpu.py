@@ -34,7 +34,8 @@ def moved():
 def found(logits, labels, batch, filter=None):
     """(terms, gradient of each)."""
     terms = decoder_terms(logits, labels, batch, NAMES, RECIPE, filter)
-    return terms, {name: torch.autograd.grad(terms[name], logits, retain_graph=True)[0] for name in NAMES}
+    return terms, {name: torch.autograd.grad(terms[name], logits, retain_graph=True)[0]
+                   for name in NAMES}
 
 
 @pytest.mark.parametrize("name", ["lattice", "attention"])
@@ -65,7 +66,7 @@ def test_terms_and_gradients_are_those_of_the_cpu(name, at_a_time, monkeypatch):
 def test_a_batch_has_one_lattice_however_it_is_divided(at_a_time, monkeypatch):
     built, build = [], PermutohedralLattice.__init__
     monkeypatch.setattr(PermutohedralLattice, "__init__",
-                        lambda self, features: built.append(features.shape) or build(self, features))
+                        lambda self, given: built.append(given.shape) or build(self, given))
     monkeypatch.setitem(early.BYTES, "cuda", at_a_time * ONE)
     with claimed_gpu():
         found(*moved())
