@@ -1,4 +1,4 @@
-"""Shards, runs, weights and settings that version 0.1.0 wrote are still read (fixtures/version_0_1).
+"""What version 0.1.0 wrote is still read: shards, run, weights, settings (fixtures/version_0_1).
 
 They were written before the modules were moved, by the commands of a user.
 """

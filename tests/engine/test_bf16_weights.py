@@ -105,7 +105,7 @@ def test_the_average_is_of_the_fp32_weights(tiny, tmp_path, ranks):
         stage, name[2:], "train.ema=0.9", "checkpoint.every=1", "checkpoint.keep=20")
         for name, stage in cases.items()})
     for name in cases:
-        average = None
+        average, before = None, 0
         for step in range(1, 11):
             folder = tmp_path / name / "checkpoints" / f"step-{step:06d}"
             raw = load_file(folder / "training.safetensors")
