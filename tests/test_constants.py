@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from more import constants
 from more.constants import constant, counting
 from more.data.colours import prepare
 from more.localization.par import PixelAdaptiveRefinement
@@ -77,6 +78,22 @@ def test_a_second_pass_uploads_only_what_is_its_own(work):
     assert not count.operations.keys() & NEVER_AGAIN
 
 
+@pytest.mark.parametrize("work", OWN, ids=lambda work: work.__name__)
+def test_nothing_writes_to_a_kept_tensor(work, monkeypatch):
+    kept = []
+    for name in ("_constant", "_counting"):
+        made = getattr(constants, name)
+
+        def noted(*args, made=made):
+            part = made(*args)
+            kept.append((part, part.cpu().clone()))
+            return part
+        monkeypatch.setattr(constants, name, noted)
+    with claimed_gpu():
+        work()
+    assert all(torch.equal(part.cpu(), before) for part, before in kept)
+
+
 def test_constants_are_kept_by_value_type_and_device():
     like = torch.zeros(1)
     kept = constant((1.5, 2.5), like)
@@ -100,8 +117,6 @@ def test_what_inference_mode_made_serves_a_pass_with_gradient():
 
 
 def test_the_number_of_kept_constants_is_bounded():
-    from more import constants
-
     like = torch.zeros(1)
     for value in range(300):
         constant((float(value), -1.0), like), counting(value, like)

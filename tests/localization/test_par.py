@@ -81,8 +81,12 @@ def test_what_sizes_alone_give_is_kept_for_passes_with_and_without_gradient():
     with torch.inference_mode():
         first = one(images, masks).clone()
     assert torch.equal(one(images, masks), first)
-    kept = par._places(dilations, 8, 9, images.device)
-    assert kept is par._places(dilations, 8, 9, images.device) and not kept.is_inference()
+    numbers = par._position_weights(dilations, one.colour_width, images.dtype, images.device,
+                                    one.position_weight)
+    kept = [par._places(dilations, 8, 9, images.device), *par._entries_on_cpu(dilations, 8, 9, 1),
+            numbers]
+    assert kept[0] is par._places(dilations, 8, 9, images.device)
+    assert not any(part.is_inference() for part in kept)
 
 
 def test_numbers_of_places_beyond_32_bits_get_64():
