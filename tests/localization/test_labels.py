@@ -57,7 +57,8 @@ def test_boxes():
 def test_boxes_of_every_place_equal_whole_number_arithmetic():
     ends = torch.arange(24)
     box = torch.stack([ends, ends.flip(0), ends.roll(3), ends.roll(7)], dim=1)
-    for size, grid in (((23, 23), (4, 7)), ((24, 16), (3, 5)), ((9, 23), (9, 23)), ((5, 7), (8, 9))):
+    sizes = ((23, 23), (4, 7)), ((24, 16), (3, 5)), ((9, 23), (9, 23)), ((5, 7), (8, 9))
+    for size, grid in sizes:
         expected = [[-(-a * grid[0] // size[0]), b * grid[0] // size[0],
                      -(-c * grid[1] // size[1]), d * grid[1] // size[1]]
                     for a, b, c, d in box.tolist()]
