@@ -25,16 +25,21 @@ def step_count(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     casts: Annotated[bool, typer.Option("--casts", help="count casts alone, under DeepSpeed on the "
                                         "CPU at 112 px: bf16 autocast and bf16 weights")] = False,
+    collectives: Annotated[bool, typer.Option(
+        "--collectives", help="count collectives alone, of one rank of 8")] = False,
 ) -> None:
     """Operations, casts, waits and copies of an update with all terms, at 448 px and 8 images."""
     from tests.research.casts import casts_of_recipes
+    from tests.research.collectives import collectives_of_recipes
     from tests.research.step_count import counted, settings
 
     found, recipes = {}, recipes or [Path("configs/voc12_vit_b.py"),
                                      Path("configs/coco14_vit_b.py")]
     if casts:
         found = casts_of_recipes(recipes, overrides or ())
-    for recipe in () if casts else recipes:
+    if collectives:
+        found = collectives_of_recipes(recipes, overrides or ())
+    for recipe in () if casts or collectives else recipes:
         count, terms = counted(settings(recipe, overrides or ()))
         found[recipe.stem] = {
             "operations": sum(count.operations.values()), "casts": count.casts,

@@ -6,6 +6,7 @@ ranks would do, and every collective returns at once.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,6 @@ from more.config.schema import Config
 from more.engine.build import make_engine
 from more.engine.distributed import World, import_deepspeed
 from more.engine.guard import poisoned
-from more.engine.means import Means
 from more.engine.settings import split_batch
 from more.engine.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step
@@ -54,22 +54,28 @@ def _bytes(part: Any) -> int:
     return sum(map(_bytes, part)) if isinstance(part, list | tuple) else 0
 
 
-def collectives_of(recipe: Path, overrides: Sequence[str] = (), ranks: int = 8, passes: int = 1
-                   ) -> dict[str, Collectives]:
-    """Collectives of an update with all terms, of the passes' own work and of the engine's.
+def collectives_of_recipes(recipes: Sequence[Path], overrides: Sequence[str] = (),
+                           ranks: int = 8) -> dict[str, dict[str, Any]]:
+    """Collectives of an update with all terms, by ZeRO stage and passes an update: those of the
+    passes (labels and losses), and the engine's with what it reduces.
 
-    Args:
-        recipe, overrides: settings.
-        ranks: of the group.
-        passes: of an update on each rank.
+    One call a process: DeepSpeed keeps the groups that it has made.
     """
-    config = load_config(recipe, [*NARROW, *SMALL, f"train.global_batch={IMAGES * ranks * passes}",
-                                  f"train.micro_batch={IMAGES}", *overrides])
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
-    try:
-        return _count(config, World(0, ranks, 0, ranks, torch.device("cpu")), passes)
-    finally:
-        dist.destroy_process_group()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    world, found = World(0, ranks, 0, ranks, torch.device("cpu")), {}
+    for recipe in recipes:
+        for stage in (0, 1, 2):
+            for passes in (1, 2):
+                config = load_config(recipe, [
+                    *NARROW, *SMALL, f"train.global_batch={IMAGES * ranks * passes}",
+                    f"train.micro_batch={IMAGES}", f"deepspeed.zero_stage={stage}", *overrides])
+                found.setdefault(recipe.stem, {})[f"ZeRO {stage}, {passes} passes"] = {
+                    who: {**count.found, "MB": count.bytes / 1e6}
+                    for who, count in _count(config, world, passes).items()}
+    dist.destroy_process_group()
+    return found
 
 
 def _count(config: Config, world: World, passes: int) -> dict[str, Collectives]:

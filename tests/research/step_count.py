@@ -89,4 +89,4 @@ def counted(config: Config) -> tuple[Launches, dict[str, float]]:
         count = Launches()
         with fused_attention(count), count:
             terms = update()
-        return count, {name: float(value) for name, value in terms.items()}
+        return count, {name: float(value.detach()) for name, value in terms.items()}
