@@ -1,4 +1,4 @@
-"""What an update costs apart from arithmetic stays as low as it is (`tests.research step-count`)."""
+"""What an update costs apart from arithmetic stays as low as it is (`step-count`)."""
 
 from __future__ import annotations
 
