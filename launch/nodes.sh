@@ -16,7 +16,7 @@ if [ $# -lt 3 ] || [ "$1" = "-h" ] || [ "$1" = "--help" ]; then
     exit 0
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-source launch/stoppable.sh
+source "$MORE_LAUNCH/stoppable.sh"
 host0="$1" nodes="$2"
 if ! [[ "$nodes" =~ ^[1-9][0-9]*$ ]]; then
     say "error: NODES is \"$nodes\", not a number; fix: bash launch/nodes.sh HOST0 NODES CONFIG …"
@@ -24,7 +24,7 @@ if ! [[ "$nodes" =~ ^[1-9][0-9]*$ ]]; then
 fi
 id="${RDZV_ID:-more-$(cksum <<< "$*" | cut -d' ' -f1)}"
 shift 2
-found="$(python launch/address.py "$host0")"
+found="$(python "$MORE_LAUNCH/address.py" "$host0")"
 read -r own is_host <<< "$found"
 ranks="${RANKS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 port="${PORT:-29500}"

@@ -22,7 +22,7 @@ for split in train val; do
 done
 
 say "stage one: training on tags"
-bash launch/train.sh configs/shapes_micro.py --train "$data/train" --val "$data/val" \
+bash "$MORE_LAUNCH/train.sh" configs/shapes_micro.py --train "$data/train" --val "$data/val" \
     --run "$out/run" "$@"
 
 say "seeds: CAM, LAM"
@@ -39,7 +39,7 @@ for stage in two true; do
     masks="$out/run/masks/lam"
     [ "$stage" = two ] || masks="$data/train"
     say "stage two: training on $([ "$stage" = two ] && echo "these masks" || echo "true masks")"
-    bash launch/train.sh configs/shapes_micro.py --train "$data/train" --val "$data/val" \
+    bash "$MORE_LAUNCH/train.sh" configs/shapes_micro.py --train "$data/train" --val "$data/val" \
         --masks "$masks" --init "$out/run" --run "$out/run/$stage" "$@"
     python -m more localize --run "$out/run/$stage" --data "$data/val" \
         --out "$out/run/$stage/seeds/val" --map decoder

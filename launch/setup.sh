@@ -1,6 +1,13 @@
-# Sourced by the other scripts: makes .venv once, installs requirements.txt when it has changed,
-# activates the environment. PYTHON picks the interpreter (3.10 - 3.13), MORE_VENV the folder.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Sourced by the other scripts: makes .venv once, installs requirements.txt when it or pyproject.toml
+# has changed, activates the environment. PYTHON picks the interpreter (3.10 - 3.13), MORE_VENV the
+# folder. In an installed package there is nothing to make: the active environment is the one.
+MORE_LAUNCH="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+if [ ! -f "$MORE_LAUNCH/../requirements.txt" ]; then
+    python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("more") is None)' && return
+    echo "error: python does not find the package more; activate the environment that has it" >&2
+    return 1
+fi
+cd "$MORE_LAUNCH/.."
 MORE_VENV="${MORE_VENV:-.venv}"
 case "$MORE_VENV" in /*) ;; *) MORE_VENV="$PWD/$MORE_VENV" ;; esac
 
@@ -22,7 +29,7 @@ if [ ! -x "$MORE_VENV/bin/python" ]; then
     echo "making $MORE_VENV with $python"
     "$python" -m venv "$MORE_VENV"
 fi
-wanted="$(sha256sum requirements.txt | cut -d' ' -f1)"
+wanted="$(cat requirements.txt pyproject.toml | sha256sum | cut -d' ' -f1)"
 if [ "$(cat "$MORE_VENV/.requirements" 2>/dev/null || true)" != "$wanted" ]; then
     echo "installing requirements.txt (a few minutes the first time)"
     "$MORE_VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -11,7 +11,7 @@ if [ $# -eq 0 ] || [ "$1" = "-h" ] || [ "$1" = "--help" ]; then
     exit 0
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-source launch/stoppable.sh
+source "$MORE_LAUNCH/stoppable.sh"
 find_run "$@"
 begin_run
 ranks="${RANKS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"

@@ -21,6 +21,7 @@ from more.bench.profile import draw_parts
 from more.bench.step import bench_step
 from more.bench.tables import show_tables
 from more.config.load import load_config, to_dict
+from more.config.recipes import PACKAGED
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
@@ -30,7 +31,7 @@ from more.engine.build import make_plan, make_transform
 from more.engine.distributed import World, local_device, settled_here, setup, teardown
 from more.errors import UserError
 
-MICRO = Path(__file__).resolve().parents[2] / "configs" / "shapes_micro.py"
+MICRO = PACKAGED / "shapes_micro.py"
 BARE, ENGINE = "bare PyTorch", "DeepSpeed"
 CHECKED = 3  # updates whose losses are compared
 EVERY = 500  # updates between checkpoints, for the share of time

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from more.config.check import check
+from more.config.recipes import find_recipe
 from more.config.scale import check_unambiguous, scaled
 from more.config.schema import OFF_IS_EMPTY, PAPER, TAKES_NONE, Config
 from more.errors import UserError, nearest
@@ -23,20 +24,17 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
     """The checked configuration of a file with `key=value` overrides on top.
 
     Args:
-        path: a Python file in mmengine's config syntax; None: the defaults alone.
+        path: a Python file in mmengine's config syntax, or the name of a recipe (see
+            `more.config.recipes`); None: the defaults alone.
         overrides: `"train.lr=1e-4"` strings; values are Python literals, else plain text.
         stage: 2 puts the file's `stage_two` over its other settings, below the overrides.
 
     Raises:
-        UserError: no such file, unknown key (names the nearest), wrong type or value.
+        UserError: no such file or recipe, unknown key (names the nearest), wrong type or value.
     """
-    file, tree = Path(path or "the defaults"), {}
-    if path is not None and not file.is_file():
-        known = sorted(p.stem for p in Path("configs").glob("*.py"))
-        near = nearest(file.stem, known) or ", ".join(known)
-        raise UserError(f"{path}: no such configuration file",
-                        f"give a file under configs/ ({near})" if near else "give a .py file")
+    file, tree = Path("the defaults"), {}
     if path is not None:
+        file = find_recipe(path)
         tree = _read(file)
         tree.setdefault("name", file.stem)
     settings = [_parse_override(text) for text in overrides]

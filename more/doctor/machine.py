@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from more.config.recipes import INSTALLED
 from more.doctor import probes
 from more.doctor.probes import Check
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "mmengine", "numpy", "h5py",
             "opencv-python", "numba", "pydensecrf2")
-INSTALL = "pip install -r requirements.txt"
+DISTRIBUTION = "more-wsss"
+_EXTRA = re.compile(r"(\s*and)?\s*extra == ['\"][\w.-]+['\"]")
 # Whether the first two fit is tried out with a compiler; the third is a placeholder.
 NOT_ASKED = ("async_io", "gds", "deepspeed_not_implemented")
 
@@ -37,28 +41,44 @@ def python() -> Iterator[Check]:
                 "" if fits else "use Python 3.10 to 3.13 on Linux")
 
 
+def declared() -> list[str]:
+    """The project's dependencies with those of its extras: from the project folder, else as
+    installed; none where neither can be read."""
+    file = ROOT / "pyproject.toml"
+    with contextlib.suppress(ImportError):  # Python 3.10 has no tomllib
+        import tomllib
+
+        if not INSTALLED and file.is_file():
+            project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+            return [*project["dependencies"],
+                    *itertools.chain(*project["optional-dependencies"].values())]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        lines = metadata.requires(DISTRIBUTION) or []
+        # The marker `extra == "dev"` says which list a line is from, not whether it holds here.
+        return [_EXTRA.sub("", line).strip("; ") for line in lines]
+    return []
+
+
 def packages() -> Iterator[Check]:
-    """Versions against the bounds of requirements.txt, where that file is there."""
+    """Versions against the bounds of pyproject.toml, or of the installed package."""
     from packaging.requirements import Requirement
 
-    file = ROOT / "requirements.txt"
-    lines = [line.split("#")[0].strip() for line in
-             (file.read_text(encoding="utf-8").splitlines() if file.is_file() else [])]
-    bounds = {item.name: item for item in map(Requirement, filter(None, lines))}
+    bounds = {item.name: item for item in map(Requirement, declared())}
     for name in PACKAGES:
         bound = bounds.get(name)
         if bound is not None and bound.marker is not None and not bound.marker.evaluate():
             continue
+        remedy = f"pip install '{name}{bound.specifier if bound else ''}'"
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             optional = name in ("numba", "pydensecrf2")  # another CRF engine takes over
-            yield Check(name, "warning" if optional else "problem", "not installed", INSTALL)
+            yield Check(name, "warning" if optional else "problem", "not installed", remedy)
             continue
         inside = bound is None or bound.specifier.contains(version, prereleases=True)
         yield Check(name, "ok" if inside else "warning",
                     version if inside else f"{version} is outside {bound.specifier}",
-                    "" if inside else INSTALL)
+                    "" if inside else remedy)
 
 
 def device() -> Iterator[Check]:
@@ -123,7 +143,9 @@ def deepspeed() -> Iterator[Check]:
         version = _deepspeed().__version__
     except Exception as error:  # noqa: BLE001 - its import looks for compilers and drivers
         yield Check("deepspeed ops", "problem",
-                    f"deepspeed cannot be imported: {type(error).__name__}: {error}", INSTALL)
+                    f"deepspeed cannot be imported: {type(error).__name__}: {error}",
+                    "install the version that `pip install -r requirements.txt` takes, or see "
+                    "what the message says is missing")
         return
     from deepspeed.accelerator import get_accelerator
     from deepspeed.git_version_info import installed_ops

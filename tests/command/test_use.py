@@ -15,6 +15,7 @@ from more.data.shards.reader import ShardSet
 from tests.command.conftest import TOOLS
 from tests.data.sets import small_set
 from tests.data_tools.layout import voc_folder
+from tests.launch.project import REQUIREMENTS, installed_mark
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(item.name or item.callback.__name__ for item in app.registered_commands)
@@ -89,10 +90,9 @@ def test_the_launch_script_starts_the_ranks(tmp_path, ranks, expected):
         (venv / "bin" / name).chmod(0o755)
     launch = tmp_path / "launch"
     shutil.copytree(ROOT / "launch", launch)
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    digest = subprocess.run(["sha256sum", ROOT / "requirements.txt"], capture_output=True,
-                            text=True, check=True).stdout.split()[0]
-    (venv / ".requirements").write_text(digest + "\n")
+    for name in REQUIREMENTS:
+        shutil.copy(ROOT / name, tmp_path)
+    (venv / ".requirements").write_text(installed_mark(ROOT) + "\n")
     done = subprocess.run(
         ["bash", launch / "train.sh", "a.py", "--train", "set", "--run", "dir"], text=True,
         capture_output=True, env={"PATH": "/usr/bin:/bin", "RANKS": ranks, "MORE_VENV": "venv"})

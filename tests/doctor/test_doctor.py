@@ -79,8 +79,9 @@ def test_a_check_that_breaks_is_an_answer_too():
 
 
 def test_versions_are_held_against_the_bounds(monkeypatch, tmp_path):
-    (tmp_path / "requirements.txt").write_text(
-        "# bounds\ntorch>=2,<3  # a comment\ntimm>=1\npydensecrf2==1.1; python_version < '3'\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch>=2,<3", "timm>=1"]\n[project.optional-dependencies]\n'
+        """a = ["pydensecrf2==1.1; python_version < '3'"]\n""")
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     versions = {"torch": "3.1+cu130", "timm": "1.0.2", "numpy": "2.0", "deepspeed": "0.1"}
 
@@ -93,12 +94,25 @@ def test_versions_are_held_against_the_bounds(monkeypatch, tmp_path):
     found = {check.name: check for check in machine.packages()}
     assert found["torch"].state == "warning" and "3.1+cu130 is outside" in found["torch"].what
     assert found["timm"].state == found["numpy"].state == "ok"
+    assert found["torch"].fix == "pip install 'torch<3,>=2'"
     assert found["h5py"].state == "problem" and "pip install" in found["h5py"].fix
     assert "pydensecrf2" not in found  # not for this Python
-    (tmp_path / "requirements.txt").unlink()
+    (tmp_path / "pyproject.toml").unlink()
+    monkeypatch.setattr(metadata, "requires", lambda _: None)
     found = {check.name: check for check in machine.packages()}
     assert found["torch"].what == "3.1+cu130" and found["torch"].state == "ok"
     assert found["pydensecrf2"].state == "warning"  # there is an engine of our own
+
+
+def test_bounds_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "ROOT", tmp_path)  # no project folder around it
+    monkeypatch.setattr(metadata, "requires", lambda _: [
+        "torch<3,>=2", "numba<1; extra == 'a'",
+        "pydensecrf2==1.1; (python_version < '3') and extra == 'pydensecrf'"])
+    monkeypatch.setattr(metadata, "version", lambda _: "3.1")
+    found = {check.name: check for check in machine.packages()}
+    assert found["torch"].state == found["numba"].state == "warning"
+    assert found["timm"].state == "ok" and "pydensecrf2" not in found
 
 
 def test_locks_of_extension_builds(monkeypatch, tmp_path):

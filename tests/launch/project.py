@@ -17,6 +17,8 @@ import psutil
 
 from tests.conftest import ROOT, is_of_a_launcher
 
+REQUIREMENTS = ("requirements.txt", "pyproject.toml")
+
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what launchers and their users set, plus `extra`."""
@@ -36,9 +38,14 @@ def environment_folder(folder: Path, root: Path) -> Path:
                         ("torchrun", f"{sys.executable} -m torch.distributed.run"),
                         ("deepspeed", str(Path(sys.executable).parent / "deepspeed"))):
         program(folder / "bin" / name, f'exec {start} "$@"')
-    digest = hashlib.sha256((root / "requirements.txt").read_bytes()).hexdigest()
-    (folder / ".requirements").write_text(digest + "\n")
+    (folder / ".requirements").write_text(installed_mark(root) + "\n")
     return folder
+
+
+def installed_mark(root: Path) -> str:
+    """What launch/setup.sh writes into an environment once it has what these files ask for."""
+    files = (root / name for name in REQUIREMENTS)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def program(path: Path, body: str) -> None:
@@ -65,7 +72,8 @@ class Project:
     def __init__(self, folder: Path):
         self.folder, self.run = folder, folder / "dir"
         shutil.copytree(ROOT / "launch", folder / "launch")
-        shutil.copy(ROOT / "requirements.txt", folder)
+        for name in REQUIREMENTS:
+            shutil.copy(ROOT / name, folder)
         for name in ("more", "configs"):
             (folder / name).symlink_to(ROOT / name)
         self.bin = environment_folder(folder / ".venv", folder) / "bin"
