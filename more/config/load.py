@@ -110,10 +110,10 @@ def _read(file: Path) -> dict[str, Any]:
         return _plain(Reader.fromfile(str(file)).to_dict())
     except SyntaxError as error:
         raise UserError(f"{file}, line {error.lineno}: {error.msg}",
-                        "correct this line; see configs/ for working examples") from error
+                        "correct this line; `more config --list` names working examples") from error
     except Exception as error:  # a configuration is a program: anything may go wrong in it
         raise UserError(f"{file}: cannot be read: {error}",
-                        "see configs/ for working examples") from error
+                        "`more config --list` names working examples") from error
 
 
 def _plain(value: Any) -> Any:
