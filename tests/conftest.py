@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 # What launchers and their users set. The tests are about these: they start without them.
 LAUNCH_SETTINGS = ("RANKS", "RESTARTS", "PORT", "RDZV_ID", "SETTLE", "RANK", "WORLD_SIZE",
                    "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MORE_VENV",
-                   "PYTHON")
+                   "MORE_LAUNCH", "PYTHON")
 
 
 def is_of_a_launcher(name: str) -> bool:

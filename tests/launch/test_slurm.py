@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from more.data.shards.reader import ShardSet
 from tests.conftest import ROOT
 from tests.faults.nodes import steps
-from tests.launch.project import Project, clean_environment, ended, wait_for
+from tests.launch.project import REQUIREMENTS, Project, clean_environment, ended, wait_for
 from tests.processes import free_port
 
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
@@ -69,6 +69,30 @@ def test_exactly_a_stopped_run_goes_back_into_the_queue(project, state, code, ex
     done = project.call(*TRAIN, **JOB)
     assert done.returncode == expected, done.stderr
     assert requeued(project) == (["requeue 4711"] if state == "stopped" else [])
+
+
+@pytest.mark.parametrize("script", [TRAIN[0], LABELS])
+def test_scripts_of_an_installed_package_work_in_any_folder(tmp_path, script):
+    folder = tmp_path / "site-packages" / "more"
+    installed = Project(folder)
+    for name in REQUIREMENTS:
+        (folder / name).unlink()  # a package has none: its environment is the active one
+    place = tmp_path / "mine"
+    place.mkdir()
+    installed.fake("scontrol", 'echo node1')
+    installed.fake("srun", 'echo "$PWD"')
+    installed.fake("python", '[ "$1" = -c ] || echo "$PWD"')
+    arguments = TRAIN[1:] if script in TRAIN else ("localize", "--run", "dir", "--data", "set")
+    launch = folder / "launch"
+    extra = {"SLURM_SUBMIT_DIR": str(place), "MORE_LAUNCH": str(launch)}
+    done = installed.call(script, *arguments, **{**JOB, **extra})
+    assert str(place) in done.stdout.splitlines(), done.stderr
+    called = installed.calls("srun" if script in TRAIN else "python")[-1]
+    assert (f"bash {launch}/nodes.sh node1 2 a.py" in called if script in TRAIN
+            else called.startswith("-m more localize"))
+    del extra["MORE_LAUNCH"]
+    refused = installed.call(script, *arguments, **{**JOB, **extra})
+    assert refused.returncode == 2 and "MORE_LAUNCH" in refused.stderr
 
 
 def test_a_start_that_fails_is_not_taken_for_the_stopped_run_before_it(project):

@@ -17,7 +17,7 @@ import pytest
 from more import __version__
 from tests.conftest import ROOT
 
-HERE_ONLY = {"test.sh", "Dockerfile", "Dockerfile.dockerignore"}  # of launch/; and its slurm/
+HERE_ONLY = {"test.sh", "Dockerfile", "Dockerfile.dockerignore"}  # of launch/
 HAS_BACKEND = importlib.util.find_spec("hatchling") is not None
 needs_backend = pytest.mark.skipif(not HAS_BACKEND, reason="hatchling is not installed (extra dev)")
 
@@ -46,7 +46,7 @@ def content(wheel: Path) -> dict[str, bytes]:
 def tree(folder: str) -> set[str]:
     """Files of a project folder, as the wheel may hold them."""
     return {str(file.relative_to(ROOT / folder)) for file in (ROOT / folder).rglob("*")
-            if file.is_file() and file.suffix in (".py", ".sh", ".j2", ".md")
+            if file.is_file() and file.suffix in (".py", ".sh", ".sbatch", ".j2", ".md")
             and "__pycache__" not in file.parts}
 
 
