@@ -15,7 +15,7 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
 from more.data.shards.reader import shard_ids
 from more.errors import UserError, from_system
-from more.jobs.crumbs import Crumbs, clear_crumb, leave_crumb
+from more.jobs.in_hand import Crumbs, clear_crumb, leave_crumb
 from more.progress import Tally, track
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from more.errors import UserError, from_system
-from more.jobs.workers import (
+from more.jobs.driver import (
     WorkerDied,
     local_crew,
     local_executor,

@@ -22,8 +22,8 @@ import sys
 import threading
 
 # The command line, what it imports when it trains, and what those import at their first use.
-PRELOADED = ("more.cli", "more.engine.trainer", "more.engine.validate", "more.engine.dryrun",
-             "more.data.shards.quarantine", "more.pseudo.localize", "timm", "mmengine",
+PRELOADED = ("more.cli", "more.train.trainer", "more.train.validation", "more.plan.dry_run",
+             "more.data.shards.quarantine", "more.inference.localize", "timm", "mmengine",
              "mmengine.device", "mmengine.dist", "more.filtering.permutohedral", "torchmetrics",
              "tensorboard", "torch.utils.tensorboard", "torch._dynamo",
              "torch._inductor.compile_fx")
@@ -35,7 +35,7 @@ def preload() -> None:
     Raises:
         RuntimeError: a library has started a thread.
     """
-    from more.engine.distributed import import_deepspeed
+    from more.train.distributed import import_deepspeed
 
     import_deepspeed()
     for name in PRELOADED:

@@ -6,17 +6,17 @@ import torch
 from more import constants
 from more.constants import constant, counting
 from more.data.colours import prepare
-from more.localization.par import PixelAdaptiveRefinement
-from more.localization.refined import refined_label
-from more.localization.regions import (
+from more.method.labels import (
     MEAN,
     STD,
     box_mask,
     denormalise,
+    refined_label,
     scale_box,
     undo_normalisation,
 )
-from more.losses.enlarge import enlarge
+from more.method.losses.gradients import enlarge
+from more.method.par import PixelAdaptiveRefinement
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.research.launches import Launches
 

@@ -16,7 +16,7 @@ import torch
 from more.config.load import load_config, to_dict
 from more.data.shards.reader import ShardSet
 from tests.conftest import ROOT
-from tests.engine.conftest import command, records
+from tests.train.conftest import command, records
 
 OLD = ROOT / "tests/fixtures/version_0_1"
 

@@ -162,7 +162,7 @@ def losses(
     Example: `python -m more bench losses --classes 20,80`
     """
     one_of("--oracle", oracle, ("research", "positions"))
-    from more.bench.losses import run
+    from tests.research.losses import run
 
     run(classes, patches, batch, dim, rounds, growth, plot, device, as_json,
         oracle == "positions")
@@ -181,7 +181,7 @@ def labels(
 
     Example: `python -m more bench labels --classes 20`
     """
-    from more.bench.labels import run
+    from tests.research.labels import run
 
     run(classes, patches, batch, rounds, device, as_json)
 
@@ -199,6 +199,6 @@ def filter_command(
 
     Example: `python -m more bench filter --classes 20`
     """
-    from more.bench.filter import run
+    from tests.research.filter import run
 
     run(classes, patches, batch, rounds, device, as_json)

@@ -12,13 +12,13 @@ import torch
 from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.shards.reader import ShardSet
-from more.engine.build import make_engine, make_network, make_objective, make_optimizer
-from more.engine.cams import CamMaker
-from more.engine.distributed import World
-from more.engine.schedule import make_scheduler
-from more.engine.settings import split_batch
-from more.engine.stage_one import TagStage, in_float32
-from more.losses.objective import Batch
+from more.method.objective import Batch
+from more.train.build import make_engine, make_network, make_objective, make_optimizer
+from more.train.cams import CamMaker
+from more.train.deepspeed_settings import split_batch
+from more.train.distributed import World
+from more.train.optimizer import make_scheduler
+from more.train.stage_one import TagStage, in_float32
 
 AGREE = {"fp32": 1e-6, "bf16": 1e-3}  # largest relative difference of the two losses
 

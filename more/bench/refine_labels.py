@@ -11,8 +11,8 @@ from more.bench.measure import alternate
 from more.bench.refine_rates import HOW, spent
 from more.bench.refine_sets import draw_maps
 from more.bench.tables import Line
+from more.data.seeds import SeedItem, seed_probabilities
 from more.filtering import crf
-from more.pseudo.seeds import SeedItem, seed_probabilities
 
 LABELS = (2, 4, 21, 81)
 SUBSET = (2, 4)  # labels that an image shows, of all

@@ -9,7 +9,7 @@ from more.bench.refine_rates import HOW, Pair, load_arrays
 from more.bench.refine_sets import draw_sets
 from more.bench.tables import Line
 from more.filtering import crf
-from more.jobs.workers import local_executor
+from more.jobs.driver import local_executor
 
 ENGINES = ("pydensecrf", "fast")
 MEMORY_SIZE, MEMORY_LABELS = (480, 640), 3

@@ -10,7 +10,7 @@ import numpy as np
 
 from more.bench.tables import Line
 from more.errors import UserError
-from more.pseudo.refine import ROWS_PER_SHARD
+from more.refine.refine import ROWS_PER_SHARD
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import numpy as np
 
 from more.bench.measure import alternate
 from more.bench.tables import Line
+from more.data.seeds import decode_seed, seed_probabilities
 from more.data.shards.codec import decode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
-from more.pseudo.refine import plan
-from more.pseudo.refine_shard import ShardSpec, refine_shard
-from more.pseudo.refinement import Refinement
-from more.pseudo.seeds import decode_seed, seed_probabilities
+from more.refine.refine import plan
+from more.refine.settings import Refinement
+from more.refine.shard import ShardSpec, refine_shard
 
 HOW = Refinement(engine="fast")
 BLOCK = 8  # images between two looks at the clock

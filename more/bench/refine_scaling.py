@@ -25,8 +25,8 @@ from more.bench.refine_rates import (
 from more.bench.tables import Line
 from more.data.shards.reader import ShardSet
 from more.filtering.crf import prepare_engine
-from more.jobs.workers import local_crew, local_executor, run_tasks
-from more.pseudo.refine_shard import ShardSpec
+from more.jobs.driver import local_crew, local_executor, run_tasks
+from more.refine.shard import ShardSpec
 
 
 def startup_times(workers: int, rounds: int) -> list[Line]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from more.data.seeds import SeedItem, decode_seed, encode_seed
 from more.data.shards.format import shard_name
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
-from more.pseudo.seeds import SeedItem, decode_seed, encode_seed
 
 CLASSES = [f"class_{k}" for k in range(20)]
 SIDE = 28  # of a drawn seed: what a ViT with 16×16 patches gives at 448 px

@@ -19,14 +19,14 @@ from more.bench.flops import gemm_peak, step_flops
 from more.bench.measure import Row, rows
 from more.bench.steps import PARTS, OwnStep, ResearchStep, Stopwatch, drawn_example
 from more.config.schema import Config
-from more.engine.activations import step_activations
-from more.engine.build import make_network
-from more.engine.cams import CamMaker
-from more.engine.livebytes import LiveBytes
-from more.engine.stage_one import in_float32
 from more.errors import UserError
-from more.localization.maps import resize
-from more.localization.regions import cam_to_label
+from more.method.cam import resize
+from more.method.labels import cam_to_label
+from more.plan.activations import step_activations
+from more.plan.live_bytes import LiveBytes
+from more.train.build import make_network
+from more.train.cams import CamMaker
+from more.train.stage_one import in_float32
 
 OURS, COMPILED = "this step", "this step, blocks compiled"
 # Not the released code's own time: it filters with compiled C++, the oracle with a dictionary.

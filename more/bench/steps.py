@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.config.schema import Config
-from more.engine.build import make_objective, make_optimizer
-from more.engine.cams import CamMaker
-from more.engine.stage_one import in_float32
 from more.errors import UserError
-from more.losses.objective import Batch
-from more.model.network import MoReNetwork
+from more.method.network import MoReNetwork
+from more.method.objective import Batch
+from more.train.build import make_objective, make_optimizer
+from more.train.cams import CamMaker
+from more.train.stage_one import in_float32
 
 PARTS = ("CAM", "forward", "labels", "losses", "backward", "optimiser")
 Mark = Callable[[str], None]

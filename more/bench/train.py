@@ -25,11 +25,11 @@ from more.config.recipes import PACKAGED
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
-from more.engine import checkpoint
-from more.engine.allocator import keep_freed_memory
-from more.engine.build import make_plan, make_transform
-from more.engine.distributed import World, local_device, settled_here, setup, teardown
+from more.device import keep_freed_memory
 from more.errors import UserError
+from more.train import checkpoint
+from more.train.build import make_plan, make_transform
+from more.train.distributed import World, local_device, settled_here, setup, teardown
 
 MICRO = PACKAGED / "shapes_micro.py"
 BARE, ENGINE = "bare PyTorch", "DeepSpeed"

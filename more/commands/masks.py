@@ -38,9 +38,9 @@ def localize(
     Example: `python -m more localize --run checkpoints/shapes --data data/shapes_train
     --out checkpoints/shapes/seeds --map cam --map lam`
     """
-    from more.pseudo.localize import localize as job
-    from more.pseudo.localizer import KINDS, Request
-    from more.pseudo.ranks import announced_world
+    from more.inference.localize import localize as job
+    from more.inference.localizer import KINDS, Request
+    from more.jobs.ranks import announced_world
 
     kinds = tuple(dict.fromkeys(maps or ["lam"]))
     one_of("--tags", tags, ("true", "predicted"))
@@ -97,8 +97,8 @@ def refine(
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
-    from more.pseudo.refine import refine as job
-    from more.pseudo.refinement import Refinement
+    from more.refine.refine import refine as job
+    from more.refine.settings import Refinement
 
     one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
@@ -150,10 +150,10 @@ def predict(
 
     Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
-    from more.pseudo.localizer import KINDS
-    from more.pseudo.predict import choose_device
-    from more.pseudo.predict import predict as job
-    from more.pseudo.predict_job import Options
+    from more.inference.localizer import KINDS
+    from more.inference.predict import choose_device
+    from more.inference.predict import predict as job
+    from more.inference.predict_job import Options
 
     one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
@@ -174,6 +174,6 @@ def export_weights(
 
     Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
     """
-    from more.engine.weights import export_weights as job
+    from more.inference.load import export_weights as job
 
     print(job(run, out, checkpoint))

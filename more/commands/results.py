@@ -123,7 +123,7 @@ def export(
 
     `python -m more export MASKS --format training --data SET --out training`
     """
-    from more.pseudo.export import FORMATS, export_masks
+    from more.export import FORMATS, export_masks
 
     one_of("--format", format, tuple(FORMATS))
     tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,

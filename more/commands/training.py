@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from more.config.schema import Config
     from more.data.shards.quarantine import Damaged
     from more.data.shards.reader import ShardSet
-    from more.engine.stop import StopRequest
+    from more.train.stop import StopRequest
 
 
 @app.command()
@@ -61,7 +61,7 @@ def train(
     (torchrun mistakes `--run` for an option of its own), or
     `deepspeed --num_gpus 2 --module more train …`
     """
-    from more.engine.stop import Stopped, StopRequest, end_early
+    from more.train.stop import Stopped, StopRequest, end_early
 
     if init is not None and masks is None:
         raise UserError("--init without --masks", "it says where stage two starts; stage one "
@@ -73,7 +73,7 @@ def train(
             from more.config.load import load_config
 
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
-            from more.engine.folders import STAGE_TWO
+            from more.train.run_folder import STAGE_TWO
 
             inside = init / STAGE_TWO if masks and init and init.is_dir() else None
             place = run or inside or Path("checkpoints") / settings.name
@@ -100,8 +100,8 @@ class _Paths(NamedTuple):
 
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
     """Say what a training would do."""
-    from more.engine.distributed import launched_world
-    from more.engine.dryrun import describe, show
+    from more.plan.dry_run import describe, show
+    from more.train.distributed import launched_world
 
     number, size = launched_world()
     settings, images, _, val, _ = _open_sets(settings, paths, (number, size))
@@ -113,10 +113,10 @@ def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
 def _train(settings: Config, paths: _Paths, asked: StopRequest) -> None:
     """Train, as one rank of those launched, and end this process."""
     from more.data.shards.format import make_folder
-    from more.engine.distributed import launched_world, leave, setup, teardown
-    from more.engine.runlock import sole_training
-    from more.engine.stop import exit_code
-    from more.engine.trainer import Trainer
+    from more.train.distributed import launched_world, leave, setup, teardown
+    from more.train.run_lock import sole_training
+    from more.train.stop import exit_code
+    from more.train.trainer import Trainer
 
     share = launched_world()
     asked.at_once = asked.at_once and share[1] == 1
@@ -139,8 +139,8 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
     every file hashed."""
     from more.data.shards.quarantine import open_checked
     from more.data.shards.reader import ShardSet
-    from more.engine.checks import check_classes, check_compile
-    from more.engine.stage_two import settled
+    from more.train.checks import check_classes, check_compile
+    from more.train.stage_two import settled
 
     check_compile(settings)
     images, left_out = open_checked(paths.train, quarantine=settings.data.quarantine, share=share,

@@ -54,7 +54,7 @@ def tune(
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
-    from more.pseudo.refinement import Refinement
+    from more.refine.settings import Refinement
     from more.tuning.result import TuneResult, refine_command
     from more.tuning.tune import Search
     from more.tuning.tune import tune as job

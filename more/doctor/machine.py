@@ -124,7 +124,7 @@ def precision() -> Iterator[Check]:
     """bf16 and fp16 on this device."""
     import torch
 
-    from more.engine.distributed import local_device
+    from more.train.distributed import local_device
 
     place = local_device()
     bf16, fp16 = (probes.autocast_error(place, dtype)
@@ -170,7 +170,7 @@ def _deepspeed() -> Any:
     """DeepSpeed on this device, without its remarks about devices that are not there."""
     import torch
 
-    from more.engine.distributed import import_deepspeed
+    from more.train.distributed import import_deepspeed
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

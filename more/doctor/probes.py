@@ -33,7 +33,7 @@ class Check:
 
 PAIR = """
 import sys, torch
-from more.engine.distributed import setup, teardown
+from more.train.distributed import setup, teardown
 world = setup(1, 1)
 values = world.sum(torch.full((100_000,), world.rank + 1.0, device=world.device))
 assert world.size == 2 and bool((values == 3).all()), values

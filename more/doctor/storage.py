@@ -88,7 +88,7 @@ def disk(folder: Path, config: Config | None) -> Iterator[Check]:
     """Room for checkpoints."""
     size, kept, whose = VIT_B, 2, "ViT-B"
     if config is not None:
-        from more.engine.memory import checkpoint_bytes, parameter_sizes
+        from more.plan.memory import checkpoint_bytes, parameter_sizes
 
         size = checkpoint_bytes(*parameter_sizes(config), config.train.ema > 0)
         kept, whose = config.checkpoint.keep, "this run"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from more.data.seeds import SeedItem, decode_seed, seed_label
 from more.data.shards.codec import decode_mask
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -19,7 +20,6 @@ from more.evaluation.calibration import calibration_counts
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
 from more.evaluation.sets import NO_TRUTH
 from more.evaluation.sweep import sweep_counts
-from more.pseudo.seeds import SeedItem, decode_seed, seed_label
 
 PIECE = 64  # images
 

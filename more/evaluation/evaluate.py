@@ -26,7 +26,7 @@ from more.evaluation.sets import (
     set_name,
 )
 from more.evaluation.sweep import sweep_scores
-from more.jobs.workers import usable_cores
+from more.jobs.driver import usable_cores
 from more.progress import track
 
 MOST_THREADS = 16

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from more.data.seeds import seed_label, seed_probabilities
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -18,7 +19,6 @@ from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
 from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
 from more.evaluation.sets import seed_threshold
-from more.pseudo.seeds import seed_label, seed_probabilities
 
 MASKS = ("lam", "fused", "cam", "decoder")
 

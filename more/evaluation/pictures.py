@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from more.data.shards.format import IGNORE
-from more.pseudo.export import voc_palette
+from more.export import voc_palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from more.data.seeds import SeedItem, seed_probabilities
 from more.evaluation.metrics import scores
-from more.pseudo.seeds import SeedItem, seed_probabilities
 
 SWEEP = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
 

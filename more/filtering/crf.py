@@ -253,7 +253,7 @@ def _refine_torch(images: np.ndarray, probs: np.ndarray, params: CRFParams, engi
     import torch
 
     from more.filtering.exact import ExactGaussian
-    from more.filtering.meanfield import mean_field
+    from more.filtering.mean_field import mean_field
     from more.filtering.permutohedral import PermutohedralLattice
 
     kernel = ExactGaussian if engine == "exact" else PermutohedralLattice

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.constants import constant
-from more.filtering.simplex import enclosing_simplex, encode, span
+from more.filtering.lattice_points import enclosing_simplex, encode, span
 
 _LARGEST = 1e6
 

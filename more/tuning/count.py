@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from more.data.seeds import SeedItem, decode_seed, seed_probabilities
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
-from more.jobs.crumbs import clear_crumb, leave_crumb
-from more.pseudo.crumbs import failure_reason
-from more.pseudo.memory import check_image
-from more.pseudo.refine_images import label_map
-from more.pseudo.refine_shard import allowed_tags, open_sets
-from more.pseudo.refinement import Refinement
-from more.pseudo.seeds import SeedItem, decode_seed, seed_probabilities
+from more.jobs.failures import failure_reason
+from more.jobs.in_hand import clear_crumb, leave_crumb
+from more.refine.images import label_map
+from more.refine.settings import Refinement
+from more.refine.shard import allowed_tags, open_sets
+from more.refine.worker_memory import check_image
 
 Cells = list[list[int]]
 """Pairs of cell and number of pixels; cell = true class · (K + 1) + label, label K = left out."""

@@ -13,12 +13,12 @@ from more import __version__
 from more.data.shards.format import sha256_bytes, to_json
 from more.data.shards.reader import ShardSet
 from more.evaluation.routes import facts
-from more.jobs.crumbs import Crumbs
-from more.jobs.workers import Outcome, run_tasks
+from more.jobs.driver import Outcome, run_tasks
+from more.jobs.executors import Choice
+from more.jobs.in_hand import Crumbs
 from more.progress import Tally, Tracker, console, track
-from more.pseudo.executors import Choice
-from more.pseudo.refine import shards_of
-from more.pseudo.refinement import Refinement
+from more.refine.refine import shards_of
+from more.refine.settings import Refinement
 from more.tuning.count import CountReport, CountSpec
 from more.tuning.grid import crf_groups
 from more.tuning.sample import Sample

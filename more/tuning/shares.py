@@ -15,8 +15,8 @@ from more.data.shards.format import (
     write_atomic,
 )
 from more.data.shards.lock import folder_lock
-from more.jobs.workers import one_thread_each
-from more.pseudo.ranks import Departure, Rank
+from more.jobs.driver import one_thread_each
+from more.jobs.ranks import Departure, Rank
 
 
 class Share:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from more.data.shards.format import sha256_bytes, to_json
-from more.pseudo.refinement import Refinement
+from more.refine.settings import Refinement
 from more.tuning.count import Cells, CountReport
 
 

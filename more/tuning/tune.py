@@ -15,11 +15,11 @@ from more.data.shards.format import to_json, write_atomic
 from more.errors import UserError
 from more.evaluation.routes import describe_route, facts
 from more.evaluation.sets import set_name
-from more.jobs.workers import local_executor
+from more.jobs.driver import local_executor
+from more.jobs.executors import choose
 from more.progress import Tally
-from more.pseudo.executors import choose
-from more.pseudo.refine import announced_engine, open_pair
-from more.pseudo.refinement import Refinement
+from more.refine.refine import announced_engine, open_pair
+from more.refine.settings import Refinement
 from more.tuning.count import CountReport, CountSpec, count_task
 from more.tuning.figures import compare, score_point
 from more.tuning.grid import DEFAULT, DEFAULT_DECODER, Axis, grid_points, parse_grid
@@ -71,7 +71,7 @@ def tune(seeds: Path, data: Path, out: Path, search: Search | None = None,
         search: what to try; default: a small grid around the released settings.
         workers: processes (of each rank); default: one per usable core, or all of the cluster.
             The figures do not depend on them.
-        executor: "local", "ranks", or a dask scheduler, see `more.pseudo.executors.choose`.
+        executor: "local", "ranks", or a dask scheduler, see `more.jobs.executors.choose`.
         make_executor: makes one worker of this machine; default: a process.
         count_function: what workers run on each task.
         progress: show a progress line (on rank 0).

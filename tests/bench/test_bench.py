@@ -12,7 +12,7 @@ from more.bench.data import write_pictures
 from more.bench.train import bench_settings
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from tests.engine.conftest import command
+from tests.train.conftest import command
 
 SMALL = """
 model = dict(backbone="custom", num_classes=3, decoder_width=8,

@@ -25,9 +25,9 @@ from more.bench.tables import show_tables
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering.permutohedral import PermutohedralLattice, bilateral_features
-from more.pseudo.refine import ROWS_PER_SHARD
-from tests.engine.conftest import ROOT, command
-from tests.pseudo.sets import make_sets
+from more.refine.refine import ROWS_PER_SHARD
+from tests.refine.sets import make_sets
+from tests.train.conftest import ROOT, command
 
 pytest.importorskip("pydensecrf")
 MEASURED = Measured(seconds=0.5, labels=3.0, pixels=1000.0, curve={2: 1.0, 4: 2.0, 21: 19.0},

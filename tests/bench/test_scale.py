@@ -9,11 +9,11 @@ import pytest
 
 from more.bench.scale import Machine, Work, count_work, predict, run, scale_table
 from more.bench.train import bench_settings
-from more.engine.memory import parameter_sizes
-from more.engine.settings import split_batch
 from more.errors import UserError
+from more.plan.memory import parameter_sizes
+from more.train.deepspeed_settings import split_batch
 from tests.bench.test_step import SMALL
-from tests.engine.conftest import command
+from tests.train.conftest import command
 
 COUNTED: dict[str, Work] = {}
 FAST = Machine(bandwidth=1e15, latency=0.0, flops=1e9, losses=0.0, image=0.0)

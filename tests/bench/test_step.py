@@ -14,9 +14,9 @@ from more.bench import step, steps
 from more.bench.flops import FlopCount, gemm_peak, step_flops
 from more.bench.profile import draw_parts
 from more.bench.train import bench_settings
-from more.engine.build import make_network
 from more.errors import UserError
-from tests.engine.conftest import command
+from more.train.build import make_network
+from tests.train.conftest import command
 
 CPU = torch.device("cpu")
 SMALL = """

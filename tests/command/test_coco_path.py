@@ -9,7 +9,7 @@ from PIL import Image
 
 from more.data.shards.reader import ShardSet
 from tests.data_tools.coco_layout import CATEGORIES, CocoFolder, box
-from tests.engine.conftest import TINY, command
+from tests.train.conftest import TINY, command
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from more.data.shards.reader import ShardSet
 from more.data.store import RECORD, TokenStore, row_bytes
 from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform, sample_generator
-from more.engine.encode import rank_rows, views_that_fit
 from more.errors import UserError
+from more.train.frozen_tokens import rank_rows, views_that_fit
 from tests.data.sets import small_set
 
 ROWS, SHAPE = 12, (5, 8)

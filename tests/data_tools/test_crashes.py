@@ -15,9 +15,9 @@ from data_tools.build import build_set
 from data_tools.convert import Record, convert
 from data_tools.pool import parallel
 from more.data.shards.reader import ShardSet
-from more.jobs.workers import Crew
+from more.jobs.driver import Crew
 from tests.data_tools.layout import convert_voc, voc_folder
-from tests.pseudo.sets import segfault
+from tests.refine.sets import segfault
 
 BAD = ("id05", "id06")  # of one shard
 

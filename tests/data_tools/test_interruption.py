@@ -69,7 +69,7 @@ def test_killed_converter_ends_with_the_same_bytes(tmp_path, kills):
 def test_a_worker_whose_parent_died_during_its_start_ends(tmp_path):
     """By then its parent is another process: it has to know whom to look for."""
     code = ("import os, sys, time\n"
-            "from more.jobs.workers import _follow\n"
+            "from more.jobs.driver import _follow\n"
             "_follow(int(sys.argv[1]))\n"
             "time.sleep(60)\n")
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -12,9 +12,9 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.data.shares import parse_parts
 from more.evaluation.routes import describe_route, seed_facts
-from more.pseudo.refine import refine
+from more.refine.refine import refine
 from tests.data_tools.random_sets import ROUTE, a_set, content, ids
-from tests.pseudo.sets import make_sets
+from tests.refine.sets import make_sets
 
 
 @pytest.mark.parametrize("kind", ["images", "seeds", "masks"])

@@ -16,8 +16,8 @@ from more.data.shards.codec import COMMON, RARE, decode_image, file_ending
 from more.data.shards.reader import ShardSet
 from more.data.shards.verify import verify_set
 from more.errors import UserError
-from more.pseudo.export import export_masks
-from more.pseudo.inputs import find_pictures
+from more.export import export_masks
+from more.inference.pictures import find_pictures
 from tests.data_tools.layout import save_picture
 from tests.data_tools.odd import encoded, quadrants, ramp
 from tests.data_tools.test_folder import run

@@ -22,8 +22,8 @@ from more.config.load import load_config, to_dict
 from more.doctor import machine, probes, storage
 from more.doctor import report as doctor
 from more.doctor.probes import Check
-from more.engine import distributed
-from tests.engine.conftest import ROOT
+from more.train import distributed
+from tests.train.conftest import ROOT
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from more.data.seeds import SeedItem, encode_seed
 from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
-from more.pseudo.seeds import SeedItem, encode_seed
 
 CLASSES = ["dog", "cat", "train"]
 LAM = {"tool": "more localize", "stage": "localize", "map": "lam", "tags": "true",

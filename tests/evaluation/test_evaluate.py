@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from more.data.seeds import SeedItem, encode_seed, seed_label
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
 from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import confusion_matrix, image_iou, scores
 from more.evaluation.sweep import SWEEP
-from more.pseudo.seeds import SeedItem, encode_seed, seed_label
 from tests.evaluation.conftest import (
     CLASSES,
     LAM,

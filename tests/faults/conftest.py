@@ -1,3 +1,3 @@
 """The tiny run of the engine's tests."""
 
-from tests.engine.conftest import tiny  # noqa: F401 - a fixture
+from tests.train.conftest import tiny  # noqa: F401 - a fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import command, records
 from tests.faults.nodes import Machine, steps, two_machines
 from tests.launch.project import wait_for
+from tests.train.conftest import command, records
 
 pytestmark = pytest.mark.slow
 STEPS = 30

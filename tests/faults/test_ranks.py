@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from more.engine.stop import STOPPED
+from more.train.stop import STOPPED
 from tests.conftest import ROOT
 from tests.faults.nodes import steps
 from tests.faults.test_training import status, step_folder

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from more.data.shards.lock import LOCK
-from more.engine import runlock
-from more.engine.distributed import World
-from more.engine.runlock import sole_training
 from more.errors import UserError
-from tests.engine.conftest import command
+from more.train import run_lock
+from more.train.distributed import World
+from more.train.run_lock import sole_training
 from tests.faults.test_stop import begin, goes_on, words
 from tests.faults.test_training import _wait_for_step, status, step_folder
+from tests.train.conftest import command
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -93,6 +93,6 @@ def test_a_living_owner_is_not_waited_for(tmp_path):
 def test_a_group_that_begins_again_waits_for_another_host(monkeypatch):
     """Rank 0 may have moved; the lock of the lost machine ages meanwhile."""
     owner = {"pid": 1, "host": "elsewhere"}
-    assert runlock._patience(owner) == 0
+    assert run_lock._patience(owner) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert runlock._patience(owner) == runlock.ELSEWHERE
+    assert run_lock._patience(owner) == run_lock.ELSEWHERE

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from more.engine.stop import STOPPED
-from tests.engine.conftest import command, records
+from more.train.stop import STOPPED
 from tests.faults.test_training import assert_equal, state, status, step_folder
 from tests.processes import Forked
+from tests.train.conftest import command, records
 
 SETTINGS = ("train.iterations=12", "segment.blocks=1", "segment.tags=0.3", "checkpoint.keep=12")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from more.engine.stop import STOPPED
+from more.train.stop import STOPPED
 from tests.conftest import ROOT
-from tests.engine.conftest import command, records
 from tests.faults.test_training import _wait_for_step, assert_equal, state, status, step_folder
 from tests.launch.project import _heed_signals, wait_for
 from tests.processes import FIXED, Forked, free_port
+from tests.train.conftest import command, records
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 MORE = ("train.iterations=12", "checkpoint.keep=12")

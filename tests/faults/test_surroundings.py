@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.conftest import command
 from tests.faults.test_stop import begin, goes_on, words
 from tests.faults.test_training import _wait_for_step, status
 from tests.processes import FIXED, free_port
+from tests.train.conftest import command
 
 
 def refused(done) -> str:

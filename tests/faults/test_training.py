@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from more.engine.stop import STOPPED
-from more.engine.telemetry import Records
-from tests.engine.conftest import REAL, command, records
+from more.train.stop import STOPPED
+from more.train.telemetry import Records
 from tests.processes import Forked
+from tests.train.conftest import REAL, command, records
 
 
 def train(tiny, run, *settings, wound="", resume="auto", **how):

@@ -16,7 +16,7 @@ import torch
 
 def killed_while_saving(step: str) -> None:
     """SIGKILL between the files of a checkpoint (fault 1)."""
-    from more.engine import checkpoint
+    from more.train import checkpoint
 
     original = checkpoint.write_file
 
@@ -30,7 +30,7 @@ def killed_while_saving(step: str) -> None:
 
 def not_finite(place: str) -> None:
     """The network of one rank gives NaN everywhere at one iteration, "RANK,ITERATION" (fault 7)."""
-    from more.engine import stage_one
+    from more.train import stage_one
 
     rank, iteration = map(int, place.split(","))
     original, seen = stage_one.in_float32, [0]
@@ -47,7 +47,7 @@ def not_finite(place: str) -> None:
 
 def sleeping(place: str) -> None:
     """One rank sleeps for two minutes, "RANK,ITERATION" (fault 14)."""
-    from more.engine import stage_one
+    from more.train import stage_one
 
     rank, iteration = map(int, place.split(","))
     original, seen = stage_one.prepare, [0]
@@ -63,7 +63,7 @@ def sleeping(place: str) -> None:
 
 def out_of_memory(_: str) -> None:
     """The first forward of the trainer finds no memory (fault 13; a GPU is not needed for it)."""
-    from more.engine import stage_one
+    from more.train import stage_one
 
     def prepare(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -73,7 +73,7 @@ def out_of_memory(_: str) -> None:
 
 def slow(seconds: str) -> None:
     """Every update takes some time more, so that signals meet it."""
-    from more.engine.trainer import Trainer
+    from more.train.trainer import Trainer
 
     original = Trainer._pass
 
@@ -87,7 +87,7 @@ def slow(seconds: str) -> None:
 def read_late(place: str) -> None:
     """Not a fault: means are read an update late, as on a GPU. One rank is asked to stop in one
     update, "RANK,ITERATION"."""
-    from more.engine import trainer
+    from more.train import trainer
 
     rank, iteration = map(int, place.split(","))
     step, means = trainer.Trainer._step, trainer.Means
@@ -102,13 +102,13 @@ def read_late(place: str) -> None:
 
 def lingering(place: str) -> None:
     """A phase of the run that takes its time, "PHASE,FILE": FILE is there once it has begun."""
-    from more.engine import checkpoint, encode, stage_one, validate, warmup
+    from more.train import checkpoint, frozen_tokens, stage_one, validation, warm_up
 
     phase, _, file = place.partition(",")
     module, name, seconds = {"start": (stage_one.TagStage, "begin", 60),
-                             "warm-up": (warmup, "_terms", 0.3),
-                             "tokens": (encode, "prepare", 0.3),
-                             "evaluation": (validate, "_labels", 0.5),
+                             "warm-up": (warm_up, "_terms", 0.3),
+                             "tokens": (frozen_tokens, "prepare", 0.3),
+                             "evaluation": (validation, "_labels", 0.5),
                              "saving": (checkpoint, "commit_folder", 0.7)}[phase]
     original = getattr(module, name)
 

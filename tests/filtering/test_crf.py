@@ -12,8 +12,8 @@ from more.errors import UserError
 from more.filtering import crf
 from more.filtering.crf import CRFParams, refine, resolve_engine
 from more.filtering.exact import ExactGaussian
-from more.filtering.meanfield import mean_field
-from tests.pseudo.sets import smooth_maps, textured
+from more.filtering.mean_field import mean_field
+from tests.refine.sets import smooth_maps, textured
 
 
 def scene(labels: int, height: int, width: int, seed: int = 0):

@@ -12,7 +12,7 @@ from more.filtering import crf
 from more.filtering.crf import CRFParams, refine
 from more.filtering.permutohedral import PermutohedralLattice, bilateral_features
 from tests.filtering.test_crf import scene
-from tests.pseudo.sets import textured
+from tests.refine.sets import textured
 
 fast = pytest.importorskip("more.filtering.fast")
 lattice = pytest.importorskip("more.filtering.fast.lattice")

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from more.data.seeds import SeedItem, seed_probabilities
 from more.filtering.crf import CRFParams, refine, resolve_engine
-from more.pseudo.seeds import SeedItem, seed_probabilities
 
 DATA = Path(os.environ.get("MORE_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 VOC = DATA / "voc12sub"

@@ -13,8 +13,8 @@ from more.filtering.permutohedral import (
     bilateral_features,
     bilateral_filter,
 )
-from more.losses.energy import dense_energy
-from tests.pseudo.sets import smooth_maps, textured
+from more.method.losses.energy import dense_energy
+from tests.refine.sets import smooth_maps, textured
 
 
 @pytest.fixture

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from more.bench.losses import draw_cams
 from more.config.load import load_config
-from more.engine.build import make_network
 from more.filtering import crf
-from more.filtering.attention import AttentionGaussian
 from more.filtering.crf import CRFParams
+from more.filtering.gaussian_attention import AttentionGaussian
 from more.filtering.permutohedral import bilateral_features
-from more.localization.par import PixelAdaptiveRefinement
-from more.localization.refined import refined_label
-from more.losses.energy import energy_filter
-from more.losses.objective import VOC, Objective
-from more.model.graph import GraphCategoryRepresentation
+from more.method.gcr import GraphCategoryRepresentation
+from more.method.labels import refined_label
+from more.method.losses.energy import energy_filter
+from more.method.objective import VOC, Objective
+from more.method.par import PixelAdaptiveRefinement
+from more.train.build import make_network
 from tests.filtering.test_crf import scene
-from tests.losses.test_objective import batch, gradients, output
+from tests.method.test_objective import batch, gradients, output
+from tests.research.losses import draw_cams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda", 0)

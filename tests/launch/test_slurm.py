@@ -38,7 +38,7 @@ exit $code
 """
 WORLD = """
 import torch
-from more.engine.distributed import launched_world, setup, teardown
+from more.train.distributed import launched_world, setup, teardown
 share = launched_world()
 world = setup(1)
 assert share == (world.rank, world.size), (share, world)

@@ -1,4 +1,4 @@
-"""launch/Dockerfile read without docker: instructions, existing sources, what is installed."""
+"""launch/Dockerfile read without docker: instructions, sources, what is installed."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import yaml
 
 from more import __version__
 from more.data.shards import format as shards
-from more.engine import folders
+from more.train import run_folder
 from more.tuning import result
 from tests.conftest import ROOT
 
@@ -34,9 +34,9 @@ def test_the_table_has_the_numbers_of_the_formats():
 
 
 def test_the_files_of_a_checkpoint_are_named():
-    from more.engine import checkpoint
+    from more.train import checkpoint
 
-    for name in (folders.WEIGHTS, folders.TRAINING, folders.MARKER, checkpoint.RANKS,
+    for name in (run_folder.WEIGHTS, run_folder.TRAINING, run_folder.MARKER, checkpoint.RANKS,
                  checkpoint.STATE):
         assert f"`{name}`" in CHANGES
 

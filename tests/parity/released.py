@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from more.model.network import MoReNetwork
-from more.model.pretrained import build_network
-from more.model.released_names import from_released
-from more.model.weights import load_released_state
+from more.method.network import MoReNetwork
+from more.method.pretrained import build_network
+from more.method.released_names import from_released
+from more.method.weight_files import load_released_state
 
 
 def tensors(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:

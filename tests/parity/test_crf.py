@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from more.data.seeds import SeedItem, seed_probabilities
 from more.errors import UserError
 from more.filtering.crf import CRFParams, refine, resolve_engine
-from more.pseudo.refine_images import refine_item
-from more.pseudo.refinement import Refinement
-from more.pseudo.seeds import SeedItem, seed_probabilities
+from more.refine.images import refine_item
+from more.refine.settings import Refinement
 from tests.parity.compare import close, equal
 
 ENGINES = ["fast", "pydensecrf", "lattice"]

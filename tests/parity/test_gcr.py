@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from more.model.graph import GraphCategoryRepresentation
-from more.model.released_names import from_released, released_name
+from more.method.gcr import GraphCategoryRepresentation
+from more.method.released_names import from_released, released_name
 from tests.parity.compare import close, equal
 from tests.parity.released import tensors
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from more.localization.par import PixelAdaptiveRefinement
-from more.localization.refined import refined_label
-from more.localization.regions import cam_to_label, denormalise, mask_cams
+from more.method.labels import cam_to_label, denormalise, mask_cams, refined_label
+from more.method.par import PixelAdaptiveRefinement
 from tests.parity.compare import as_array, close, equal
 
 BANDS = {

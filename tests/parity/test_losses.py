@@ -7,13 +7,13 @@ import torch
 
 from more.filtering.exact import ExactGaussian
 from more.filtering.permutohedral import bilateral_filter
-from more.localization.regions import undo_normalisation
-from more.losses.affinity import patch_affinity, patch_contrast_loss
-from more.losses.confident import confident_region_loss
-from more.losses.decorrelation import class_token_decorrelation, mixed_class_token_loss
-from more.losses.energy import dense_energy
-from more.losses.segmentation import balanced_cross_entropy
-from more.losses.uncertain import select_uncertain, uncertain_candidates, uncertain_region_loss
+from more.method.labels import undo_normalisation
+from more.method.losses.cre import confident_region_loss
+from more.method.losses.decoder import balanced_cross_entropy
+from more.method.losses.energy import dense_energy
+from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
+from more.method.losses.ptc import patch_affinity, patch_contrast_loss
+from more.method.losses.ure import select_uncertain, uncertain_candidates, uncertain_region_loss
 from tests.parity.compare import close, equal
 
 TOLERANCE = 1e-4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from more.localization.maps import minmax, multi_scale, resize
+from more.method.cam import minmax, multi_scale, resize
 from tests.parity.compare import close
 from tests.parity.released import fixture_network, heads_of
 

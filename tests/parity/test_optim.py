@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from more.engine.schedule import make_scheduler
+from more.train.optimizer import make_scheduler
 from tests.parity.compare import close
 
 SCALES = (1, 1, 10, 10, 10)

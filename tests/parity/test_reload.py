@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from more.model.pretrained import build_network, create_backbone
+from more.method.pretrained import build_network, create_backbone
 from tests.parity.compare import close
 
 TOL = 1e-4

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from more.engine.schedule import make_scheduler
-from more.localization.maps import multi_scale, resize
-from more.localization.regions import cam_to_label
-from more.losses.objective import COCO, VOC, Batch, Objective
-from more.model.network import parameter_groups
-from more.model.released_names import own_name
+from more.method.cam import multi_scale, resize
+from more.method.labels import cam_to_label
+from more.method.network import parameter_groups
+from more.method.objective import COCO, VOC, Batch, Objective
+from more.method.released_names import own_name
+from more.train.optimizer import make_scheduler
 from tests.parity.compare import close, equal
 from tests.parity.released import fixture_network, heads_of
 

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from more.config.load import load_config
 from more.config.schema import Config
-from more.engine.build import make_engine
-from more.engine.distributed import World, setup, teardown
-from more.engine.guard import poisoned
-from more.engine.settings import split_batch
-from more.engine.stage_one import TagStage
+from more.train.build import make_engine
+from more.train.deepspeed_settings import split_batch
+from more.train.distributed import World, setup, teardown
+from more.train.safety import poisoned
+from more.train.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step
 
 SMALL = ("data.crop=112", f"train.global_batch={IMAGES}", "head_warmup.updates=0")

@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from more.config.load import load_config
 from more.config.schema import Config
-from more.engine.build import make_engine
-from more.engine.distributed import World, import_deepspeed
-from more.engine.guard import poisoned
-from more.engine.settings import split_batch
-from more.engine.stage_one import TagStage
+from more.train.build import make_engine
+from more.train.deepspeed_settings import split_batch
+from more.train.distributed import World, import_deepspeed
+from more.train.safety import poisoned
+from more.train.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step
 
 SMALL = ("data.crop=112", "head_warmup.updates=0", "precision=fp32")

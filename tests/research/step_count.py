@@ -14,10 +14,10 @@ from torch import Tensor
 from more.bench.steps import drawn_example
 from more.config.load import load_config
 from more.config.schema import Config
-from more.engine.build import make_network, make_optimizer
-from more.engine.distributed import World
-from more.engine.guard import poisoned
-from more.engine.stage_one import TagStage
+from more.train.build import make_network, make_optimizer
+from more.train.distributed import World
+from more.train.safety import poisoned
+from more.train.stage_one import TagStage
 from tests.claimed_gpu import GPU, claimed_gpu, put_on
 from tests.research.launches import Launches, fused_attention
 

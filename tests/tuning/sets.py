@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from more.data.seeds import decode_seed, seed_label
 from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.crf import CRFParams
-from more.pseudo.refinement import Refinement
-from more.pseudo.seeds import decode_seed, seed_label
+from more.refine.settings import Refinement
 from more.tuning import count as module
 from more.tuning.tune import Search
-from tests.pseudo.sets import POISON, make_sets
+from tests.refine.sets import POISON, make_sets
 
 FAST = Refinement(CRFParams(iterations=2))
 GRID = ("threshold=0.35,0.5", "crf.bilateral_rgb=3,20", "ignore_below=0,0.6")

@@ -6,7 +6,7 @@ import pytest
 
 from more.errors import UserError
 from more.filtering.crf import CRFParams
-from more.pseudo.refinement import Refinement
+from more.refine.settings import Refinement
 from more.tuning.grid import (
     DEFAULT,
     DEFAULT_DECODER,

@@ -14,20 +14,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from more.data.seeds import SeedItem
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.evaluate import evaluate
 from more.filtering import crf
-from more.pseudo.ranks import Rank
-from more.pseudo.refine import refine
-from more.pseudo.refinement import Refinement
-from more.pseudo.seeds import SeedItem
+from more.jobs.ranks import Rank
+from more.refine.refine import refine
+from more.refine.settings import Refinement
 from more.tuning import count as module
 from more.tuning.job import IMAGES_PER_TASK, Job
 from more.tuning.shares import Share
 from more.tuning.store import CountStore
 from more.tuning.tune import Search, tune
-from tests.pseudo.sets import POISON
+from tests.refine.sets import POISON
 from tests.tuning.sets import (
     ALL,
     FAST,
@@ -406,8 +406,8 @@ def test_a_seed_with_a_class_outside_the_tags_fails_as_in_refine(sets, tmp_path,
 
 def test_a_worker_imports_no_torch():
     pytest.importorskip("pydensecrf", reason="without pydensecrf the worker's engine is torch")
-    code = ("import sys, numpy as np\nfrom more.pseudo.refinement import Refinement\n"
-            "from more.pseudo.seeds import SeedItem\n"
+    code = ("import sys, numpy as np\nfrom more.refine.settings import Refinement\n"
+            "from more.data.seeds import SeedItem\n"
             "from more.tuning.count import count_task, labels\n"
             "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
             "labels(np.zeros((8, 9, 3), np.uint8), item, [Refinement()])\n"
@@ -427,7 +427,7 @@ def test_labels_are_counted_or_refused():
 
 def test_an_image_that_cannot_fit_is_refused_before_its_crf(monkeypatch):
     item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))
-    monkeypatch.setattr("more.pseudo.memory.process_limit", lambda: 10e6)
+    monkeypatch.setattr("more.refine.worker_memory.process_limit", lambda: 10e6)
     with pytest.raises(ValueError, match="0.2 megapixels and 2 labels.*more refine --max-pixels"):
         module.labels(np.zeros((400, 500, 3), np.uint8), item, [Refinement()])
 

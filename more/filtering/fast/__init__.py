@@ -17,9 +17,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from more.filtering.fast.inference import marginals
 from more.filtering.fast.jit import FOLDER, FOLDER_NOTE, compiled_before, warm_up
 from more.filtering.fast.lattice import TooFineError
-from more.filtering.fast.mean_field import marginals
 from more.filtering.fast.passes import filter_image
 from more.filtering.fast.vectors import WIDTHS
 

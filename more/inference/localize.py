@@ -1,0 +1,202 @@
+"""From a checkpoint to seed shards: CAM, LAM, their fusion, decoder probabilities.
+
+Each rank owns whole shards of the data set; every map kind becomes a shard set of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import more
+from more.config.load import changed
+from more.config.schema import Config
+from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
+from more.data.shards.lock import folder_lock
+from more.data.shards.manifest import Manifest, ShardEntry
+from more.data.shards.reader import ShardSet
+from more.errors import UserError
+from more.inference.load import load_run, weights_file
+from more.inference.localizer import Localizer, Request
+from more.inference.seed_shard import SeedShards
+from more.jobs.driver import usable_cores
+from more.jobs.failures import lacks_images, read_failures
+from more.progress import Tally, track
+from more.refine.mask_set import finished_beside_others, put_manifest
+from more.refine.retry import swap
+from more.train.distributed import local_device
+
+THREADS = 4  # decode about 400 images a second, more than a GPU takes
+
+
+def localize(run: Path, data: Path, out: Path, request: Request, which: str = "latest",
+             rank: int = 0, world: int = 1, device: torch.device | None = None,
+             overrides: Sequence[str] = ()) -> Tally:
+    """Write seed shards of a data set; finished shards are skipped.
+
+    Args:
+        run: run folder with a checkpoint, or a file of `more export-weights`.
+        data: image shards.
+        out: seed shards; with several maps, a sub-folder for each.
+        request: what to compute.
+        which: "latest" or a checkpoint folder.
+        rank, world: this process takes shards rank, rank + world, …
+        device: where to compute; None: this process's CUDA device if there is one, else CPU.
+        overrides: `"inference.key=value"`, settings in place of the run's.
+
+    Returns:
+        Counts of images of this process's shards. One that cannot be decoded, or whose maps are
+        not finite, gets no row: it is listed with the reason in the manifest's `extra.failures`,
+        and the next run tries it alone again.
+
+    Raises:
+        UserError: run and data do not fit, or `out` holds seeds made with other parameters.
+    """
+    source = ShardSet(data, kind="images", check="full", share=(rank, world))
+    config, network, path = load_run(run, which)
+    config = changed(config, overrides, "inference")
+    if source.num_classes != config.model.num_classes:
+        raise UserError(f"{data} has {source.num_classes} classes, the run "
+                        f"{config.model.num_classes}", "use the run's own data set")
+    device = device or local_device()
+    localizer = Localizer(config, network.to(device), request, device)
+    folders = {kind: out / kind if len(request.maps) > 1 else out for kind in request.maps}
+    provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}
+    tally = Tally("images")
+    own = range(rank, len(source.shard_rows), world)
+    with _locks(list(folders.values()), rank, world):
+        _swap(folders, own, world == 1)  # what a killed run left
+        done = {kind: finished_beside_others(folders[kind], provenance[kind]) for kind in folders}
+        with (track(len(source), "localize", disable=rank != 0) as bar,
+              ThreadPoolExecutor(min(THREADS, usable_cores()), "decode") as pool):
+            shards = SeedShards(localizer, source, folders, provenance, pool)
+            for shard in own:
+                missing, again = _lacking(shards, shard, done)
+                tried = len(shards.tried(shard, missing, again))
+                skipped = len(source.rows_of(shard)) - tried
+                tally.skip(skipped)
+                bar.advance(skipped)
+                if not tried:
+                    continue
+                failures = shards.write(shard, missing, again, bar.advance)
+                for image_id, why in failures:
+                    tally.fail(image_id, why)
+                    bar.note(f"failed: {image_id}: {why}")
+                tally.ok(tried - len(failures))
+        _swap(folders, own, world == 1)
+        finish(folders, provenance, source, world == 1)
+    return tally
+
+
+def _swap(folders: dict[str, Path], numbers: Iterable[int], alone: bool) -> None:
+    """Put finished second tries of these shards in their place."""
+    for folder in folders.values():
+        swap([folder / shard_name(number) for number in numbers], alone)
+
+
+def _lacking(shards: SeedShards, shard: int, done: dict[str, dict[str, ShardEntry]]
+             ) -> tuple[list[str], dict[str, list[str]]]:
+    """Kinds of maps in which a shard is to be made, and by kind the images to try again."""
+    missing, again = [], {}
+    rows = len(shards.source.rows_of(shard))
+    for kind in done:
+        failed = read_failures(shards.path(kind, shard))
+        entry = done[kind].get(shard_name(shard))
+        if failed and (entry.rows if entry else 0) + len(failed) == rows:
+            again[kind] = [image_id for image_id, _ in failed]
+        elif lacks_images(entry, rows, shards.path(kind, shard)):
+            missing.append(kind)
+    return missing, again
+
+
+def finish(folders: dict[str, Path], provenance: dict[str, dict[str, Any]],
+           source: ShardSet, alone: bool = True) -> None:
+    """Write the manifests once every shard of every rank is there (the last rank's call does).
+
+    An image counts as accounted for when it is in its shard or listed as failed beside it.
+    """
+    for kind, folder in folders.items():
+        put_manifest(folder, partial(_wanted, folder, provenance[kind], source), alone)
+
+
+def _wanted(folder: Path, provenance: dict[str, Any], source: ShardSet) -> Manifest | None:
+    """The manifest that the shards call for; None while one is not accounted for."""
+    numbers = range(len(source.shard_rows))
+    entries = finished_beside_others(folder, provenance)
+    lacking = [read_failures(folder / shard_name(number)) for number in numbers]
+    rows = [entries[shard_name(number)].rows if shard_name(number) in entries else 0
+            for number in numbers]
+    whole = all(rows[number] + len(lacking[number]) == source.shard_rows[number]
+                for number in numbers)
+    if not whole or not entries:
+        return None
+    listed = [list(failure) for failures in lacking for failure in failures]
+    return Manifest("seeds", list(source.class_names),
+                    sorted(entries.values(), key=lambda entry: entry.file), provenance,
+                    {"data": str(Path(source.path).resolve()), "failures": listed})
+
+
+def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
+                request: Request) -> dict[str, Any]:
+    """Everything that decides the content of the seeds."""
+    tags = "none" if kind == "decoder" and not request.within_tags else request.tags
+    return {
+        "tool": "more localize", "version": more.__version__, "stage": "localize",
+        "tags": tags, "data": source.manifest.digest,
+        **maps_record(kind, config, path),
+    }
+
+
+def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
+    """How the maps of a kind come out of a checkpoint folder or an exported file."""
+    inference = config.inference
+    scales = inference.segment_scales if kind == "decoder" else inference.scales
+    masks = {"tags": "masks from tags"}.get(config.segment.supervision, config.segment.supervision)
+    return {
+        **({"trained_on": masks} if config.stage == 2 else {}),
+        **_spread_record(kind, config),
+        "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
+        "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
+        "checkpoint": path.name, "weights": sha256_file(weights_file(path)),
+    }
+
+
+def _spread_record(kind: str, config: Config) -> dict[str, Any]:
+    """How class maps were spread; nothing where they were not."""
+    inference = config.inference
+    if kind == "decoder" or not inference.spread:
+        return {}
+    return {"spread": inference.spread, "spread_temperature": inference.spread_temperature}
+
+
+def seed_threshold(kind: str, config: Config) -> float | None:
+    """The background threshold of a kind of seeds; None where the background is explicit."""
+    if kind == "decoder":
+        return None
+    return config.cam.background if kind == "cam" else config.inference.threshold
+
+
+class _locks:
+    """The writer's place in every folder; ranks of one job share it."""
+
+    def __init__(self, folders: list[Path], rank: int, world: int):
+        self.folders, self.alone = folders, world == 1
+        self.held: list[Any] = []
+
+    def __enter__(self) -> None:
+        for folder in self.folders:
+            make_folder(folder)
+            if self.alone:
+                lock = folder_lock(folder)
+                lock.__enter__()
+                self.held.append(lock)
+                remove_temporaries(folder)
+
+    def __exit__(self, *error: Any) -> None:
+        for lock in reversed(self.held):
+            lock.__exit__(*error)

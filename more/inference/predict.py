@@ -1,0 +1,147 @@
+"""Masks and overlays of a user's own pictures, from a run or a file of exported weights.
+
+The maps are those of `more localize` and the dense CRF is that of `more refine`, so a picture gets
+the mask that it would get from shards with the same tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+import more
+from more.config.schema import Config
+from more.data.shards.lock import folder_lock
+from more.data.tag_files import read_tag_file
+from more.data.tags import class_indices, split_cells
+from more.errors import UserError
+from more.filtering.crf import CRFParams
+from more.inference.load import class_names, exported_config, load_run, run_config
+from more.inference.localize import maps_record
+from more.inference.localizer import Localizer, Request
+from more.inference.pictures import find_pictures, plain
+from more.inference.predict_files import remove_leftovers
+from more.inference.predict_job import Options, PictureJob
+from more.progress import Tally, console, track
+from more.refine.refine import announced_engine
+from more.train.distributed import local_device
+from more.train.run_folder import STAGE_TWO
+from more.train.stop import finished
+
+
+def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None = None,
+            which: str = "latest", device: torch.device | None = None,
+            stdin: BinaryIO | None = None, progress: bool = True) -> Tally:
+    """Write mask, overlay and JSON of every picture; results of an equal earlier call stay.
+
+    Args:
+        inputs: files, folders, patterns, or `-` for a list on `stdin` (see `find_pictures`).
+        run: run folder with a checkpoint, or a file of `more export-weights`.
+        out: folder of the results, see `Result`.
+        options: how to predict.
+        which: the checkpoint, as in `load_run`.
+        device: where to compute; None: this process's CUDA device if there is one, else CPU.
+        stdin: where a list comes from.
+        progress: show a progress line.
+
+    Returns:
+        Counts of pictures; one that cannot be read or written fails, the others go on.
+
+    Raises:
+        UserError: see `find_pictures`, `load_run`, `read_tag_file`; another process writes to
+            `out`; the disk is full.
+    """
+    options = options or Options()
+    pictures = find_pictures(inputs, out, stdin)
+    run, options = choose_network(run, options)
+    config, network, path = load_run(run, which)
+    console.print(f"{options.map} of {path}{_stage(config)}", highlight=False, markup=False)
+    if options.tag_threshold is not None:
+        config = replace(config, inference=replace(
+            config.inference, tag_threshold=options.tag_threshold))
+    count = config.model.num_classes
+    names = class_names(run)
+    names = names if len(names) == count else [f"class_{k + 1}" for k in range(count)]
+    given = _read_tags(options.tags, names) if options.tags else None
+    device = device or local_device()
+    localizer = Localizer(config, network.to(device), Request((options.map,), "true"), device)
+    with folder_lock(out), track(len(pictures), "predict", disable=not progress) as bar:
+        remove_leftovers(out)
+        job = PictureJob(localizer, options, names, given, out, _record(config, options, path),
+                         bar)
+        job.run(pictures)
+    return job.tally
+
+
+def choose_network(run: Path, options: Options) -> tuple[Path, Options]:
+    """Where no map is asked for: the decoder of stage two if there is one, else the LAM.
+
+    A run folder has stage two in its folder `two` (the default of `more train --masks --init`),
+    once that is finished.
+    """
+    if options.map != "auto":
+        return run, options
+    for folder in (run / STAGE_TWO, run):
+        try:
+            config = exported_config(folder) if folder.is_file() else run_config(folder)
+        except UserError:
+            continue
+        if config.stage == 2 and (folder == run or finished(folder)):
+            return folder, replace(options, map="decoder")
+    return run, replace(options, map="lam")
+
+
+def _stage(config: Config) -> str:
+    if config.stage == 1:
+        return " (stage one, trained on tags)"
+    kind = "true masks" if config.segment.supervision == "true masks" else "masks from tags"
+    return f" (stage two, trained on {kind})"
+
+
+def choose_device(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:1`; "" is this process's CUDA device if there is one, else CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if not name:
+        return local_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: unknown", "give cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices",
+                        "give cpu, or leave --device out")
+    return device
+
+
+def _record(config: Config, options: Options, path: Path) -> dict[str, Any]:
+    """Everything but the picture that decides its mask; `threshold` is that of a plain map."""
+    record = {"tool": "more predict", "version": more.__version__, "stage": "predict",
+              **maps_record(options.map, config, path), "crf": None,
+              "tags": "none" if options.map == "decoder" else "predicted",
+              "tag_threshold": config.inference.tag_threshold}
+    if options.tags:
+        record["tag_threshold"] = None
+    if options.crf:
+        record["threshold"] = None
+        record["crf"] = {"engine": announced_engine("auto"),
+                         "parameters": asdict(CRFParams(**asdict(config.crf)))}
+    return record
+
+
+def _read_tags(file: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """bool `[C]` by what the file calls a picture."""
+    tags = {}
+    for name, line in split_cells(read_tag_file(file)[0], names)[0].items():
+        tags[plain(name)] = np.zeros(len(names), bool)
+        tags[plain(name)][list(class_indices(line.names, names, line.where))] = True
+    return tags

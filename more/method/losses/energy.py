@@ -1,0 +1,166 @@
+"""Dense energy: neighbouring pixels of like colour shall share their class (method §4.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from more.filtering.gaussian_attention import attention_engine, attention_filter
+from more.filtering.permutohedral import (
+    PermutohedralLattice,
+    bilateral_features,
+    bilateral_filter,
+)
+from more.method.cam import resize
+from more.method.labels import IGNORE, box_mask
+from more.method.losses.gradients import enlarge
+from more.method.numerics import full
+
+# images [B, 3, H, W] in 0..255, values [B, K, H, W], sigma_xy, sigma_rgb -> [B, K, H, W]
+Filter = Callable[[Tensor, Tensor, float, float], Tensor]
+Affinity = Callable[[Tensor], Tensor]  # values [B, K, h, w] of images it knows, filtered
+
+
+class GatedEnergy(torch.autograd.Function):
+    """`-scale · Σ s⊙(A s)⊙gate` with `s = p⊙inside`; one filter call for value and gradient.
+
+    The gradient with respect to p is `-2·scale·(A s)⊙gate⊙inside`: the released code's own
+    backward, which takes the gate as constant and the gated form as symmetric (it is not).
+    """
+
+    @staticmethod
+    def forward(ctx, probabilities, gate, inside, scale, affinity) -> Tensor:
+        """probabilities `[B, K, h, w]`, gate and inside `[B, 1, h, w]`, affinity: s to A s; inside
+        None: everywhere 1."""
+        shares = probabilities if inside is None else probabilities * inside
+        gated = affinity(shares).to(shares.dtype) * gate
+        ctx.save_for_backward(gated if inside is None else gated * inside)
+        ctx.scale = scale
+        return -scale * (shares * gated).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream) -> tuple[Tensor, None, None, None, None]:
+        """Gradient for the probabilities only."""
+        (gated,) = ctx.saved_tensors
+        return upstream * (-2.0 * ctx.scale) * gated, None, None, None, None
+
+
+def dense_energy(
+    seg_logits: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    box: Tensor | None = None,
+    weight: float = 1e-7,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+    filter: Filter | None = None,
+) -> Tensor:
+    """Bilateral energy of the segmentation, gated towards unsure pixels.
+
+    Everything happens at `scale` of the size. The gate is `max(0, inside - max_k p)`, and 1 where
+    the label is 255. Runs in float32 outside of autocast.
+
+    Args:
+        seg_logits: `[B, K, h, w]`, resized to full size. images: `[B, 3, H, W]` RGB in 0..255.
+        labels: `[B, H, W]`, 255 uncertain. box: `[B, 4]` (y0, y1, x0, x1), None: whole image.
+        weight: factor of the energy, divided by the batch size.
+        sigma_rgb, sigma_xy: deviations in grey levels and in pixels at full size.
+        filter: bilateral filter (see `energy_filter`); default: the permutohedral lattice, which
+            the released weight belongs to (an exact Gaussian gives about twice the sum).
+
+    Returns: a scalar, not positive.
+    """
+    if filter is None:
+        filter = energy_filter("lattice")
+    size = shrunk(labels, scale)
+    images = F.interpolate(images.to(full(seg_logits).dtype), size=size, mode="nearest")
+
+    def affinity(shares: Tensor) -> Tensor:
+        return filter(images, shares, sigma_xy * scale, sigma_rgb)
+
+    return energy_of(seg_logits, labels, box, weight / len(labels), size, affinity)
+
+
+def shrunk(labels: Tensor, scale: float) -> tuple[int, int]:
+    """Height and width that the energy of labels `[B, H, W]` is made at."""
+    height, width = labels.shape[-2:]
+    return int(height * scale), int(width * scale)
+
+
+def energy_of(seg_logits: Tensor, labels: Tensor, box: Tensor | None, factor: float,
+              size: tuple[int, int], affinity: Affinity) -> Tensor:
+    """`dense_energy` at `size` by a known affinity; factor: of the sum over all images."""
+    with torch.autocast(seg_logits.device.type, enabled=False):
+        logits = full(seg_logits)  # at full size they are not kept while the filter runs
+        large = enlarge(logits, tuple(labels.shape[-2:])).softmax(dim=1)
+        probabilities = resize(large, size)
+        del large
+        gate, inside = _gate(probabilities.detach(), labels, box)
+        return GatedEnergy.apply(probabilities, gate, inside, factor, affinity)
+
+
+def shared_affinity(filter: Filter, images: Tensor, sigma_xy: float, sigma_rgb: float
+                    ) -> Callable[[slice], Affinity]:
+    """A filter for some images of a batch after others: `images[rows]` to the affinity of these.
+
+    On a GPU what depends on the images alone is made once, for all of them together, and here. On a
+    CPU, and by a filter that is not of `energy_filter`, it is made for these images, when it runs.
+    """
+    make = _engine(filter, tuple(images.shape[-2:])) if images.is_cuda else None
+    if make is None:
+        return lambda rows: lambda shares: filter(images[rows], shares, sigma_xy, sigma_rgb)
+    engine = make(bilateral_features(images, sigma_xy, sigma_rgb))
+
+    def affinity(rows: slice) -> Affinity:
+        part = engine.part(rows)
+        return lambda shares: part.filter(shares.flatten(2)).view(shares.shape)
+    return affinity
+
+
+def _engine(filter: Filter, size: tuple[int, int]) -> Callable[[Tensor], Any] | None:
+    """What makes a filter of features that has `part`, where one is known."""
+    if filter is attention_filter:
+        return attention_engine(size)
+    return PermutohedralLattice if filter in (bilateral_filter, energy_filter("lattice")) else None
+
+
+def energy_filter(name: str) -> Filter:
+    """The bilateral filter that the setting `loss.energy_filter` names.
+
+    Args:
+        name: "lattice", the released mathematics, or "attention": the exact Gaussian of every
+            second row and column, times the lattice's gain. On a CPU the lattice is that of the
+            fast CRF, two to three times as fast as torch's, where numba is installed.
+    """
+    if name == "lattice":
+        try:
+            from more.filtering.fast.bilateral import lattice_filter
+
+            return lattice_filter
+        except (ImportError, OSError):
+            return bilateral_filter
+    if name == "attention":
+        return attention_filter
+    raise ValueError(f"the energy's filter is 'lattice' or 'attention', not {name!r}")
+
+
+def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None
+          ) -> tuple[Tensor, Tensor | None]:
+    """Gate and inside, both `[B, 1, h, w]`, from full-size labels and box; inside is None without a
+    box."""
+    size, dtype = tuple(probabilities.shape[-2:]), probabilities.dtype
+    uncertain = F.interpolate((labels == IGNORE)[:, None].to(dtype), size=size, mode="nearest")
+    inside = None
+    if box is not None:
+        full_size = box_mask(box, tuple(labels.shape[-2:]))[:, None].to(dtype)
+        inside = F.interpolate(full_size, size=size, mode="nearest")
+    unsure = (1 if inside is None else inside) - probabilities.amax(dim=1, keepdim=True)
+    # At most 1, and where the label is uncertain it is 1.
+    return torch.maximum(unsure.clamp_(min=0), uncertain), inside

@@ -1,0 +1,262 @@
+"""`more train … --dry-run`: what a training would do and need; nothing is written or started."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from more.config.scale import scaled_settings
+from more.config.schema import Config
+from more.data.loader import Reading, parcels
+from more.data.shards.reader import ShardSet
+from more.errors import UserError
+from more.plan.activations import step_activations
+from more.plan.memory import (
+    checkpoint_bytes,
+    layout_of,
+    parameter_sizes,
+    stage_memory,
+    stages_of,
+)
+from more.progress import PlainTable
+from more.train import run_folder
+from more.train.build import make_plan
+from more.train.checks import LEARNS_FROM, check_classes
+from more.train.deepspeed_settings import BatchSplit, deepspeed_dict, split_batch
+from more.train.distributed import local_device, settled_here
+
+
+def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,
+             run: Path | None = None, resume: str = "auto", init: Path | None = None
+             ) -> dict[str, Any]:
+    """The facts of a run as JSON values; reads nothing but the shard sets and the run folder.
+
+    Args:
+        config: settings.
+        train_set: images and tags.
+        val_set: images and masks, or None.
+        world: ranks; they need not exist.
+        run: run folder, for what would be resumed.
+        resume: `auto`, `never` or a checkpoint folder.
+        init: what stage two starts from, in place of `model.weights`.
+
+    Raises:
+        UserError: whatever training would refuse about settings, data, batch and checkpoint.
+    """
+    config = settled_here(config, local_device(), _local_ranks(world))
+    check_classes(config, train_set, val_set)
+    split = split_batch(config.train.global_batch, world, config.train.micro_batch)
+    deepspeed_dict(config, split)  # refuses a bad deepspeed.json
+    if init is None:
+        _check_weights(config)
+    sizes, frozen, buffers = parameter_sizes(config)
+    plan, train = make_plan(config, train_set), config.train
+    return {
+        "name": config.name, "variant": config.variant, "precision": config.precision,
+        "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes) + frozen,
+        "trained": sum(sizes), "stage": config.stage,
+        "weights": config.model.weights, "start": _start(run, resume, init),
+        "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
+                  "accumulation": split.accumulation},
+        "images": len(train_set), "iterations": train.iterations,
+        "steps_per_epoch": plan.per_epoch / split.global_batch,
+        "epochs": train.iterations * split.global_batch / plan.per_epoch,
+        "images_seen": train.iterations * split.global_batch,
+        "order": {"kind": "shards" if plan.shard_rows else "global",
+                  "shards": len(train_set.shard_rows), "window": config.data.window,
+                  "last_batch": config.data.last_batch,
+                  "seed": train.seed},
+        "loader": _loader(config, split),
+        "scaled": scaled_settings(config),
+        "checkpoints": _checkpoints(config, checkpoint_bytes(
+            sizes, frozen, buffers, train.ema > 0)),
+        "evaluation": {"steps": _due(train.iterations, config.eval.every) if val_set else [],
+                       "images": min(config.eval.images or len(val_set), len(val_set))
+                       if val_set else 0},
+        "checkpointing": config.model.gradient_checkpointing,
+        "zero_stage": config.deepspeed.zero_stage, "offload": config.deepspeed.offload,
+        "memory": _memory(config, split, world, sizes, frozen),
+        # What is predicted is an update on tags; one on masks takes less.
+        "activations": _activations(config, split.micro) if config.stage == 1 else {},
+    }
+
+
+def _activations(config: Config, images: int) -> dict[str, dict[str, int]]:
+    """Bytes of a pass on a rank, without and with `model.gradient_checkpointing`."""
+    found = {}
+    for checkpointing in (False, True):
+        model = replace(config.model, gradient_checkpointing=checkpointing)
+        part = step_activations(replace(config, model=model), images)
+        found["checkpointing" if checkpointing else "plain"] = {**asdict(part), "peak": part.peak}
+    return found
+
+
+def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int], frozen: int
+            ) -> list[dict[str, int]]:
+    rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation, frozen))
+            for stage in stages_of(config.precision)]
+    return [{**asdict(row), "states": row.states, "device": row.device} for row in rows]
+
+
+def _loader(config: Config, split: BatchSplit) -> dict[str, Any]:
+    """Processes and shared memory of one rank's loader (see `make_train_loader`)."""
+    data = config.data
+    image = data.crop ** 2 * 3
+    facts = {"workers": data.workers, "crop": data.crop, "pipeline": data.pipeline,
+             "augment": data.augment, "cache": data.cache, "shared_bytes": 0, "ahead": 0}
+    if data.workers:
+        size, ahead = parcels(Reading(data.workers, data.prefetch_mb), split.micro,
+                              split.accumulation, image)
+        facts["shared_bytes"] = (data.workers * ahead + 1) * size * split.micro * image
+        facts["ahead"] = data.workers * ahead * size
+    return facts
+
+
+def _checkpoints(config: Config, size: int) -> dict[str, Any]:
+    """Steps and bytes; one more than is kept lies on the disk while the next is written."""
+    kept = config.checkpoint.keep + bool(config.checkpoint.best)
+    return {"steps": _due(config.train.iterations, config.checkpoint.every), "bytes": size,
+            "kept": kept, "disk_bytes": size * (kept + 1),
+            "background": config.checkpoint.background}
+
+
+def _due(iterations: int, every: int) -> list[int]:
+    """Updates after which something is due: every so many, and at the end."""
+    steps = list(range(every, iterations + 1, every)) if every else []
+    return steps if steps and steps[-1] == iterations else [*steps, iterations]
+
+
+def _start(run: Path | None, resume: str, init: Path | None) -> str:
+    """What training would start from: a checkpoint, stage one, or the beginning."""
+    path = None
+    if run is not None and resume != "never":
+        path = run_folder.choose(run, resume)
+    if path is not None:
+        return str(path)
+    return "the beginning" if init is None else f"the weights of {init}"
+
+
+def _check_weights(config: Config) -> None:
+    """A weights file must be there; it is not read.
+
+    Raises:
+        UserError: it is missing.
+    """
+    weights = config.model.weights
+    if weights not in ("timm", "none") and not Path(weights).is_file():
+        raise UserError(f"weights file {weights} does not exist",
+                        "correct model.weights; 'timm' downloads, 'none' starts from scratch")
+
+
+def _local_ranks(world: int) -> int:
+    """Ranks of one machine: as launched, else one a GPU, and on a CPU all of them."""
+    gpus = torch.cuda.device_count() if local_device().type == "cuda" else world
+    return int(os.environ.get("LOCAL_WORLD_SIZE", min(world, gpus)))
+
+
+def _device() -> str:
+    device = local_device()
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.get_device_name(device)}, {_bytes(memory)}"
+    return f"cpu, {len(os.sched_getaffinity(0))} cores"
+
+
+def show(facts: dict[str, Any], as_json: bool = False) -> None:
+    """Print what `describe` found, as tables or as JSON."""
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    out, batch, loader = Console(), facts["batch"], facts["loader"]
+    order, saved, scored = facts["order"], facts["checkpoints"], facts["evaluation"]
+    lines = {
+        "run": f"{facts['name']} ({facts['variant']}, stage {facts['stage']}: training on "
+               f"{LEARNS_FROM[facts['stage']]}), starts from {facts['start']}",
+        "device": f"{facts['device']}; {facts['precision']}, ZeRO {facts['zero_stage']}, "
+                  f"offload {facts['offload']}",
+        "network": f"{facts['parameters'] / 1e6:.2f} M parameters"
+                   + (f" ({facts['trained'] / 1e6:.2f} M trained)"
+                      if facts["trained"] < facts["parameters"] else "")
+                   + f", {facts['classes']} classes, "
+                   f"weights {facts['weights']} (not read)",
+        "batch": f"{batch['global']} images an update = {batch['ranks']} ranks × {batch['micro']} "
+                 f"× {batch['accumulation']} passes",
+        "length": f"{facts['iterations']} updates = {facts['epochs']:.2f} epochs of "
+                  f"{facts['steps_per_epoch']:g} updates; {facts['images_seen']} images seen of "
+                  f"{facts['images']}",
+        **({"scaled": _scaled_line(facts["scaled"])} if facts["scaled"] else {}),
+        "order": f"{order['kind']} ({order['shards']}), window {order['window']}, last batch "
+                 f"{order['last_batch']}, seed {order['seed']}",
+        "loader": (f"{loader['workers']} processes a rank, {loader['ahead']} batches ahead in "
+                   f"{_bytes(loader['shared_bytes'])} of shared memory" if loader["workers"]
+                   else "in the training process")
+                  + f"; crops of {loader['crop']} px, {loader['augment']}, {loader['pipeline']}",
+        "checkpoints": f"after {_steps(saved['steps'])}; {_bytes(saved['bytes'])} each, "
+                       f"{saved['kept']} kept, {_bytes(saved['disk_bytes'])} at most"
+                       + (", in the background" if saved["background"] else ""),
+        "evaluation": f"after {_steps(scored['steps'])}, {scored['images']} images"
+                      if scored["steps"] else "none (no --val)",
+    }
+    table = PlainTable(show_header=False, title="dry run: nothing is written")
+    for key, text in lines.items():
+        table.add_row(key, text)
+    out.print(table)
+    out.print(_memory_table(facts))
+    if facts["activations"]:
+        out.print(_activation_table(facts))
+    out.print("A rank's device needs the sum of both tables' last columns; ZeRO 3 also gathers "
+              "layers while it needs them.", highlight=False)
+
+
+def _scaled_line(scaled: dict[str, Any]) -> str:
+    """What `train.scale_to` has made of the settings."""
+    changed = ", ".join(f"{key} {value:.6g}" for key, value in scaled["settings"].items())
+    return (f"from {scaled['from']} to {scaled['to']} images an update (× {scaled['factor']:g}): "
+            f"{changed}; " + ", ".join(scaled["kept"]) + " stay as written")
+
+
+def _memory_table(facts: dict[str, Any]) -> PlainTable:
+    """Memory of one rank by ZeRO stage; the chosen one is marked."""
+    titles = {"weights": "weights", "master": "fp32 copy", "gradients": "gradients",
+              "moments": "moments", "average": "average", "buffers": "buffers",
+              "host": "on the CPU", "device": "on the device"}
+    columns = [name for name in titles if any(row[name] for row in facts["memory"])]
+    table = PlainTable("ZeRO", *(titles[name] for name in columns), title="memory of a rank")
+    for row in facts["memory"]:
+        chosen = row["stage"] == facts["zero_stage"]
+        table.add_row(f"{row['stage']}{' ←' if chosen else ''}",
+                      *(_bytes(row[name]) if row[name] else "-" for name in columns),
+                      style="bold" if chosen else "")
+    return table
+
+
+def _activation_table(facts: dict[str, Any]) -> PlainTable:
+    """Activations of a pass, without and with recomputed blocks."""
+    titles = {"kept": "kept for backward", "forward": "forward", "cam": "CAM views",
+              "losses": "labels, losses", "backward": "backward", "peak": "at most"}
+    table = PlainTable("blocks", *titles.values(), title=f"activations of a pass of "
+                  f"{facts['batch']['micro']} images")
+    names = {"plain": "kept", "checkpointing": "recomputed"}
+    for key, name in names.items():
+        chosen = facts["checkpointing"] == (key == "checkpointing")
+        table.add_row(f"{name}{' ←' if chosen else ''}",
+                      *(_bytes(facts["activations"][key][part]) for part in titles),
+                      style="bold" if chosen else "")
+    return table
+
+
+def _steps(steps: Sequence[int]) -> str:
+    shown = [str(step) for step in steps]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "…", shown[-1]]) + " updates"
+
+
+def _bytes(size: int) -> str:
+    unit = next((power for power in (3, 2) if size >= 1000 ** power), 1)
+    return f"{size / 1000 ** unit:.3g} {('kB', 'MB', 'GB')[unit - 1]}"

@@ -1,0 +1,90 @@
+"""Going back to an earlier checkpoint: what the run did after it is set aside.
+
+Left in place, later checkpoints would count as newer than those of the training that goes on from
+the earlier one: they would be resumed and localized, and its records would mix with the new ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from more.data.shards.format import write_atomic
+from more.train import run_folder
+from more.train.distributed import World
+
+
+def go_back(run: Path, source: Path | None, resume: str, world: World) -> list[str]:
+    """Where `--resume` names a checkpoint, `leave_future` on the rank that writes; what it says.
+
+    All ranks call it, before anything is written to the run folder.
+    """
+    if source is None or resume in ("auto", "never"):
+        return []
+    said = leave_future(run, source) if world.main else None
+    world.barrier()
+    return [said] if said else []
+
+
+def leave_future(run: Path, source: Path) -> str | None:
+    """Move what a run folder holds of later updates than a checkpoint's to `RUN/earlier-1`, ….
+
+    Checkpoints, the best one's record, lines of `log.jsonl` and reports on left-out updates. Where
+    the checkpoint is of another run, nothing in the folder belongs to what follows: all is moved.
+
+    Args:
+        run: run folder.
+        source: the checkpoint that `--resume` names.
+
+    Returns:
+        What was moved and where to, as a sentence; None where there was nothing.
+    """
+    if source.resolve().parent != (run / "checkpoints").resolve():
+        place = run_folder.set_aside(run)
+        return None if place is None else (
+            f"{source} is a checkpoint of another run: what was in this folder is set aside in "
+            f"{place}")
+    step = run_folder.info(source)["step"]
+    later = [path for path in run_folder.in_order(run / "checkpoints")
+             if run_folder.step_of(path) > step]
+    reports = [path for path in run_folder.in_order(run / "nonfinite")
+               if run_folder.step_of(path) >= step]
+    kept, dropped = _split(run / "log.jsonl", step)
+    best = run_folder.read_best(run / "checkpoints")
+    forget = best is not None and best["step"] > step
+    if not (later or reports or dropped or forget):
+        return None
+    place = run_folder.new_place(run)
+    # The log first: an interruption in between leaves checkpoints, and so the same work to do.
+    if dropped:
+        write_atomic(place / "log.jsonl", "".join(dropped).encode())
+        write_atomic(run / "log.jsonl", "".join(kept).encode())
+    if forget:
+        later.insert(0, run / "checkpoints" / run_folder.BEST)
+    for path in [*reports, *later]:
+        target = place / path.relative_to(run)
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    names = ", ".join(path.name for path in later
+                      if path.name != run_folder.BEST) or "no checkpoint"
+    return (f"the run goes back to {step} updates: what came after them ({names}; {len(dropped)} "
+            f"records of log.jsonl) is set aside in {place}")
+
+
+def _split(log: Path, step: int) -> tuple[list[str], list[str]]:
+    """The lines of a log up to an update (and any that cannot be read), and the later ones."""
+    kept: list[str] = []
+    dropped: list[str] = []
+    if log.is_file():
+        text = log.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines(keepends=True):
+            (dropped if _number(line) > step else kept).append(line)
+    return kept, dropped
+
+
+def _number(line: str) -> int:
+    """The update that a line of the log is of; -1 where it cannot be read."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1

@@ -1,0 +1,240 @@
+"""Records of a run: `log.jsonl`, TensorBoard, `train.log` and the line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import IO, TYPE_CHECKING, Any
+
+import psutil
+import torch
+from mmengine.logging import MMLogger
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+import more
+from more.config.load import to_dict
+from more.data.shards.format import make_folder, to_json, write_atomic
+from more.data.shards.quarantine import Damaged
+from more.progress import console
+from more.train.distributed import ALONE, World, local_device
+from more.train.timing import PHASES, Phases
+
+if TYPE_CHECKING:
+    from more.train.trainer import Trainer
+
+
+class Records:
+    """Writes what a run reports; on ranks other than 0 every call does nothing.
+
+    Args:
+        run: run folder.
+        main: True on the rank that writes.
+        iterations: updates of the whole run.
+        start: updates that are done; TensorBoard hides what it has of later ones.
+    """
+
+    def __init__(self, run: Path, main: bool, iterations: int, start: int = 0):
+        self.run, self.main, self.iterations, self.bar = run, main, iterations, None
+        if not main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        make_folder(run)
+        self.file = _open_log(run / "log.jsonl")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))
+        if console.is_terminal:
+            for handler in self.logger.handlers:  # lines go above the bar, not through it
+                if type(handler) is logging.StreamHandler:
+                    handler.setStream(_Above())
+
+    def say(self, text: str) -> None:
+        """A line on the terminal and in train.log."""
+        if self.main:
+            self.logger.info(text)
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """One JSON line; numbers inside nested dicts also become TensorBoard curves."""
+        if not self.main:
+            return
+        self.file.write(json.dumps({"step": step, "time": time.time(), **record}) + "\n")
+        self.file.flush()
+        for group, value in record.items():
+            values = value if isinstance(value, dict) else {"": value}
+            for name, number in values.items():
+                if isinstance(number, (int, float)):
+                    self.board.add_scalar(f"{group}/{name}".rstrip("/"), number, step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has scores of the weights after `step` updates; rank 0 only."""
+        for line in (self.run / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, AttributeError):  # a line that a kill has cut off
+                record = json.loads(line)
+                if record.get("step") == step and "eval" in record:
+                    return True
+        return False
+
+    def progress(self, done: int, meter: Meter) -> None:
+        """Move the bar on a terminal."""
+        if not self.main or not console.is_terminal:
+            return
+        if self.bar is None:
+            self.bar = Progress(
+                TextColumn("training"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.2f} img/s"),
+                TextColumn("loss {task.fields[loss]:.4g}"),
+                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task("", total=self.iterations, completed=done - 1, rate=0.0,
+                                          loss=0.0)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, rate=meter.rate, loss=meter.last_total)
+
+    def line(self, done: int, record: dict[str, Any]) -> None:
+        """The line of a record: terms, throughput, time left."""
+        left = (self.iterations - done) * record["seconds_per_step"]
+        terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
+        self.say(f"[{done}/{self.iterations}] {terms} | {record['images_per_s']:.2f} img/s, "
+                 f"eta {duration(left)}")
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.main:
+            if self.bar is not None:
+                self.bar.stop()
+            self.file.close()
+            self.board.close()
+
+
+def _open_log(path: Path) -> IO[str]:
+    """The log, to be written on; a last line that a kill has cut off is ended first."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    if file.tell():
+        with open(path, "rb") as there:
+            there.seek(-1, 2)
+            if there.read() != b"\n":
+                file.write("\n")
+    return file
+
+
+class _Above:
+    """Where a log handler writes while the bar is drawn."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            console.print(text.rstrip("\n"), highlight=False, markup=False)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+class Meter:
+    """Means of loss terms, throughput and phases between two records."""
+
+    def __init__(self, device: torch.device = ALONE.device) -> None:
+        self.phases = Phases(device)
+        self.last_total = float("nan")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, after a record or a pause."""
+        self.sums: dict[str, float] = {}
+        self.steps, self.images, self.waiting = 0, 0, 0.0
+        self.phases.restart()
+        self.started = time.monotonic()
+
+    def add(self, terms: dict[str, float], images: int, waiting: float) -> None:
+        """Count one update with its terms, global images and seconds waited for data."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.last_total = terms.get("total", float("nan"))
+        self.steps += 1
+        self.images += images
+        self.waiting += waiting
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the last record."""
+        return self.images / max(time.monotonic() - self.started, 1e-9)
+
+    def read(self, world: World) -> dict[str, Any]:
+        """What happened since the last record, over all ranks; all ranks call it.
+
+        Returns:
+            `terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share of the time),
+            `memory_mb` (most of any rank: CUDA's peak, or the process's memory), and `ranks`:
+            least and most seconds a step apart from waiting for data, most seconds of waiting;
+            `phases`: seconds a step by phase, mean of the ranks; `utilisation`: mean and
+            least, where it is known.
+        """
+        phases, utilisation = self.phases.read(), self.phases.utilisation()
+        seconds, steps = max(time.monotonic() - self.started, 1e-9), max(self.steps, 1)
+        own = {"busy": (seconds - self.waiting) / steps, "wait": self.waiting / steps,
+               "memory": _memory_mb(), "utilisation": utilisation,
+               "phases": {name: phases.get(name, 0.0) / steps for name in PHASES}}
+        everyone = world.gather(own)
+        result = {"terms": {name: value / steps for name, value in self.sums.items()},
+                  "images_per_s": self.images / seconds, "seconds_per_step": seconds / steps,
+                  "data_wait": self.waiting / seconds,
+                  "memory_mb": max(one["memory"] for one in everyone),
+                  "ranks": {"busy_least": min(one["busy"] for one in everyone),
+                            "busy_most": max(one["busy"] for one in everyone),
+                            "wait_most": max(one["wait"] for one in everyone)},
+                  "phases": {name: fmean(one["phases"][name] for one in everyone)
+                             for name in PHASES if name in phases}}
+        busy = [one["utilisation"] for one in everyone if one["utilisation"] is not None]
+        if busy:
+            result["utilisation"] = {"mean": fmean(busy), "least": min(busy)}
+        self.restart()
+        return result
+
+
+def _memory_mb() -> float:
+    if local_device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` for a number of seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def describe_run(trainer: Trainer, left_out: Sequence[Damaged]) -> None:
+    """Write a run's settings and say what is about to happen; rank 0 only."""
+    config, run, world, split = trainer.config, trainer.run, trainer.world, trainer.split
+    write_atomic(run / "config.json", to_json(to_dict(config)))
+    about = {"version": more.__version__, "classes": trainer.train_set.class_names,
+             "train": str(Path(trainer.train_set.path).resolve()),
+             "val": str(Path(trainer.val_set.path).resolve()) if trainer.val_set else None,
+             "ranks": world.size, "torch": torch.__version__, "stage": config.stage,
+             **trainer.stage.sources}
+    write_atomic(run / "run.json", to_json(about))
+    if left_out:
+        write_atomic(run / "quarantine.json", to_json([asdict(item) for item in left_out]))
+        trainer.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
+                            f"{run / 'quarantine.json'} names them")
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()) / 1e6, parameter.requires_grad)
+             for parameter in trainer.engine.module.parameters()]
+    everything, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
+    parameters = f"{everything:.1f} M parameters" + (
+        f" ({trained:.2f} M trained)" if trained < everything else "")
+    trainer.records.say(
+        f"{config.name}: {parameters}, {len(trainer.train_set)} images, "
+        f"{world.size} rank(s) on {world.device.type}, global batch {split.global_batch} = "
+        f"{world.size} × {split.micro} × {split.accumulation}, {config.precision}, ZeRO "
+        f"{config.deepspeed.zero_stage}, {config.train.iterations} iterations")

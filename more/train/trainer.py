@@ -1,0 +1,273 @@
+"""The training loop: next batch → terms of the stage → backward → update → record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from more.config.load import to_dict
+from more.config.schema import Config
+from more.data.shards.quarantine import Damaged
+from more.data.shards.reader import ShardSet
+from more.errors import UserError
+from more.train import checkpoint, run_folder
+from more.train.average import average_of
+from more.train.build import make_engine
+from more.train.checks import check_classes, check_continues, check_same_model, out_of_memory
+from more.train.deepspeed_settings import split_batch
+from more.train.distributed import World, allow_tf32, settled_here
+from more.train.means import Means
+from more.train.rewind import go_back
+from more.train.safety import Guard, Watchdog, poisoned
+from more.train.stage_one import TagStage
+from more.train.stage_two import MaskStage, check_start
+from more.train.stop import StopRequest, write_status
+from more.train.telemetry import Meter, Records, describe_run
+from more.train.timing import BACKWARD, REST, UPDATE, WAITING, Trace
+from more.train.validation import validate
+
+
+class Trainer:
+    """One run: network, stage, DeepSpeed engine, data and records.
+
+    Args:
+        config: settings.
+        train_set: shard set with images and tags.
+        val_set: shard set with images and masks, or None.
+        run: run folder.
+        world: this rank among its peers.
+        resume: `auto`, `never` or a checkpoint folder.
+        left_out: images of the training set that are damaged and left out.
+        masks: shard set to train on masks (stage two), or None for training on tags.
+        init: run folder or exported file that stage two starts from.
+        stop: whether somebody asked the run to stop; None: signals count while it trains.
+
+    Raises:
+        Stopped: on request, before the first update.
+        UserError: settings, data or checkpoint do not fit together.
+    """
+
+    def __init__(self, config: Config, train_set: ShardSet, val_set: ShardSet | None, run: Path,
+                 world: World, resume: str = "auto", left_out: Sequence[Damaged] = (),
+                 masks: ShardSet | None = None, init: Path | None = None,
+                 stop: StopRequest | None = None):
+        config = settled_here(config, world.device, world.local_size, world)
+        allow_tf32(config.train.tf32, world.device)
+        check_classes(config, train_set, val_set)
+        self.stage = (TagStage(config, train_set, run, world) if masks is None
+                      else MaskStage(config, train_set, masks, run, world, init))
+        self.stop = self.stage.stop = stop or StopRequest()
+        self.stop.join(run, world)
+        train_set = self.stage.images
+        if config.checkpoint.best not in ("", *self.stage.routes):
+            raise UserError(f"checkpoint.best = {config.checkpoint.best!r} is not scored in this "
+                            "stage", f"choose {' or '.join(self.stage.routes)}, or '' (of stage "
+                            "two: stage_two.checkpoint.best)")
+        self.config, self.run, self.world = config, run, world
+        self.train_set, self.val_set = train_set, val_set
+        self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
+        source, rejected = world.agree(run_folder.resolve(run, resume) if world.main else None)
+        if source is not None:
+            check_same_model(config, source)
+            check_continues(config, self.train_set, source)
+            checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
+            if masks is not None:
+                check_start(source, self.stage.record, run_folder.info(source))
+        left = go_back(run, source, resume, world)
+        self.records = Records(run, world.main, config.train.iterations,
+                               run_folder.step_of(source) if source else 0)
+        for reason in [*(f"not resumed: {reason}" for reason in rejected), *left]:
+            self.records.say(reason)
+        self.engine = make_engine(config, self.split, world, self.stage, self.records.say,
+                                  checkpoint.training_weights(source) if source else None)
+        self.average = average_of(self.engine, config.train.ema) if config.train.ema else None
+        self.stage.connect(self.engine, self.average)
+        self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
+                                        config.checkpoint.background)
+        self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
+        self.trace = Trace(config.train.profile, run, world.device, self.records.say, world.main)
+        self.start, self.saved = 0, -1
+        if source is not None:
+            self.start = checkpoint.restore(self.engine, source, world, self.average)
+            self.saved = self.start
+            self.records.say(f"resumed after {self.start} updates from {source}")
+        if world.main:
+            describe_run(self, left_out)
+
+    def fit(self) -> str:
+        """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""
+        state = "failed"
+        watchdog = Watchdog(self.run, self.world.rank, self.config.deepspeed.timeout_minutes * 60)
+        self.stop.at_once = False  # from now on there is something to lose
+        self._status("running", self.start)
+        try:
+            with self.stop:
+                try:
+                    state = self._loop(watchdog)
+                finally:
+                    # In here, where signals wait: a launcher ends all ranks as soon as one fails.
+                    if state == "failed":
+                        self._status(state, max(self.start, self.saved))
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, self.split) from error
+        finally:
+            watchdog.close()
+            self.records.close()
+            self.engine.destroy()
+        return state
+
+    def _loop(self, watchdog: Watchdog) -> str:
+        train, meter = self.config.train, Meter(self.world.device)
+        means = Means(meter, late=self.world.device.type == "cuda")
+        self.stage.mark = meter.phases.mark
+        if self.stop.agreed():
+            return self._stopped(self.start)
+        if self._missed_evaluation() and self._evaluate(self.start):
+            return self._stopped(self.start)
+        batches = iter(self.stage.batches(self.split, self.start))
+        for step in range(self.start, train.iterations):
+            watchdog.rearm()
+            self.trace.before(step)
+            self._step(step, batches, means)
+            watchdog.disarm()
+            self.trace.after(step)
+            done = step + 1
+            every = train.log_every, self.config.checkpoint.every, self.config.eval.every
+            record, save, score = (self._due(done, updates) for updates in every)
+            if record or save or score:
+                means.flush()
+            if record:
+                self._record(done, meter)
+            # Saved first: whatever goes wrong in an evaluation, the updates are not lost.
+            if means.stopping or save:
+                self._save(done)
+            if means.stopping and done < train.iterations:
+                return self._stopped(done)
+            if score and self.val_set is not None:
+                if self._evaluate(done) or (done < train.iterations and self.stop.agreed()):
+                    return self._stopped(done)
+                meter.restart()
+        self.trace.close(train.iterations)
+        self.writer.finish()
+        self._status("finished", train.iterations)
+        return "finished"
+
+    def _stopped(self, done: int) -> str:
+        """Save, where there is something to save and that is not done, and say so."""
+        if done:
+            self._save(done)
+        self.trace.close(done)
+        self.writer.finish()
+        self._status("stopped", done)
+        self.records.say(f"stopped on request after {done} updates; the same command goes on from "
+                         "here")
+        return "stopped"
+
+    def _missed_evaluation(self) -> bool:
+        """Whether the start before this one ended between its last update and the scores."""
+        due = self.start and self.val_set is not None and self._due(self.start,
+                                                                    self.config.eval.every)
+        return bool(due) and not self.world.agree(
+            self.world.main and self.records.evaluated(self.start))
+
+    def _step(self, step: int, batches: Iterator[dict[str, Any]], means: Means) -> None:
+        """One update of all ranks."""
+        waited, passes, rows = 0.0, [], []
+        for _ in range(self.split.accumulation):
+            self.stage.mark(WAITING)
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            rows += batch["indices"].tolist()
+            passes.append(self.stage.taken(batch))
+        terms = [self._pass(*part) for part in self.stage.terms(passes, step)]
+        self.stage.mark(REST)
+        own = terms[0] if len(terms) == 1 else {
+            name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+        request = torch.full((), float(self.stop.asked()), device=self.world.device)
+        means.put(list(own), self.world.mean(torch.stack([*own.values(), request])),
+                  self.split.global_batch, waited)
+        # Known already: an optimiser reads whether its gradient is finite before it updates, since
+        # weights, schedule and average all depend on it.
+        if self.engine.was_step_applied():
+            if self.average is not None:
+                self.average.update()
+        else:
+            path = self.guard.left_out(step, [self.train_set.ids[row] for row in rows],
+                                       {name: float(value) for name, value in own.items()},
+                                       self.world)
+            if path is not None:
+                self.records.say(f"iteration {step} is left out: not finite, see {path}")
+        self.records.progress(step + 1, means.meter)
+
+    def _pass(self, terms: dict[str, torch.Tensor], anchor: torch.Tensor
+              ) -> dict[str, torch.Tensor]:
+        """Backward of one micro-batch; DeepSpeed updates when it is due."""
+        self.stage.mark(BACKWARD)
+        self.engine.backward(poisoned(terms["total"], anchor))
+        self.stage.mark(UPDATE)
+        self.engine.step()
+        return {name: value.detach().float().reshape(()) for name, value in terms.items()}
+
+    def _evaluate(self, done: int) -> bool:
+        """Score the weights; whether somebody asked to stop meanwhile, and there are no scores."""
+        if self.average is None:
+            scores = self._scores()
+        else:
+            with self.average.in_place():
+                scores = self._scores()
+        self.engine.train()
+        if scores is None:
+            return True
+        self.records.write(done, {"eval": scores})
+        self.records.say(f"[{done}] validation mIoU: " + ", ".join(
+            f"{name} {value:.1f}" for name, value in scores.items()))
+        metric = self.config.checkpoint.best
+        if metric in scores:
+            best = self.world.agree(run_folder.read_best(self.writer.folder))
+            if best is None or scores[metric] > best["score"]:
+                self._save(done)
+                self.writer.finish()
+                if self.world.main:
+                    run_folder.write_best(self.writer.folder, metric, scores[metric], done)
+                    run_folder.prune(self.writer.folder, self.config.checkpoint.keep)
+        return False
+
+    def _scores(self) -> dict[str, float] | None:
+        return validate(self.engine.module, self.val_set, self.config, self.world,
+                        self.stage.routes, self.stop.agreed)
+
+    def _save(self, done: int) -> None:
+        if self.saved == done:
+            return
+        self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
+                                         {"config": to_dict(self.config),
+                                          "classes": self.train_set.class_names,
+                                          **self.stage.record}))
+        self.saved = done
+        if not self.config.checkpoint.background:  # else it is not on the disk yet
+            self._status("running", done)
+
+    def _status(self, state: str, step: int) -> None:
+        if self.world.main:
+            write_status(self.run, state, step, self.config.train.iterations)
+
+    def _due(self, done: int, every: int) -> bool:
+        return done == self.config.train.iterations or (every > 0 and done % every == 0)
+
+    def _record(self, done: int, meter: Meter) -> None:
+        record = meter.read(self.world)
+        record["lr"] = {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
+        norm = self.engine.get_global_grad_norm()
+        if norm is None:
+            norm = getattr(self.engine.optimizer, "norm", None)
+        if norm is not None:
+            record["grad_norm"] = float(norm)
+        record["skipped"] = self.engine.skipped_steps
+        self.records.write(done, record)
+        self.records.line(done, record)
+

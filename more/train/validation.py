@@ -1,0 +1,98 @@
+"""Scores while training: CAM, LAM (true tags) and decoder at one scale, over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from more.config.schema import Config
+from more.data.loader import make_eval_loader
+from more.data.shards.reader import ShardSet
+from more.evaluation.metrics import scores
+from more.method.cam import minmax
+from more.method.labels import cam_to_label
+from more.train.distributed import World
+
+
+@torch.no_grad()
+def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: World,
+             routes: Sequence[str] = ("cam", "lam", "decoder"),
+             stopping: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    """mIoU in percent of some routes, one scale, no flip; a quick look, not the final score.
+
+    Args:
+        network: `MoReNetwork`.
+        data: shard set with masks; rank r takes images r, r + world, …
+        config: settings (`inference.size`, thresholds, `eval.images`).
+        world: ranks; the confusion matrices are summed over them.
+        routes: among "cam", "lam" and "decoder".
+        stopping: asked before every batch, by all ranks, so that they may answer with one voice.
+
+    Returns:
+        {"cam": …, "lam": …, "decoder": …}, as far as asked for; None where it was stopped.
+    """
+    network.eval()
+    classes, device = data.num_classes + 1, world.device
+    totals = torch.zeros(len(routes), classes * classes, dtype=torch.long, device=device)
+    limit = min(config.eval.images or len(data), len(data))
+    batches = make_eval_loader(data, config.inference.size, batch_size=config.inference.batch,
+                               rank=world.rank, world=world.size, indices=range(limit),
+                               mean=config.data.mean, std=config.data.std,
+                               workers=config.data.workers)
+    for batch in batches:
+        if stopping():
+            return None
+        labels = _labels(network, batch["images"].to(device, non_blocking=True),
+                         batch["tags"].to(device, non_blocking=True), config, routes)
+        for row, truth in enumerate(batch["masks"]):
+            _count(totals, truth.to(device, non_blocking=True), labels[:, row], classes)
+    # ZeRO 3 gathers weights in every forward: a rank with fewer batches has to join in.
+    most = math.ceil(math.ceil(limit / world.size) / config.inference.batch)
+    for _ in range(most - len(batches)):
+        if stopping():
+            return None
+        side = config.inference.size
+        _labels(network, torch.zeros(1, 3, side, side, device=device),
+                torch.zeros(1, data.num_classes, device=device), config, routes)
+    counts = world.sum(totals).view(-1, classes, classes).cpu().numpy()
+    return {name: 100 * scores(matrix).miou
+            for name, matrix in zip(routes, counts, strict=True)}
+
+
+def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
+            config: Config, routes: Sequence[str]) -> torch.Tensor:
+    """Label maps uint8 `[R,B,S,S]` of some routes at the inference size, from one forward."""
+    size = images.shape[-2:]
+    images = images.to(next(network.parameters()).dtype)  # half under fp16
+    thresholds = {"cam": config.cam.background, "lam": config.inference.threshold}
+    mode = "segment" if set(routes) == {"decoder"} else (
+        "scores" if "decoder" in routes else "maps")
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        found = network(images, mode=mode)
+    result = []
+    for name in routes:
+        if name == "decoder":
+            logits = (found if mode == "segment" else found["segment"]).float()
+            label = F.interpolate(logits, size, mode="bilinear").argmax(1)
+        else:
+            raw = found[name].float()
+            full = F.interpolate(raw.relu() if name == "cam" else raw, size, mode="bilinear")
+            label = cam_to_label(minmax(full), tags, background=thresholds[name],
+                                 ignore_middle=False)
+        result.append(label.byte())
+    return torch.stack(result)
+
+
+def _count(totals: torch.Tensor, truth: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+    """Add an image's confusion counts to `totals` `[R,K·K]`, without waiting for the device.
+
+    Args: truth: uint8 `[H,W]`, values from `classes` on count nowhere; labels: uint8 `[R,S,S]`.
+    """
+    predicted = F.interpolate(labels[None].float(), truth.shape, mode="nearest")[0].flatten(1)
+    truth = truth.flatten().long()
+    counted = (truth < classes).long()
+    places = truth.clamp(max=classes - 1) * classes + predicted.long()
+    totals.scatter_add_(1, places, counted.expand_as(places))
