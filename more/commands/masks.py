@@ -145,6 +145,9 @@ def predict(
     overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
     device: Annotated[str, typer.Option(
         help="cpu, cuda or cuda:N [default: a GPU if there is one]")] = "",
+    palette: Annotated[str, typer.Option(
+        help="colours of the classes: voc, or okabe-ito, which colour-blind people tell "
+             "apart")] = "voc",
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
@@ -157,7 +160,7 @@ def predict(
 
     one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
-                      overlay)
+                      overlay, palette)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
     tally.print()
     raise typer.Exit(tally.exit_code)

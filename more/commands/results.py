@@ -137,14 +137,20 @@ def report(
     run: Run,
     data: Annotated[Path | None, typer.Option(
         "--data", help="images and truth [default: as recorded with the seeds]")] = None,
-    images: Annotated[int, typer.Option(min=1, help="pictures in the grid")] = 12,
+    images: Annotated[int, typer.Option(
+        min=1, help="training images on the page; half as many new ones")] = 12,
     strip: Annotated[Path | None, typer.Option(
         "--strip", help="instead of the page one picture with captions (.png, .jpg): --images "
                         "training images with their maps, as many new ones with stage two's masks"
         )] = None,
     seed: Annotated[int, typer.Option(min=0, help="--strip: chooses other images")] = 0,
+    palette: Annotated[str, typer.Option(
+        help="colours of the classes: voc, or okabe-ito, which colour-blind people tell "
+             "apart")] = "voc",
+    out: Annotated[Path | None, typer.Option(
+        "--out", help="the page [default: RUN/report.html]")] = None,
 ) -> None:
-    """One HTML file with scores, curves and pictures that opens from disk.
+    """One HTML file with scores, pictures and curves that opens from disk.
 
     Example: `python -m more report --run checkpoints/shapes`
 
@@ -153,11 +159,11 @@ def report(
     if strip is not None:
         from more.evaluation.strip import draw_strip
 
-        print(draw_strip(run, strip, images, seed))
+        print(draw_strip(run, strip, images, seed, palette))
         return
     from more.evaluation.report import build_report
 
-    print(build_report(run, data, images=images))
+    print(build_report(run, data, images, palette, out))
 
 
 @app.command()
