@@ -6,7 +6,7 @@ import numpy as np
 
 from more.data.shards.format import IGNORE
 from more.errors import UserError
-from more.pseudo.export import voc_palette
+from more.export import voc_palette
 
 PALETTE = voc_palette()
 GREY = 224  # of pixels with the value 255

@@ -15,7 +15,7 @@ from more.data.shards.format import TEMPORARY, is_temporary, make_folder, to_jso
 from more.errors import UserError
 from more.evaluation.palettes import PALETTE, colour_of
 from more.evaluation.pictures import mask_overlay
-from more.pseudo.export import encode_png
+from more.export import encode_png
 
 LISTED = 0.1
 QUALITY = 90
