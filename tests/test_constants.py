@@ -6,6 +6,7 @@ import torch
 from more import constants
 from more.constants import constant, counting
 from more.data.colours import prepare
+from more.method.forward_gradients import enlarge
 from more.method.labels import (
     MEAN,
     STD,
@@ -15,7 +16,6 @@ from more.method.labels import (
     scale_box,
     undo_normalisation,
 )
-from more.method.losses.gradients import enlarge
 from more.method.par import PixelAdaptiveRefinement
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.research.launches import Launches

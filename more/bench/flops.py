@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from more.config.schema import Config
+from more.method.make_network import make_network
 from more.plan.live_bytes import without_memory
-from more.train.build import make_network
 from more.train.cams import view_sizes
 
 GEMM = {"cpu": (2048, 1024, 1024), "cuda": (8192, 8192, 8192)}  # rows, inner side, columns

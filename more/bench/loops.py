@@ -12,8 +12,10 @@ import torch
 from more.config.schema import Config
 from more.data.colours import prepare
 from more.data.shards.reader import ShardSet
-from more.method.objective import Batch
-from more.train.build import make_engine, make_network, make_objective, make_optimizer
+from more.method.batch import Batch
+from more.method.make_network import make_network
+from more.method.objective import make_objective
+from more.train.build import make_engine, make_optimizer
 from more.train.cams import CamMaker
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World

@@ -37,7 +37,7 @@ from more.bench.tables import show_tables
 from more.config.load import load_config
 from more.config.schema import Config
 from more.errors import UserError
-from more.train.build import make_network
+from more.method.make_network import make_network
 from more.train.cams import view_sizes
 from more.train.deepspeed_settings import BatchSplit, split_batch
 from more.train.distributed import local_device, settled_here

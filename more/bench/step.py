@@ -22,9 +22,9 @@ from more.config.schema import Config
 from more.errors import UserError
 from more.method.cam import resize
 from more.method.labels import cam_to_label
+from more.method.make_network import make_network
 from more.plan.activations import step_activations
 from more.plan.live_bytes import LiveBytes
-from more.train.build import make_network
 from more.train.cams import CamMaker
 from more.train.stage_one import in_float32
 
@@ -150,7 +150,7 @@ def peak_bytes(step: OwnStep, device: torch.device) -> int:
 
 def label_agreement(step: OwnStep) -> float:
     """Share of patches whose label is the same with CAM views in bf16 (main and auxiliary)."""
-    data, recipe, found = step.example, step.objective.recipe, []
+    data, found = step.example, []
     with torch.no_grad():
         output = in_float32(step._forward(data.images))
         for precision in ("model", "bf16"):
@@ -158,8 +158,8 @@ def label_agreement(step: OwnStep) -> float:
             cams = CamMaker(config, step._forward, step.objective,
                             step.network.encoder.patch_size)(data.images, data.tags, output, 0)
             grid = output.patch_tokens.shape[-2:]
-            found.append(torch.cat([cam_to_label(resize(maps, grid), data.tags, recipe.high,
-                                                 recipe.low) for maps in cams]))
+            found.append(torch.cat([cam_to_label(resize(maps, grid), data.tags, config.cam.high,
+                                                 config.cam.low) for maps in cams]))
     return float((found[0] == found[1]).float().mean())
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from more.config.schema import Config
 from more.errors import UserError
+from more.method.batch import Batch
 from more.method.network import MoReNetwork
-from more.method.objective import Batch
-from more.train.build import make_objective, make_optimizer
+from more.method.objective import make_objective
+from more.train.build import make_optimizer
 from more.train.cams import CamMaker
 from more.train.stage_one import in_float32
 
@@ -134,7 +135,7 @@ class ResearchStep(OwnStep):
         """All terms and their sum."""
         data = self.example
         return self.oracle.training_terms(
-            self.network, data.images, data.tags, self.objective.recipe, self.config.cam.scales,
+            self.network, data.images, data.tags, self.objective, self.config.cam.scales,
             data.keys, mark, self.by_position)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from more.constants import constant
-from more.method.labels import box_mask
+from more.data.boxes import box_mask
 
 _GREY = np.array([0.299, 0.587, 0.114])
 UNCHANGED = np.concatenate([np.eye(3, 4).reshape(-1), [0.0]]).astype(np.float32)

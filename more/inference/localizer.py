@@ -13,7 +13,7 @@ from more.data.seeds import SeedItem
 from more.data.transforms import inference_image
 from more.errors import UserError
 from more.method.cam import minmax, multi_scale, spread
-from more.method.losses.decoder import shown_probabilities
+from more.method.heads import shown_probabilities
 
 KINDS = ("cam", "lam", "fused", "decoder")
 SMALLEST_PROBABILITY = 0.01

@@ -17,13 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from more.errors import UserError
+from more.method.backbones import auxiliary_index, check_backbone, check_frozen, patch_side
 from more.method.packing import pack, packs, run_packed, unpack
 from more.method.recompute import keep_less
-from more.method.tokens import NEIGHBOUR_STD, resize_positions
-
-BACKBONE_ADVICE = (
-    "use a ViT with learned positions, e.g. vit_base_patch16_224, vit_small_patch14_dinov2, "
-    "vit_small_patch16_224.dino or deit_small_patch16_224")
+from more.method.tokens import NEIGHBOUR_STD, positions_of
 
 
 class EncoderOutput(NamedTuple):
@@ -76,8 +73,8 @@ class ClassTokenEncoder(nn.Module):
         self.num_classes, self.image_size = num_classes, image_size
         self.regularising_tokens = regularising_tokens
         self.embed_dim = vit.embed_dim
-        self.patch_size = _patch_size(vit)
-        self.aux_index = _aux_index(aux_layer, len(self.blocks))
+        self.patch_size = patch_side(vit)
+        self.aux_index = auxiliary_index(aux_layer, len(self.blocks))
         self.native_side = image_size // self.patch_size
         if self.native_side < 1:
             raise UserError(f"image size {image_size} is smaller than a patch of "
@@ -92,7 +89,7 @@ class ClassTokenEncoder(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=NEIGHBOUR_STD)
         self.frozen_blocks = frozen_blocks
         if frozen_blocks:
-            _check_frozen(frozen_blocks, self.aux_index, vit)
+            check_frozen(frozen_blocks, self.aux_index, vit)
             # The backbone's leading tokens with their positions.
             self.register_buffer("prefix", torch.zeros(1, vit.num_prefix_tokens, self.embed_dim))
             for part in (self.patch_embed, self.norm_pre, *self.blocks[:frozen_blocks]):
@@ -268,15 +265,8 @@ class ClassTokenEncoder(nn.Module):
         patch part is resized by the factors (h+0.1)/s and (w+0.1)/s; the 0.1 keeps the floor of
         the size from falling short and moves the sampling points, as in the release.
         """
-        grid = self._grid(image_size)
-        leading = self.cls_token.shape[1]
-        native = self.pos_embed.shape[1] - leading
-        if grid[0] * grid[1] == native and image_size[0] == image_size[1]:
-            return self.pos_embed
-        side = isqrt(native)
-        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
-        patches = resize_positions(self.pos_embed[:, leading:], grid, factors)
-        return torch.cat([self.pos_embed[:, :leading], patches], dim=1)
+        return positions_of(self.pos_embed, self.cls_token.shape[1], self._grid(image_size),
+                            square=image_size[0] == image_size[1])
 
     def _grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         return image_size[0] // self.patch_size, image_size[1] // self.patch_size
@@ -328,43 +318,3 @@ class ClassTokenEncoder(nn.Module):
         query, key = attention.q_norm(query), attention.k_norm(key)
         drop = self.regularising_tokens
         return query[:, :, drop:] @ key[:, :, drop:].transpose(-2, -1)
-
-
-def check_backbone(vit: nn.Module) -> None:
-    """Refuse models without plain blocks and learned absolute positions.
-
-    Raises:
-        UserError: naming what is missing and backbones that work.
-    """
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(f"a backbone of type {type(vit).__name__} cannot carry class tokens: "
-                        "only timm's VisionTransformer can", BACKBONE_ADVICE)
-    if vit.pos_embed is None:
-        raise UserError("the backbone has no learned position embedding", BACKBONE_ADVICE)
-
-
-def _check_frozen(frozen: int, aux_index: int, vit: nn.Module) -> None:
-    """Refuse frozen blocks that leave nothing to train, hold the auxiliary layer, or lack a class
-    token to begin from."""
-    if not 0 < frozen <= aux_index:
-        raise UserError(f"model.frozen_blocks = {frozen}, but the auxiliary classifier looks at "
-                        f"block {aux_index + 1} of {len(vit.blocks)}, which has to be trained",
-                        f"choose 0 to {aux_index}, or raise model.aux_layer")
-    if not vit.num_prefix_tokens:
-        raise UserError("model.frozen_blocks needs a backbone with a class token",
-                        f"{BACKBONE_ADVICE}; or set model.frozen_blocks=0")
-
-
-def _patch_size(vit: VisionTransformer) -> int:
-    height, width = vit.patch_embed.feat_ratio(as_scalar=False)
-    if height != width:
-        raise UserError(f"patches of {height}x{width} pixels are not square",
-                        "use a backbone with square patches")
-    return int(height)
-
-
-def _aux_index(aux_layer: int, depth: int) -> int:
-    if not -depth <= aux_layer < depth:
-        raise UserError(f"model.aux_layer = {aux_layer} is outside a backbone of {depth} blocks",
-                        f"choose a value from {-depth} to -1")
-    return aux_layer % depth

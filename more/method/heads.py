@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from more.method.numerics import full_precision
+from more.method.numerics import full, full_precision
 
 POOLINGS = ("max", "average", "lse", "competitive")
 LSE_SHARPNESS = 5.0
+PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's in the image
+SMALLEST = 1e-6  # a probability keeps this distance from 0 and 1
 
 
 def pool_features(features: Tensor, pooling: str) -> Tensor:
@@ -61,10 +63,28 @@ def convolve(head: nn.Conv2d, features: Tensor) -> Tensor:
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
+def peak_mean(probabilities: Tensor) -> Tensor:
+    """How likely images show each class, [B,C]: the mean over its likeliest patches, one in 32.
+
+    Args:
+        probabilities: [B,C,h,w], of every class in every patch.
+    """
+    flat = probabilities.flatten(2)
+    return flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
+
+
+def shown_probabilities(seg_logits: Tensor) -> Tensor:
+    """How likely images show each class, [B,C], by the decoder's logits [B,C+1,h,w]."""
+    return peak_mean(full(seg_logits).softmax(1)[:, 1:])
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """Logits of probabilities, finite also for 0 and 1."""
+    return probabilities.clamp(SMALLEST, 1 - SMALLEST).logit()
+
+
 BACKGROUND = 2.0  # score of the background; only its distance to the classes' biases matters
 PRIOR = -2.5  # first bias of a class: rare
-PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's
-SMALLEST = 1e-6
 CHANNELS, IMAGES = 64, 16  # that the mean of many features is made of at a time
 
 
@@ -99,10 +119,7 @@ class CompetitiveHead(nn.Module):
 
     def logits(self, probabilities: Tensor) -> Tensor:
         """Log-odds [B,C] of the mean of a class's highest patch probabilities."""
-        flat = probabilities.flatten(2)
-        count = max(1, round(PEAK_SHARE * flat.shape[-1]))
-        mean = flat.topk(count, dim=-1).values.mean(-1)
-        return mean.clamp(SMALLEST, 1 - SMALLEST).logit()
+        return log_odds(peak_mean(probabilities))
 
     @torch.no_grad()
     def set_centre(self, features: Tensor, share: float = 1.0,

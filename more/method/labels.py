@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from more.constants import constant, counting
+from more.constants import constant
+from more.data.boxes import box_mask
 from more.method.cam import PresentMaps, resize
 from more.method.par import PixelAdaptiveRefinement
 
@@ -25,31 +26,6 @@ STD = (58.395, 57.12, 57.375)
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
     return cams * tags[:, :, None, None].to(cams.dtype)
-
-
-def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels lie inside a box.
-
-    Args: box `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels; size (height, width).
-    Returns: bool `[B, H, W]`.
-    """
-    height, width = size
-    sides = box.unflatten(1, (2, 2, 1))  # of rows and of columns: first, end
-    places = counting(max(size), box)
-    inside = (places >= sides[:, :, 0]) & (places < sides[:, :, 1])
-    return inside[:, 0, :height, None] & inside[:, 1, None, :width]
-
-
-def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """A box `[B, 4]` in pixels of `size` as one in cells of `new_size`, whole cells only.
-
-    Rounded inwards, so that no cell inside the new box touches a pixel outside the old one.
-    """
-    (height, width), (rows, columns) = size, new_size
-    new = constant((rows, rows, columns, columns), box)
-    old = constant((height, height, width, width), box)
-    up = constant((height - 1, 0, width - 1, 0), box)  # the first cell is rounded up
-    return (box * new + up) // old
 
 
 @torch.no_grad()

@@ -3,56 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from more.config.schema import CamConfig, Config, LossConfig
+from more.data.boxes import box_mask, scale_box
+from more.method.batch import Batch, Labels, Masks
 from more.method.cam import Present, PresentMaps, minmax, resize
-from more.method.labels import box_mask, cam_to_label, denormalise, refined_label, scale_box
-from more.method.losses.batch import Batch, Labels, Masks
+from more.method.labels import cam_to_label, denormalise, refined_label
 from more.method.losses.classification import multilabel_soft_margin
 from more.method.losses.cre import confident_region_loss, positive_pairs
 from more.method.losses.decoder import decoder_terms, kind_counts
-from more.method.losses.energy import Filter
+from more.method.losses.energy import Filter, energy_filter
 from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
 from more.method.losses.ptc import pair_counts, patch_contrast_loss
 from more.method.losses.ure import check_grid, select_uncertain, uncertain_region_loss
 from more.method.numerics import Reduce, full
 from more.method.par import PixelAdaptiveRefinement
-from more.method.recipe import COCO, TERMS, VOC, Recipe
 
-__all__ = ["COCO", "TERMS", "VOC", "Batch", "Labels", "Masks", "Objective", "Recipe",
-           "mean_counts"]
+TERMS = ("cls", "cls_aux", "mcl", "cre", "ure", "ptc", "seg", "energy")
+"""The fields of TermConfig, in the order in which they are summed and reported."""
 
 
 class Objective:
     """Weighted sum of the method's terms.
 
     Args:
-        recipe: weights, switches, thresholds and options; `VOC` and `COCO` are the released ones.
+        loss: weights, starts and options of the terms.
+        cam: thresholds of the masks, and settings of the pixel-adaptive refinement.
+        crop: side of a training crop in pixels, which distances in `cam.par_dilations` may be
+            shares of.
+        filter: bilateral filter of the dense energy; None: the one that `loss` names.
         compute_inactive: also compute what the total does not need, for comparisons: the decoder's
             terms before their start and terms of weight 0 (both are reported as 0 otherwise).
-        filter: bilateral filter of the dense energy; default: the permutohedral lattice.
     """
 
-    def __init__(
-        self, recipe: Recipe = VOC, compute_inactive: bool = False, filter: Filter | None = None
-    ) -> None:
-        self.recipe = recipe
+    def __init__(self, loss: LossConfig, cam: CamConfig, crop: int, filter: Filter | None = None,
+                 compute_inactive: bool = False) -> None:
+        self.loss, self.cam = loss, cam
+        self.weights, self.start = asdict(loss.weights), asdict(loss.start)
+        self.filter = energy_filter(loss.energy_filter) if filter is None else filter
         self.compute_inactive = compute_inactive
-        self.filter = filter
-        self.par = PixelAdaptiveRefinement(recipe.par_dilations, recipe.par_iterations)
+        self.par = PixelAdaptiveRefinement(cam.dilations(crop), cam.par_iterations)
+
+    @property
+    def label_levels(self) -> tuple[float, float]:
+        """High and low threshold of the decoder's labels; where unset (-1) those of the CAM."""
+        return tuple(own if level == -1 else level for level, own in (
+            (self.loss.label_high, self.cam.high), (self.loss.label_low, self.cam.low)))
 
     def check(self, grid: tuple[int, int]) -> None:
         """Raise ValueError when the patch grid (rows, columns) is too small for a used term."""
-        if self.recipe.weights["ure"] != 0:
+        if self.weights["ure"] != 0:
             check_grid(*grid)
 
     def active(self, term: str, step: int) -> bool:
         """Whether a term takes part in the total at an iteration index."""
-        return self.recipe.weights[term] != 0 and step > self.recipe.start[term]
+        return self.weights[term] != 0 and step > self.start[term]
 
     def needs_cams(self, step: int) -> bool:
         """Whether a term that is made from CAMs takes part at an iteration index."""
@@ -60,7 +70,7 @@ class Objective:
 
     def needs_counts(self, step: int) -> bool:
         """Whether a term is divided by a count that only the masks of an update's passes give."""
-        pairs = self._computed("cre") and self.recipe.cre_reduction == "pairs"
+        pairs = self._computed("cre") and self.loss.cre_reduction == "pairs"
         return self.needs_cams(step) and (
             pairs or self._computed("ure") or self._computed("ptc") or self._wanted("seg", step))
 
@@ -96,7 +106,7 @@ class Objective:
             total = _anchor(output)
             for term in TERMS:
                 if self.active(term, step):
-                    total = total + self.recipe.weights[term] * terms[term]
+                    total = total + self.weights[term] * terms[term]
         return {**{term: terms[term] for term in TERMS}, "total": total}
 
     @torch.no_grad()
@@ -122,7 +132,7 @@ class Objective:
                dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """By what the terms of a pass are divided, by term: for `mean_counts`."""
         found, masks = {}, labels.masks
-        if self._computed("cre") and self.recipe.cre_reduction == "pairs":
+        if self._computed("cre") and self.loss.cre_reduction == "pairs":
             found["cre"] = [positive_pairs(masks.confident, tags)]
         if labels.places is not None:
             found["ure"] = [labels.places[1].sum()]
@@ -136,18 +146,18 @@ class Objective:
     @torch.no_grad()
     def masks(self, output: Any, batch: Batch, step: int) -> Masks:
         """Patch labels of the three region terms: early from the auxiliary CAM, late the main."""
-        recipe, tags, box = self.recipe, batch.tags, None
+        cam, tags, box = self.cam, batch.tags, None
         grid = tuple(output.patch_tokens.shape[-2:])
-        if recipe.exclude_padding and batch.box is not None:
+        if self.loss.exclude_padding and batch.box is not None:
             box = scale_box(batch.box, tuple(batch.images.shape[-2:]), grid)
         aux = resize(_present(batch.aux_cams, batch.shown), grid)
-        contrast = cam_to_label(aux, tags, recipe.high, recipe.low, box=box)
-        if step > recipe.late_after:
+        contrast = cam_to_label(aux, tags, cam.high, cam.low, box=box)
+        if step > cam.late_after:
             cams = resize(_present(batch.cams, batch.shown), grid)
-            confident = cam_to_label(cams, tags, recipe.late_high, recipe.late_low, box=box)
+            confident = cam_to_label(cams, tags, cam.late_high, cam.late_low, box=box)
             uncertain = confident
         else:
-            confident = cam_to_label(aux, tags, recipe.cre_high, recipe.cre_low, box=box)
+            confident = cam_to_label(aux, tags, cam.cre_high, cam.cre_low, box=box)
             uncertain = contrast
         if box is not None:  # padding is ignored elsewhere; for URE it must not look uncertain
             uncertain = uncertain.masked_fill(~box_mask(box, grid), 0)
@@ -156,7 +166,7 @@ class Objective:
     @torch.no_grad()
     def pseudo_label(self, output: Any, batch: Batch) -> Tensor:
         """The decoder's labels `[B, H, W]`: PAR-refined CAM, or LAM as an option."""
-        if self.recipe.pseudo_label == "cam":
+        if self.loss.pseudo_label == "cam":
             maps = batch.cams
         elif batch.lams is not None:
             maps = batch.lams
@@ -165,17 +175,15 @@ class Objective:
             maps = minmax(torch.einsum("bdhw,bkd->bkhw", patches, tokens))
         images = denormalise(full(batch.images), batch.mean, batch.std)
         maps = resize(_present(maps, batch.shown), tuple(images.shape[-2:]))
-        box = batch.box if self.recipe.exclude_padding else None
-        high, low = (own if level is None else level for level, own in (
-            (self.recipe.label_high, self.recipe.high), (self.recipe.label_low, self.recipe.low)))
-        return refined_label(images, maps, batch.tags, high, low, self.par, box)
+        box = batch.box if self.loss.exclude_padding else None
+        return refined_label(images, maps, batch.tags, *self.label_levels, self.par, box)
 
     def _computed(self, term: str) -> bool:
-        return self.compute_inactive or self.recipe.weights[term] != 0
+        return self.compute_inactive or self.weights[term] != 0
 
     def _token_terms(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         tokens = output.graph_tokens  # after the graph, as all token terms of the release
-        if self.recipe.mcl_form == "mixed":
+        if self.loss.mcl_form == "mixed":
             mcl = mixed_class_token_loss(tokens, batch.tags)
         else:
             mcl = class_token_decorrelation(tokens)
@@ -191,15 +199,15 @@ class Objective:
     def _region_terms(
         self, output: Any, batch: Batch, labels: Labels, numbers: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        recipe, masks, terms, patches = self.recipe, labels.masks, {}, output.patch_tokens
+        loss, masks, terms, patches = self.loss, labels.masks, {}, output.patch_tokens
         if self._computed("cre"):
             terms["cre"] = confident_region_loss(
-                output.graph_tokens, patches, masks.confident, batch.shown, recipe.temperature,
-                recipe.cre_similarity, recipe.cre_reduction, numbers.get("cre"), batch.share)
+                output.graph_tokens, patches, masks.confident, batch.shown, loss.temperature,
+                loss.cre_similarity, loss.cre_reduction, numbers.get("cre"), batch.share)
         if labels.places is not None:
             terms["ure"] = uncertain_region_loss(
                 output.graph_tokens, patches, batch.tags, *labels.places, numbers.get("ure"),
-                recipe.ure_form)
+                loss.ure_form)
         if self._computed("ptc"):
             terms["ptc"] = patch_contrast_loss(
                 patches, masks.contrast, numbers.get("ptc"), batch.share)
@@ -210,7 +218,7 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         if positions is not None:
             return positions.long(), positions[..., 0] >= 0
-        paper = self.recipe.ure_form == "paper"
+        paper = self.loss.ure_form == "paper"
         return select_uncertain(mask, batch.keys, shift=not paper, most=None if paper else 8)
 
     def _decoder_terms(self, output: Any, batch: Batch, step: int, labels: Labels,
@@ -220,8 +228,13 @@ class Objective:
             return {}
         wanted = {term for term in ("seg", "energy") if self._wanted(term, step)}
         batch = replace(batch, count_reduce=numbers.get("seg"))
-        return decoder_terms(output.seg_logits, labels.pixels, batch, wanted, self.recipe,
+        return decoder_terms(output.seg_logits, labels.pixels, batch, wanted, self.loss,
                              self.filter)
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective of a configuration."""
+    return Objective(config.loss, config.cam, config.data.crop)
 
 
 def mean_counts(passes: Sequence[Mapping[str, Tensor]], reduce: Reduce | None) -> dict[str, Tensor]:

@@ -9,36 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from more.config.schema import ModelConfig
 from more.errors import UserError
 
 NEIGHBOUR_STD = 0.02  # spread of the position vectors of a usual ViT
-
-
-@dataclass(frozen=True)
-class TokenStart:
-    """How the tokens that an ImageNet ViT lacks begin.
-
-    Args:
-        token_init: "copied" makes every class token the pretrained one; "perturbed" adds normal
-            noise of standard deviation `token_noise`, so that classes differ from the start.
-        token_noise: see above.
-        register_init: position vectors of the regularising tokens. "random": cut normal with
-            standard deviation `regularising_std`; "small": the same with 0.02; "registers": the
-            tokens are the pretrained registers of a backbone that has them.
-        regularising_std: 1.0 is the released value.
-
-    Raises:
-        UserError: an option has an unknown value.
-    """
-
-    token_init: str = "copied"
-    token_noise: float = 0.1
-    register_init: str = "random"
-    regularising_std: float = 1.0
-
-    def __post_init__(self):
-        _one_of("model.token_init", self.token_init, ("copied", "perturbed"))
-        _one_of("model.register_init", self.register_init, ("random", "small", "registers"))
 
 
 @dataclass(frozen=True)
@@ -90,7 +64,7 @@ def source_tokens(state: dict[str, Tensor], prefix: int, origin: str) -> SourceT
 
 @torch.no_grad()
 def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, regularising: int,
-                 start: TokenStart) -> None:
+                 start: ModelConfig) -> None:
     """Fill `cls_token` [1,R+C,D] and `pos_embed` [1,R+C+N,D] in place (method of the release).
 
     All leading tokens become copies of the source's class token and its position vector; the
@@ -119,7 +93,7 @@ def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, reg
 
 @torch.no_grad()
 def start_above(cls_token: Tensor, pos_embed: Tensor, prefix: Tensor, source: SourceTokens,
-                start: TokenStart) -> None:
+                start: ModelConfig) -> None:
     """Fill the tokens of an encoder with frozen blocks, in place.
 
     Args:
@@ -128,7 +102,7 @@ def start_above(cls_token: Tensor, pos_embed: Tensor, prefix: Tensor, source: So
         pos_embed: [1,R+C+N,D]; the patches' part is the backbone's, resized; the rest is not used.
         prefix: [1,P,D], the backbone's leading tokens with their positions.
         source: of the backbone.
-        start: how tokens begin; `register_init` does not matter here.
+        start: its `token_init` and `token_noise` count.
     """
     nn.init.zeros_(cls_token)
     if start.token_init == "perturbed":
@@ -141,6 +115,28 @@ def start_above(cls_token: Tensor, pos_embed: Tensor, prefix: Tensor, source: So
     if prefix.shape[1] > 1:
         places = source.register_positions
         prefix[:, 1:] = source.registers + (0 if places is None else places)
+
+
+def positions_of(pos_embed: Tensor, leading: int, grid: tuple[int, int], square: bool) -> Tensor:
+    """Position vectors [1,R+C+h·w,D] for the tokens of an image.
+
+    The native number of patches of a square image takes them as they are. Otherwise the patch part
+    is resized by the factors (h+0.1)/s and (w+0.1)/s; the 0.1 keeps the floor of the size from
+    falling short and moves the sampling points, as in the release.
+
+    Args:
+        pos_embed: [1,R+C+s·s,D].
+        leading: R+C.
+        grid: rows h and columns w of the image's patches.
+        square: whether the image is as high as wide, in pixels.
+    """
+    native = pos_embed.shape[1] - leading
+    if grid[0] * grid[1] == native and square:
+        return pos_embed
+    side = isqrt(native)
+    factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    patches = resize_positions(pos_embed[:, leading:], grid, factors)
+    return torch.cat([pos_embed[:, :leading], patches], dim=1)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int],
@@ -226,8 +222,3 @@ def _grid_advice(count: int, distilled: bool) -> str:
                 f"backbone that they belong to, with {number - 1} registers (…_reg{number - 1}_…)"
                 + (" or a distillation token (deit_…_distilled_…)" if number == 2 else ""))
     return "use weights trained on square images"
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{name} is {value!r}", f"choose one of {', '.join(known)}")

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from more.config.schema import ModelConfig
 from more.errors import UserError
 from more.method.encoder import ClassTokenEncoder
 from more.method.network import MoReNetwork
 from more.method.released_names import from_released, unwrap
-from more.method.tokens import TokenStart, source_tokens, start_above, start_tokens
+from more.method.tokens import source_tokens, start_above, start_tokens
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 OWN_TOKENS = ("cls_token", "pos_embed", "prefix", "reg_token", "register_tokens", "dist_token",
@@ -52,14 +53,14 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def load_backbone(encoder: ClassTokenEncoder, state: Mapping[str, Tensor], prefix: int,
-                  start: TokenStart, origin: str) -> None:
+                  start: ModelConfig, origin: str) -> None:
     """Start an encoder from a plain ViT's state dict in timm's names; heads are dropped.
 
     Args:
         encoder: filled in place.
         state: the ViT's tensors, any floating type.
         prefix: leading tokens with a position vector in timm's model of this backbone.
-        start: how class and regularising tokens begin.
+        start: its `token_*`, `register*` settings say how our tokens begin.
         origin: file or source, for messages.
 
     Raises:

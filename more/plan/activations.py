@@ -20,12 +20,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from more.config.schema import Config, StartConfig
+from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes
-from more.method.losses.gradients import images_at_a_time
+from more.method.forward_gradients import images_at_a_time
+from more.method.make_network import make_network
 from more.method.network import MoReNetwork, NetworkOutput
-from more.method.objective import Batch
+from more.method.objective import make_objective
 from more.plan.live_bytes import LiveBytes, without_memory
-from more.train.build import make_network, make_objective
 from more.train.cams import half_views, packs_views, view_sizes
 from more.train.distributed import local_device
 

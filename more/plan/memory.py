@@ -38,8 +38,8 @@ from dataclasses import dataclass
 import torch
 
 from more.config.schema import ZERO_STAGES, Config
+from more.method.make_network import make_network
 from more.method.network import train_only
-from more.train.build import make_network
 
 WHOLE_BELOW = 100_000  # param_persistence_threshold
 FLAT_COPY = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, numbers

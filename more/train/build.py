@@ -1,9 +1,8 @@
-"""From settings to objects: network, objective, optimiser, engine, order of samples."""
+"""From settings to objects: optimiser, engine, batches and the order of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,82 +13,13 @@ from more.data.plan import GlobalBatchSampler
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
-from more.method.losses.energy import energy_filter
+from more.method.make_network import make_network
 from more.method.network import MoReNetwork, parameter_groups
-from more.method.objective import Objective, Recipe
-from more.method.pretrained import build_network
 from more.train.deepspeed_settings import BatchSplit, deepspeed_dict
 from more.train.distributed import World, import_deepspeed
 from more.train.optimizer import make_scheduler
 from more.train.random_state import seed
 from more.train.safety import GuardedAdamW
-
-SMALLEST_GRID = 7
-
-
-def make_network(config: Config, load_weights: bool = True) -> MoReNetwork:
-    """The network of a configuration, seeded by `train.seed`.
-
-    Args:
-        config: the run's settings.
-        load_weights: read the backbone's pretrained weights; False when a checkpoint follows.
-
-    Raises:
-        UserError: unknown backbone, weights that do not fit, a patch grid too small for URE.
-    """
-    model = config.model
-    torch.manual_seed(config.train.seed)
-    network = build_network(
-        model.backbone, model.num_classes, model.image_size or config.data.crop,
-        weights=model.weights if load_weights else "none", aux_layer=model.aux_layer,
-        regularising_tokens=model.regularising_tokens, decoder_width=model.decoder_width,
-        pooling=model.pooling, token_init=model.token_init, token_noise=model.token_noise,
-        regularising_std=model.regularising_std, register_init=model.register_init,
-        token_attention=model.token_attention, frozen_blocks=model.frozen_blocks,
-        graph=model.graph, graph_neighbours=model.graph_neighbours, graph_gate=model.graph_gate,
-        graph_output=model.graph_output, graph_similarity=model.graph_similarity,
-        lam_similarity=model.lam_similarity, vit_kwargs=dict(model.vit))
-    if model.gradient_checkpointing:
-        network.encoder.set_grad_checkpointing(True)
-    network.encoder.set_recompute_cheap(model.recompute_cheap)
-    _check_views(config, network.encoder.patch_size)
-    side = config.data.crop // network.encoder.patch_size
-    if config.loss.weights.ure and side < SMALLEST_GRID:
-        raise UserError(
-            f"data.crop = {config.data.crop} gives a grid of {side}×{side} patches; the "
-            f"uncertain-region term needs at least {SMALLEST_GRID}",
-            f"set data.crop to {SMALLEST_GRID * network.encoder.patch_size} or more, or "
-            "loss.weights.ure=0")
-    return network
-
-
-def _check_views(config: Config, patch: int) -> None:
-    """Every view of an image must hold a patch; found out after training it would be too late."""
-    sizes = {"data.crop": (config.data.crop, config.cam.scales),
-             "inference.scales": (config.inference.size, config.inference.scales),
-             "inference.segment_scales": (config.inference.size, config.inference.segment_scales)}
-    for key, (size, scales) in sizes.items():
-        if int(size * min(scales)) < patch:
-            raise UserError(f"{key}: the smallest view has {int(size * min(scales))} pixels, less "
-                            f"than a patch of {patch}", "raise the size or the smallest scale")
-
-
-def make_objective(config: Config) -> Objective:
-    """The weighted sum of all terms with its switches (see `more.method.objective`)."""
-    cam, loss = config.cam, config.loss
-    return Objective(Recipe(
-        weights=asdict(loss.weights), start=asdict(loss.start), high=cam.high, low=cam.low,
-        cre_high=cam.cre_high, cre_low=cam.cre_low, late_high=cam.late_high,
-        late_low=cam.late_low, late_after=cam.late_after, temperature=loss.temperature,
-        mcl_form=loss.mcl_form, cre_similarity=loss.cre_similarity,
-        cre_reduction=loss.cre_reduction, ure_form=loss.ure_form,
-        pseudo_label=loss.pseudo_label,
-        label_high=None if loss.label_high == -1 else loss.label_high,
-        label_low=None if loss.label_low == -1 else loss.label_low,
-        exclude_padding=loss.exclude_padding,
-        par_dilations=cam.dilations(config.data.crop), par_iterations=cam.par_iterations,
-        energy_weight=loss.energy_weight, energy_sigma_rgb=loss.energy_sigma_rgb,
-        energy_sigma_xy=loss.energy_sigma_xy), filter=energy_filter(loss.energy_filter))
 
 
 def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:

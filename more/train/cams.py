@@ -97,7 +97,7 @@ class CamMaker:
 def needs_main(objective: Objective, step: int) -> bool:
     """Whether an update uses the main CAM: for the decoder's labels, and late for CRE and URE."""
     decoder = objective.active("seg", step) or objective.active("energy", step)
-    return decoder or objective.compute_inactive or step > objective.recipe.late_after
+    return decoder or objective.compute_inactive or step > objective.cam.late_after
 
 
 def half_views(precision: str, device: torch.device) -> bool:

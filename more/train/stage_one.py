@@ -15,11 +15,12 @@ from more.data.colours import prepare
 from more.data.loader import Batches
 from more.data.shards.reader import ShardSet
 from more.data.store import TokenStore
+from more.method.batch import Batch, Labels
 from more.method.cam import Present
 from more.method.network import MoReNetwork, NetworkOutput
-from more.method.objective import Batch, Labels, mean_counts
+from more.method.objective import make_objective, mean_counts
 from more.train.average import WeightAverage
-from more.train.build import make_batches, make_objective
+from more.train.build import make_batches
 from more.train.cams import CamMaker
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World

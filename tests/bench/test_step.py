@@ -15,7 +15,7 @@ from more.bench.flops import FlopCount, gemm_peak, step_flops
 from more.bench.profile import draw_parts
 from more.bench.train import bench_settings
 from more.errors import UserError
-from more.train.build import make_network
+from more.method.make_network import make_network
 from tests.train.conftest import command
 
 CPU = torch.device("cpu")

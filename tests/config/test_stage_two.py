@@ -126,7 +126,7 @@ def test_neighbours_as_shares_of_half_the_crop_or_in_pixels(crop, shares, pixels
 
 
 def test_the_objective_refines_with_neighbours_in_pixels():
-    from more.train.build import make_objective
+    from more.method.objective import make_objective
 
     config = load_config(None, ["data.crop=112", "cam.par_dilations=(0.018, 0.107)"])
     assert make_objective(config).par.dilations == (1, 6)
@@ -141,16 +141,16 @@ def test_mixed_neighbours_are_refused(value):
 
 
 @pytest.mark.parametrize(("given", "levels"), [
-    ([], (None, None)), (["loss.label_high=0.6"], (0.6, None)),
-    (["loss.label_low=0.1"], (None, 0.1)),
+    ([], (0.7, 0.25)), (["loss.label_high=0.6"], (0.6, 0.25)),
+    (["loss.label_low=0.1"], (0.7, 0.1)),
     (["loss.label_high=0.5", "loss.label_low=0.25"], (0.5, 0.25)),
     (["loss.label_high=1", "loss.label_low=0"], (1, 0))])
 def test_labels_have_levels_of_their_own_or_those_of_the_cam(given, levels):
-    from more.train.build import make_objective
+    from more.method.objective import make_objective
 
-    recipe = make_objective(load_config(None, given)).recipe
-    assert (recipe.label_high, recipe.label_low) == levels
-    assert (recipe.high, recipe.low) == (0.7, 0.25)
+    objective = make_objective(load_config(None, given))
+    assert objective.label_levels == levels
+    assert (objective.cam.high, objective.cam.low) == (0.7, 0.25)
 
 
 @pytest.mark.parametrize(("given", "key"), [

@@ -15,11 +15,11 @@ from more.filtering.gaussian_attention import AttentionGaussian
 from more.filtering.permutohedral import bilateral_features
 from more.method.gcr import GraphCategoryRepresentation
 from more.method.labels import refined_label
-from more.method.losses.energy import energy_filter
-from more.method.objective import VOC, Objective
+from more.method.make_network import make_network
+from more.method.objective import make_objective
 from more.method.par import PixelAdaptiveRefinement
-from more.train.build import make_network
 from tests.filtering.test_crf import scene
+from tests.method.released import VOC, voc
 from tests.method.test_objective import batch, gradients, output
 from tests.research.losses import draw_cams
 
@@ -37,7 +37,7 @@ def moved(holder):
 
 @pytest.mark.parametrize("step", [0, 60000])
 def test_all_terms_and_their_gradients(step):
-    objective, found = Objective(VOC), []
+    objective, found = make_objective(VOC), []
     for out, data in ((output(), batch()), (moved(output()), moved(batch()))):
         terms = objective(out, data, step)
         found.append((terms, gradients(terms["total"], out)))
@@ -130,7 +130,7 @@ def test_the_energy_by_attention():
     found = []
     for move in (lambda holder: holder, moved):
         out, data = move(output()), move(batch())
-        terms = Objective(VOC, filter=energy_filter("attention"))(out, data, 60000)
+        terms = make_objective(voc("loss.energy_filter=attention"))(out, data, 60000)
         grad = torch.autograd.grad(terms["energy"], out.seg_logits)[0]
         found.append((terms["energy"].cpu(), grad.cpu().flatten()))
     (here, ours), (there, theirs) = found

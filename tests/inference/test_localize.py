@@ -28,10 +28,10 @@ from more.inference import seed_shard
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item
 from more.jobs.failures import failures_path
+from more.method.make_network import make_network
 from more.refine.refine import refine
 from more.refine.settings import Refinement
 from more.train import run_folder
-from more.train.build import make_network
 from tests.data.sets import flip_a_byte, small_set
 from tests.refine.sets import make_sets
 

@@ -1,13 +1,14 @@
 """The objective: switches, weights, masks, options, and that no parameter is ever left out."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from more.method.batch import Batch
 from more.method.losses.ure import random_keys
-from more.method.objective import COCO, TERMS, VOC, Batch, Objective, Recipe
+from more.method.objective import TERMS, make_objective
+from tests.method.released import COCO, VARIANTS, VOC, objective, voc
 
 B, C, D, GRID, CROP = 4, 4, 6, (8, 8), (32, 32)
 HEADS = ("class_tokens", "graph_tokens", "patch_tokens", "logits", "aux_logits", "seg_logits")
@@ -50,9 +51,9 @@ def gradients(total, out):
     (COCO, 16001, "cls cls_aux mcl cre ure ptc seg energy"),
 ])
 def test_total_is_the_weighted_sum_of_active_terms(recipe, step, active):
-    terms = Objective(recipe, compute_inactive=True)(output(), batch(), step)
+    terms = objective(recipe, compute_inactive=True)(output(), batch(), step)
     assert list(terms) == [*TERMS, "total"]
-    expected = sum(recipe.weights[t] * terms[t] for t in active.split())
+    expected = sum(getattr(recipe.loss.weights, t) * terms[t] for t in active.split())
     torch.testing.assert_close(terms["total"], expected)
     assert all(t.ndim == 0 and torch.isfinite(t) for t in terms.values())
 
@@ -61,7 +62,7 @@ def test_total_is_the_weighted_sum_of_active_terms(recipe, step, active):
 @pytest.mark.parametrize("step", [0, 60000])
 def test_every_output_gets_a_gradient_at_every_step(recipe, step):
     out = output()
-    found = gradients(Objective(recipe)(out, batch(), step)["total"], out)
+    found = gradients(make_objective(recipe)(out, batch(), step)["total"], out)
     assert all(g is not None and torch.isfinite(g).all() for n, g in found.items()
                if n != "patch_tokens" or recipe is VOC)
     assert found["seg_logits"].any() == (step > 0)
@@ -76,7 +77,7 @@ def test_batches_without_anything_to_learn_from_stay_finite(recipe, cams, tagged
     out, value = output(), {"zero": 0.0, "one": 1.0, "middle": 0.45}[cams]
     maps = torch.full((B, C, *CROP), value)
     tags = batch().tags if tagged else torch.zeros(B, C)
-    terms = Objective(recipe)(out, batch(cams=maps, aux_cams=maps, tags=tags), 60000)
+    terms = make_objective(recipe)(out, batch(cams=maps, aux_cams=maps, tags=tags), 60000)
     assert all(torch.isfinite(value) for value in terms.values()), terms
     found = gradients(terms["total"], out)
     assert all(g is None or torch.isfinite(g).all() for g in found.values())
@@ -86,28 +87,29 @@ def test_decoder_terms_are_skipped_before_their_start():
     def fail(*_):
         raise AssertionError("the filter must not run")
 
-    objective = Objective(VOC, filter=fail)
-    terms = objective(output(), batch(), 2000)
+    made = objective(VOC, filter=fail)
+    terms = made(output(), batch(), 2000)
     assert terms["seg"] == 0 and terms["energy"] == 0
     with pytest.raises(AssertionError, match="filter"):
-        objective(output(), batch(), 2001)
+        made(output(), batch(), 2001)
 
 
 @pytest.mark.parametrize("term", ["cre", "ure", "ptc", "seg", "energy"])
 def test_weight_zero_leaves_the_term_out(term):
-    recipe = replace(VOC, weights={**VOC.weights, term: 0.0})
-    full, without = (Objective(r)(output(), batch(), 5000) for r in (VOC, recipe))
+    recipe = voc(f"loss.weights.{term}=0")
+    full, without = (make_objective(r)(output(), batch(), 5000) for r in (VOC, recipe))
     assert without[term] == 0
-    torch.testing.assert_close(full["total"] - VOC.weights[term] * full[term], without["total"])
+    torch.testing.assert_close(
+        full["total"] - getattr(VOC.loss.weights, term) * full[term], without["total"])
 
 
 def test_masks_early_and_late():
     from more.method.cam import resize
     from more.method.labels import cam_to_label
 
-    data, objective = batch(), Objective(VOC)
+    data, made = batch(), make_objective(VOC)
     aux, main = resize(data.aux_cams, GRID), resize(data.cams, GRID)
-    early, late = (objective.masks(output(), data, step) for step in (10000, 10001))
+    early, late = (made.masks(output(), data, step) for step in (10000, 10001))
     assert torch.equal(early.contrast, cam_to_label(aux, data.tags, 0.7, 0.25))
     assert torch.equal(early.confident, cam_to_label(aux, data.tags, 0.5, 0.25))
     assert torch.equal(early.uncertain, early.contrast)
@@ -127,7 +129,7 @@ def test_classes_may_be_permuted():
     other = batch(tags=data.tags[:, order], cams=data.cams[:, order],
                   aux_cams=data.aux_cams[:, order])
     for step in (3000, 20000):
-        a, b = Objective(VOC)(out, data, step), Objective(VOC)(moved, other, step)
+        a, b = make_objective(VOC)(out, data, step), make_objective(VOC)(moved, other, step)
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)
 
@@ -135,9 +137,9 @@ def test_classes_may_be_permuted():
 def test_positions_replace_the_random_choice():
     positions = torch.tensor([[[0, 0], [1, 1]], [[0, 1], [-1, -1]], [[1, 0], [0, 0]],
                               [[-1, -1], [-1, -1]]])
-    a = Objective(VOC)(output(), batch(), 0, positions)["ure"]
-    b = Objective(VOC)(output(), batch(keys=None), 0, positions)["ure"]
-    assert a == b != Objective(VOC)(output(), batch(), 0)["ure"]
+    a = make_objective(VOC)(output(), batch(), 0, positions)["ure"]
+    b = make_objective(VOC)(output(), batch(keys=None), 0, positions)["ure"]
+    assert a == b != make_objective(VOC)(output(), batch(), 0)["ure"]
 
 
 @pytest.mark.parametrize("tags", [0.0, 1.0])
@@ -149,26 +151,26 @@ def test_empty_cases_are_finite(tags, cam, variant):
                  aux_cams=torch.full((B, C, *CROP), cam))
     for step in (0, 3000, 20000):
         out = output()
-        terms = Objective(VOC.variant(variant))(out, data, step)
+        terms = make_objective(voc(*VARIANTS[variant]))(out, data, step)
         assert all(torch.isfinite(t) for t in terms.values())
         assert all(torch.isfinite(g).all() for g in gradients(terms["total"], out).values())
 
 
 def test_variants_and_single_options_change_the_terms():
-    base = Objective(VOC)(output(), batch(), 3000)
-    for option, term in [({"mcl_form": "mixed"}, "mcl"), ({"cre_similarity": "cosine"}, "cre"),
-                         ({"cre_reduction": "pairs"}, "cre"), ({"ure_form": "paper"}, "ure"),
-                         ({"pseudo_label": "lam"}, "seg")]:
-        terms = Objective(replace(VOC, **option))(output(), batch(), 3000)
+    base = make_objective(VOC)(output(), batch(), 3000)
+    for option, term in [("mcl_form=mixed", "mcl"), ("cre_similarity=cosine", "cre"),
+                         ("cre_reduction=pairs", "cre"), ("ure_form=paper", "ure"),
+                         ("pseudo_label=lam", "seg")]:
+        terms = make_objective(voc(f"loss.{option}"))(output(), batch(), 3000)
         changed = {name for name in TERMS if terms[name] != base[name]}
         assert term in changed and changed <= {term, "energy"}
-    assert VOC.variant("paper").variant("released") == VOC
 
 
 def test_padding_can_be_left_out_of_all_masks():
     box = torch.tensor([[0, 20, 0, 32]] * B)
     data = batch(box=box)
-    released, boxed = (Objective(replace(VOC, exclude_padding=e)) for e in (False, True))
+    released, boxed = (
+        make_objective(voc(f"loss.exclude_padding={e}")) for e in (False, True))
     assert released(output(), data, 3000)["total"] == released(output(), batch(), 3000)["total"]
     for step in (3000, 20000):
         masks = boxed.masks(output(), data, step)
@@ -179,41 +181,38 @@ def test_padding_can_be_left_out_of_all_masks():
 
 
 @pytest.mark.parametrize("given, high, low", [
-    ({}, VOC.high, VOC.low), ({"label_high": 0.5}, 0.5, VOC.low),
-    ({"label_low": 0.1}, VOC.high, 0.1), ({"label_high": 0.55, "label_low": 0.45}, 0.55, 0.45),
-    ({"label_low": 0.0}, VOC.high, 0.0)])
+    ((), 0.7, 0.25), (("high=0.5",), 0.5, 0.25), (("low=0.1",), 0.7, 0.1),
+    (("high=0.55", "low=0.45"), 0.55, 0.45), (("low=0.0",), 0.7, 0.0)])
 def test_the_decoders_labels_have_levels_of_their_own(given, high, low):
     from more.method.labels import denormalise, refined_label
 
-    data, objective = batch(), Objective(replace(VOC, **given))
-    found = objective.pseudo_label(output(), data)
+    data, made = batch(), make_objective(voc(*(f"loss.label_{one}" for one in given)))
+    found = made.pseudo_label(output(), data)
     images = denormalise(data.images, data.mean, data.std)
-    assert torch.equal(found, refined_label(images, data.cams, data.tags, high, low,
-                                            objective.par))
-    released = Objective(VOC)
+    assert torch.equal(found, refined_label(images, data.cams, data.tags, high, low, made.par))
+    released = make_objective(VOC)
     assert torch.equal(found, released.pseudo_label(output(), data)) != bool(given)
-    masks = [one.masks(output(), data, 10001) for one in (objective, released)]
+    masks = [one.masks(output(), data, 10001) for one in (made, released)]
     assert all(map(torch.equal, *masks)), "the other terms keep theirs"
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
 @pytest.mark.parametrize("step", [3000, 20000])
 def test_two_ranks_give_the_losses_and_gradients_of_one(step, variant):
-    recipe = VOC.variant(variant)
-    out, objective = output(), Objective(recipe)
-    whole = objective(out, batch(), step)
+    out, made = output(), make_objective(voc(*VARIANTS[variant]))
+    whole = made(out, batch(), step)
     expected = gradients(whole["total"], out)
     halves = [slice(0, 2), slice(2, 4)]
     counted = [[], []]
     for rank, rows in enumerate(halves):
-        objective(output(rows), batch(rows, share=0.5, count_reduce=lambda n, r=rank: (
+        made(output(rows), batch(rows, share=0.5, count_reduce=lambda n, r=rank: (
             counted[r].append(n), n)[1]), step)
     means = [(a + b) / 2 for a, b in zip(*counted, strict=True)]
     terms, found = [], []
     for rows in halves:
         part, feed = output(rows), iter(means)
         data = batch(rows, share=0.5, count_reduce=lambda n, feed=feed: next(feed))
-        terms.append(objective(part, data, step))
+        terms.append(made(part, data, step))
         found.append(gradients(terms[-1]["total"], part))
     for name in whole:
         mean = torch.stack([t[name] for t in terms]).mean()
@@ -225,15 +224,10 @@ def test_two_ranks_give_the_losses_and_gradients_of_one(step, variant):
 
 def test_too_small_grids_are_refused_before_training():
     with pytest.raises(ValueError, match="patch grid"):
-        Objective(VOC).check((6, 10))
-    Objective(VOC).check((7, 7))
-    Objective(replace(VOC, weights={**VOC.weights, "ure": 0.0})).check((4, 4))
+        make_objective(VOC).check((6, 10))
+    make_objective(VOC).check((7, 7))
+    make_objective(voc("loss.weights.ure=0")).check((4, 4))
 
 
-def test_recipes_refuse_unknown_names():
-    with pytest.raises(ValueError, match="weights"):
-        Recipe(weights={"cls": 1.0})
-    with pytest.raises(ValueError, match="ure_form"):
-        Recipe(ure_form="best")
-    with pytest.raises(ValueError, match="variant"):
-        VOC.variant("mine")
+def test_the_terms_are_those_of_the_config():
+    assert set(TERMS) == set(VOC.loss.weights.__dict__) == set(VOC.loss.start.__dict__)

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from more.method import labels
+from more.method.batch import Batch
 from more.method.cam import PresentMaps, multi_scale, resize, single_scale
 from more.method.labels import cam_to_label, mask_cams, refined_label
-from more.method.objective import COCO, VOC, Batch, Objective
+from more.method.objective import make_objective
 from more.method.par import PixelAdaptiveRefinement
+from tests.method.released import coco, voc
 from tests.oracles import labels as oracle
 
 TAGS = {"some": [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 1]],
@@ -77,23 +79,21 @@ def test_refined_labels_of_both_forms_are_equal(name):
 
 
 @pytest.mark.parametrize("boxed", [False, True])
-@pytest.mark.parametrize("recipe", [VOC, COCO])
+@pytest.mark.parametrize("recipe", [voc, coco])
 @pytest.mark.parametrize("name", TAGS)
 def test_masks_of_the_objective_are_equal(name, recipe, boxed):
     (cams, tags), grid = case(name), (8, 12)
     aux = mask_cams(resize(drawn(4, 5, 6, 5, seed=3), (32, 48)), tags)
     output = type("Output", (), {"patch_tokens": torch.zeros(4, 2, *grid)})
-    recipe = Objective(recipe.__class__(**{**vars(recipe), "exclude_padding": boxed}))
+    objective = make_objective(recipe(f"loss.exclude_padding={boxed}"))
     both = [Batch(images=drawn(4, 3, 32, 48, seed=4), tags=tags, cams=a, aux_cams=b, box=BOX)
             for a, b in ((cams, aux), (PresentMaps.of(cams, tags), PresentMaps.of(aux, tags)))]
     for step in (0, 10**6):
-        found = [recipe.masks(output, batch, step) for batch in both]
+        found = [objective.masks(output, batch, step) for batch in both]
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     if not boxed:  # and what resized maps of all classes give
-        r = recipe.recipe
-        assert torch.equal(found[1].confident, cam_to_label(resize(cams, grid), tags, r.late_high,
-                                                            r.late_low))
-    labels = [recipe.pseudo_label(output, batch) for batch in both]
+        assert torch.equal(found[1].confident, cam_to_label(resize(cams, grid), tags, 0.6, 0.35))
+    labels = [objective.pseudo_label(output, batch) for batch in both]
     assert torch.equal(*labels)
 
 

@@ -9,14 +9,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from more.config.schema import ModelConfig
 from more.errors import UserError
-from more.method.pretrained import (
-    backbone_normalisation,
-    build_network,
-    create_backbone,
-    hub_state,
-)
-from tests.method.micro import PATCH, SIDE, SIZES, images, micro_network
+from more.method.backbones import backbone_normalisation, create_backbone, hub_state
+from more.method.make_network import build_network
+from tests.method.micro import PATCH, SIDE, SIZES, images, micro_model, micro_network
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(os.environ.get("MORE_WEIGHTS", ROOT.parent / "shared" / "weights"))
@@ -32,8 +29,7 @@ def vit_file(path: Path, **changes) -> dict[str, torch.Tensor]:
 
 
 def build(path, **options):
-    return build_network("custom", 5, SIDE, weights=path, decoder_width=16,
-                         **{"vit_kwargs": SIZES, **options})
+    return build_network(micro_model(weights=path, **options), SIDE)
 
 
 def test_tokens_start_as_copies_of_the_pretrained_one(tmp_path):
@@ -58,8 +54,6 @@ def test_options_of_the_start(tmp_path):
     assert 0.07 < spread < 0.13
     with pytest.raises(UserError, match="0 register tokens"):
         build(path, register_init="registers")
-    with pytest.raises(UserError, match="token_init is 'noisy'"):
-        build(path, token_init="noisy")
 
 
 def test_registers_of_the_backbone_can_be_kept(tmp_path):
@@ -67,7 +61,7 @@ def test_registers_of_the_backbone_can_be_kept(tmp_path):
     state = create_backbone("custom", 3 * PATCH, sizes).state_dict()
     state["reg_token"] = torch.randn_like(state["reg_token"])
     save_file(state, tmp_path / "reg.safetensors")
-    encoder = build(tmp_path / "reg.safetensors", vit_kwargs=sizes,
+    encoder = build(tmp_path / "reg.safetensors", vit=sizes,
                     register_init="registers").encoder
     assert torch.equal(encoder.cls_token[:, :4], state["reg_token"])
     assert encoder.pos_embed[:, :9].abs().max() == 0
@@ -85,7 +79,8 @@ def test_registers_of_the_backbone_can_be_kept(tmp_path):
     ("vit_base_patch16_siglip_224", 64, {"depth": 3, "embed_dim": 96, "num_heads": 3}),
 ])
 def test_timm_backbones_by_name(name, side, kwargs):
-    network = build_network(name, 3, side, weights="none", decoder_width=8, vit_kwargs=kwargs)
+    network = build_network(ModelConfig(backbone=name, num_classes=3, weights="none",
+                                        decoder_width=8, vit=kwargs), side)
     out = network.eval()(images(1, side, side))
     grid = side // network.encoder.patch_size
     assert out.cam.shape == (1, 3, grid, grid)
@@ -98,8 +93,7 @@ def test_average_pooling_backbones_keep_their_final_norm():
     vit = create_backbone("custom", SIDE, {**SIZES, "global_pool": "avg"})
     state = vit.state_dict()
     assert "fc_norm.weight" in state and "norm.weight" not in state
-    network = build_network("custom", 3, SIDE, weights="none",
-                            vit_kwargs={**SIZES, "global_pool": "avg"})
+    network = build_network(micro_model(3, vit={**SIZES, "global_pool": "avg"}), SIDE)
     assert "encoder.norm.weight" in network.state_dict()
 
 
@@ -111,8 +105,8 @@ def test_the_encoder_computes_what_timm_computes(tmp_path):
     vit = create_backbone("custom", SIDE, sizes).eval()
     vit.cls_token.normal_()
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
-    network = build_network("custom", 1, SIDE, tmp_path / "vit.safetensors",
-                            regularising_tokens=0, vit_kwargs=sizes).eval()
+    network = build(tmp_path / "vit.safetensors", num_classes=1, regularising_tokens=0,
+                    vit=sizes).eval()
     out = network.encoder(images())
     tokens = torch.cat([out.class_tokens, out.patch_tokens], 1)
     torch.testing.assert_close(tokens, vit.forward_features(images()))
@@ -128,8 +122,9 @@ def test_siglip_starts_off_its_features_by_the_attention_to_our_tokens_alone(tmp
     pictures, off = torch.randn(2, 3, 64, 64), {}
     expected = vit.eval().forward_features(pictures)
     for attention in ("full", "shared"):
-        encoder = build_network(name, 5, 64, tmp_path / "siglip.safetensors", vit_kwargs=sizes,
-                                token_attention=attention).eval().encoder
+        encoder = build_network(ModelConfig(
+            backbone=name, num_classes=5, weights=tmp_path / "siglip.safetensors", vit=sizes,
+            token_attention=attention), 64).eval().encoder
         found = encoder(pictures).patch_tokens
         off[attention] = float((found - expected).norm() / expected.norm())
     assert 1e-4 < off["shared"] < off["full"] / 2
@@ -163,15 +158,15 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
     path = tmp_path / "vit.safetensors"
     vit_file(path)
     with pytest.raises(UserError) as caught:
-        build(path, vit_kwargs={**SIZES, "embed_dim": 36})
+        build(path, vit={**SIZES, "embed_dim": 36})
     text = str(caught.value)
     assert str(path) in text and "shape [" in text and "the model needs [" in text
     with pytest.raises(UserError, match=r"patch_embed.proj.weight .*\[24, 3, 8, 8\].*\[24, 3, 4"):
-        build(path, vit_kwargs={**SIZES, "patch_size": 4})
+        build(path, vit={**SIZES, "patch_size": 4})
     with pytest.raises(UserError, match="tensors missing: blocks.4"):
-        build(path, vit_kwargs={**SIZES, "depth": 6})
+        build(path, vit={**SIZES, "depth": 6})
     with pytest.raises(UserError, match="not in the model: blocks.3"):
-        build(path, vit_kwargs={**SIZES, "depth": 3})
+        build(path, vit={**SIZES, "depth": 3})
 
 
 def test_positions_that_are_no_square_are_refused(tmp_path):
@@ -281,14 +276,16 @@ def test_dinov2_file_in_half_precision():
     path = WEIGHTS / "vit_small_patch14_dinov2.safetensors"
     if not path.is_file():
         pytest.skip(f"weights absent: {path} (set MORE_WEIGHTS to their folder)")
-    network = build_network("vit_small_patch14_dinov2", 20, 70, path, decoder_width=8).eval()
+    network = build_network(ModelConfig(backbone="vit_small_patch14_dinov2", weights=path,
+                                        decoder_width=8), 70).eval()
     state = load_file(path)
     assert all(p.dtype == torch.float32 for p in network.parameters())
     gamma = network.encoder.blocks[3].ls1.gamma
     assert torch.equal(gamma, state["blocks.3.ls1.gamma"].float())
     assert network.encoder.pos_embed.shape[1] == 24 + 25
     # The plain ViT at the same size, its positions resized our way, sees the same patches.
-    single = build_network("vit_small_patch14_dinov2", 1, 70, path, regularising_tokens=0).eval()
+    single = build_network(ModelConfig(backbone="vit_small_patch14_dinov2", num_classes=1,
+                                       weights=path, regularising_tokens=0), 70).eval()
     vit = create_backbone("vit_small_patch14_dinov2", 70).eval()
     vit.load_state_dict({**single.encoder.state_dict()})
     tokens = vit.forward_features(images(1, 70, 70))

@@ -12,23 +12,23 @@ from torch import nn
 
 from more.config.load import load_config
 from more.method import encoder as encoder_module
+from more.method.make_network import make_network
 from more.method.recompute import keep_less
 from more.plan.live_bytes import LiveBytes
-from more.train.build import make_network
 from tests.method.micro import SIZES, images, micro_network
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "shapes_micro.py"
 SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
 VARIANTS = {
     "micro": {},
-    "small": {"vit_kwargs": SMALL},
+    "small": {"vit": SMALL},
     "shared": {"token_attention": "shared"},
-    "layer scale": {"vit_kwargs": {**SIZES, "init_values": 0.1}},
-    "normed heads": {"vit_kwargs": {**SIZES, "qk_norm": True}},
-    "normed MLP": {"vit_kwargs": {**SIZES, "scale_mlp_norm": True}},
-    "gated": {"vit_kwargs": {**SIZES, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}},
-    "ReLU": {"vit_kwargs": {**SIZES, "act_layer": nn.ReLU}},
-    "dropped": {"vit_kwargs": {**SIZES, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}},
+    "layer scale": {"vit": {**SIZES, "init_values": 0.1}},
+    "normed heads": {"vit": {**SIZES, "qk_norm": True}},
+    "normed MLP": {"vit": {**SIZES, "scale_mlp_norm": True}},
+    "gated": {"vit": {**SIZES, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}},
+    "ReLU": {"vit": {**SIZES, "act_layer": nn.ReLU}},
+    "dropped": {"vit": {**SIZES, "drop_path_rate": 0.3, "proj_drop_rate": 0.2}},
 }
 
 

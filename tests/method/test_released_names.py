@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from more.errors import UserError
-from more.method.pretrained import build_network
+from more.method.make_network import build_network
 from more.method.released_names import from_released, own_name, released_name, to_released
 from more.method.weight_files import load_released_state
-from tests.method.micro import SIDE, SIZES, WIDTH, images, micro_network
+from tests.method.micro import SIDE, WIDTH, images, micro_model, micro_network
 
 
 def released_state(network) -> dict[str, torch.Tensor]:
@@ -42,8 +42,7 @@ def test_round_trip_through_a_file(tmp_path, wrap):
 
 
 def micro_network_from(path, classes: int = 5, **options):
-    options = {"decoder_width": 16, "vit_kwargs": SIZES, **options}
-    return build_network("custom", classes, SIDE, weights=path, **options).eval()
+    return build_network(micro_model(classes, weights=path, **options), SIDE).eval()
 
 
 def test_graph_of_a_checkpoint_is_ignored_without_graph(tmp_path):

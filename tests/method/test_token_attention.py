@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
+from more.config.schema import ModelConfig
 from more.method.encoder import ClassTokenEncoder
-from more.method.tokens import TokenStart
 from more.method.weight_files import load_backbone
 from tests.method.micro import PATCH, SIDE, SIZES, images
 
@@ -25,7 +25,7 @@ def vit() -> VisionTransformer:
 def encoder(token_attention: str, classes: int = 9) -> ClassTokenEncoder:
     """Class tokens are copies of the backbone's; no regularising ones."""
     result = ClassTokenEncoder(vit(), classes, SIDE, 0, -3, token_attention)
-    load_backbone(result, vit().state_dict(), 1, TokenStart(), "test")
+    load_backbone(result, vit().state_dict(), 1, ModelConfig(), "test")
     return result.eval()
 
 

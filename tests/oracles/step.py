@@ -140,21 +140,23 @@ def segmentation(logits, targets):
     return sum(s / (n + 1e-6) for s, n in zip(sums, numbers, strict=True)) / 2
 
 
-def training_terms(network, images, tags, recipe, scales, keys, mark=lambda name: None,
+def training_terms(network, images, tags, objective, scales, keys, mark=lambda name: None,
                    by_position=False):
     """All terms of an early step (released options) and their weighted sum.
 
     `mark` is told the name of each part when it is done: CAM, labels, forward, labels, losses. With
     `by_position`, PTC and segmentation go through pairs of patches and pixels one after another.
     """
+    loss, thresholds = objective.loss, objective.cam
     pairs, pixels = ((losses.contrast, losses.segmentation) if by_position
                      else (contrast, segmentation))
     cams, aux = cam_views(network, images, scales)
     mark("CAM")
     pictures = images * torch.tensor(STD).view(-1, 1, 1) + torch.tensor(MEAN).view(-1, 1, 1)
     targets = torch.stack([labels.refined_label(
-        picture.trunc().clamp(0, 255) / 255, cam * tag[:, None, None], tag, recipe.high, recipe.low,
-        recipe.par_dilations, recipe.par_iterations)
+        picture.trunc().clamp(0, 255) / 255, cam * tag[:, None, None], tag, thresholds.high,
+        thresholds.low,
+        objective.par.dilations, thresholds.par_iterations)
         for picture, cam, tag in zip(pictures, cams, tags, strict=True)])
     mark("labels")
     tokens, features, aux_features = encode(network.encoder, images)
@@ -164,21 +166,22 @@ def training_terms(network, images, tags, recipe, scales, keys, mark=lambda name
     scores = network.decoder(features)
     mark("forward")
     grid = up(aux, features.shape[-2:])
-    masks = [patch_mask(*pair, recipe.high, recipe.low) for pair in zip(grid, tags, strict=True)]
-    sure = torch.stack([patch_mask(*pair, recipe.cre_high, recipe.cre_low)
+    masks = [patch_mask(*pair, thresholds.high, thresholds.low)
+             for pair in zip(grid, tags, strict=True)]
+    sure = torch.stack([patch_mask(*pair, thresholds.cre_high, thresholds.cre_low)
                         for pair in zip(grid, tags, strict=True)])
     places = [uncertain_positions(mask, k) for mask, k in zip(masks, keys, strict=True)]
     mark("labels")
     terms = {"cls": _soft_margin(logits, tags), "cls_aux": _soft_margin(aux_logits, tags),
              "mcl": sum(_decorrelation(image) for image in refined) / len(refined),
-             "cre": losses.confident(refined, features, sure, tags, recipe.temperature),
+             "cre": losses.confident(refined, features, sure, tags, loss.temperature),
              "ure": losses.uncertain(refined, features, tags, places),
              "ptc": pairs(features, torch.stack(masks))}
     full = up(scores, images.shape[-2:])
     terms |= {"seg": pixels(full, targets), "energy": lattice.energy(
-        full, pictures, targets, recipe.energy_weight, recipe.energy_sigma_rgb,
-        recipe.energy_sigma_xy)}
-    terms["total"] = sum(recipe.weights[name] * value for name, value in terms.items())
+        full, pictures, targets, loss.energy_weight, loss.energy_sigma_rgb,
+        loss.energy_sigma_xy)}
+    terms["total"] = sum(objective.weights[name] * value for name, value in terms.items())
     mark("losses")
     return terms
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from more.config.schema import ModelConfig
+from more.method.make_network import build_network
 from more.method.network import MoReNetwork
-from more.method.pretrained import build_network
 from more.method.released_names import from_released
 from more.method.weight_files import load_released_state
 
@@ -27,12 +28,12 @@ def fixture_network(arrays: dict[str, np.ndarray], native: int, heads: int) -> M
     classes = len(state["classifier.weight"])
     depth = len({name.split(".")[2] for name in state if name.startswith("encoder.blocks.")})
     hidden = state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
-    network = build_network(
-        "custom", classes, native, weights="none",
+    network = build_network(ModelConfig(
+        backbone="custom", num_classes=classes, weights="none",
         regularising_tokens=state["encoder.cls_token"].shape[1] - classes,
         decoder_width=len(state["decoder.conv6.weight"]),
-        vit_kwargs={"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads,
-                    "mlp_ratio": hidden / width})
+        vit={"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads,
+             "mlp_ratio": hidden / width}), native)
     load_released_state(network, state, "fixture")
     return network.eval()
 
@@ -48,12 +49,13 @@ def encoder_network(arrays: dict[str, np.ndarray]) -> MoReNetwork:
     classes = arrays["native.class_tokens"].shape[1]
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    network = build_network(
-        "custom", classes, arrays["native.image"].shape[-1], weights="none",
+    network = build_network(ModelConfig(
+        backbone="custom", num_classes=classes, weights="none",
         regularising_tokens=state["cls_token"].shape[1] - classes, decoder_width=8,
-        vit_kwargs={"patch_size": patch, "embed_dim": width, "depth": depth,
-                    "num_heads": heads_of(arrays),
-                    "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width})
+        vit={"patch_size": patch, "embed_dim": width, "depth": depth,
+             "num_heads": heads_of(arrays),
+             "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width}),
+        arrays["native.image"].shape[-1])
     own = from_released({"encoder." + name: tensor for name, tensor in state.items()})
     network.encoder.load_state_dict(
         {name.removeprefix("encoder."): tensor for name, tensor in own.items()})

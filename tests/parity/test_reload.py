@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from more.method.pretrained import build_network, create_backbone
+from more.config.schema import ModelConfig
+from more.method.backbones import create_backbone
+from more.method.make_network import build_network
 from tests.parity.compare import close
 
 TOL = 1e-4
@@ -22,8 +24,9 @@ def test_tokens_and_positions(parity, tmp_path):
     save_file(state, tmp_path / "vit.safetensors")
 
     torch.manual_seed(0)
-    network = build_network("custom", tokens - 4, new * PATCH, tmp_path / "vit.safetensors",
-                            aux_layer=-1, decoder_width=8, vit_kwargs=sizes)
+    network = build_network(ModelConfig(
+        backbone="custom", num_classes=tokens - 4, weights=str(tmp_path / "vit.safetensors"),
+        aux_layer=-1, decoder_width=8, vit=sizes), new * PATCH)
     encoder = network.encoder
     close(encoder.cls_token, arrays["model.cls_token"], TOL)
     close(encoder.pos_embed[:, 4:], arrays["model.pos_embed_from_token4"], TOL)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
+from more.method.batch import Batch
 from more.method.cam import multi_scale, resize
 from more.method.labels import cam_to_label
 from more.method.network import parameter_groups
-from more.method.objective import COCO, VOC, Batch, Objective
 from more.method.released_names import own_name
 from more.train.optimizer import make_scheduler
+from tests.method.released import COCO, VOC
+from tests.method.released import objective as make
 from tests.parity.compare import close, equal
 from tests.parity.released import fixture_network, heads_of
 
@@ -69,7 +69,7 @@ def test_three_steps(parity, run):
               for g in parameter_groups(network)]
     optimizer = torch.optim.AdamW(groups, betas=(beta1, beta2), eps=1e-8)
     scheduler = make_scheduler(optimizer, int(warmup), int(total), ratio, power)
-    objective = Objective(VOC, compute_inactive=True)
+    objective = make(VOC, compute_inactive=True)
     named = dict(network.named_parameters())
     for k, step in enumerate(data[f"{run}.n_iter"]):
         np.testing.assert_allclose([g["lr"] for g in optimizer.param_groups],
@@ -99,7 +99,7 @@ def test_three_steps(parity, run):
 def test_masks_and_labels_of_the_first_step(parity):
     data = parity("train_step")
     network = build(parity)
-    objective = Objective(VOC)
+    objective = make(VOC)
     _, batch, output = forward(network, data, objective, VOC_SCALES, data["warm.n_iter"][0],
                                data["warm.ure_selected_hw"][0])
     grid = output.patch_tokens.shape[-2:]
@@ -111,7 +111,7 @@ def test_masks_and_labels_of_the_first_step(parity):
     equal(masks.confident, data["warm.step0.pseudo_label_cle"], "CRE mask")
     equal(masks.contrast, data["warm.step0.pseudo_label_aux"], "PTC mask")
     equal(masks.uncertain, data["warm.step0.pseudo_label_aux"], "URE mask")
-    equal(cam_to_label(main, batch.tags, VOC.late_high, VOC.late_low),
+    equal(cam_to_label(main, batch.tags, VOC.cam.late_high, VOC.cam.late_low),
           data["warm.step0.pseudo_label"], "late mask")
     equal(objective.pseudo_label(output, batch), data["warm.step0.refined_label"], "refined")
 
@@ -121,7 +121,7 @@ def test_masks_and_labels_of_the_first_step(parity):
 def test_terms_around_the_switches(parity, name, recipe, scales):
     data = parity("train_step")
     network = build(parity)
-    objective = Objective(replace(recipe), compute_inactive=True)
+    objective = make(recipe, compute_inactive=True)
     with torch.no_grad():
         for k, step in enumerate(data[f"{name}.n_iter"]):
             terms, *_ = forward(network, data, objective, scales, step,

@@ -9,10 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from more.config.load import load_config
-from more.method.objective import Batch
+from more.method.batch import Batch
+from more.method.make_network import make_network
+from more.method.objective import make_objective
 from more.plan.activations import autocast, step_activations
 from more.plan.live_bytes import LiveBytes
-from more.train.build import make_network, make_objective
 from more.train.cams import CamMaker
 from more.train.stage_one import in_float32
 

@@ -13,7 +13,6 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.method import pretrained
 from more.plan import dry_run
 from more.plan.memory import Layout, checkpoint_bytes, parameter_sizes, stage_memory
 from tests.processes import run
@@ -24,7 +23,8 @@ import torch
 from more.config.load import load_config
 from more.train import checkpoint
 from more.train.average import average_of
-from more.train.build import make_network, make_optimizer
+from more.method.make_network import make_network
+from more.train.build import make_optimizer
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 from more.train.distributed import import_deepspeed, setup, teardown
 from more.train.optimizer import make_scheduler
@@ -175,7 +175,8 @@ def test_it_refuses_what_training_refuses(tiny, sets, extra, world, message):
 
 
 def test_nothing_is_fetched_started_or_written(tiny, sets, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "hub_state", lambda *_: pytest.fail("weights were fetched"))
+    monkeypatch.setattr("more.method.make_network.hub_state",
+                        lambda *_: pytest.fail("weights were fetched"))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_: pytest.fail("a group"))
     config = load_config(tiny["config"], ["model.backbone=vit_base_patch16_224", "model.vit={}",
                                           "model.weights=timm", "data.crop=112"])

@@ -14,7 +14,8 @@ from torch import Tensor
 from more.bench.steps import drawn_example
 from more.config.load import load_config
 from more.config.schema import Config
-from more.train.build import make_network, make_optimizer
+from more.method.make_network import make_network
+from more.train.build import make_optimizer
 from more.train.distributed import World
 from more.train.safety import poisoned
 from more.train.stage_one import TagStage

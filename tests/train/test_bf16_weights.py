@@ -139,7 +139,8 @@ import copy, sys, warnings
 import torch
 import torch.distributed as dist
 from more.config.load import load_config
-from more.train.build import make_network, make_optimizer
+from more.method.make_network import make_network
+from more.train.build import make_optimizer
 from more.train.distributed import import_deepspeed, leave, setup
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 

@@ -14,14 +14,10 @@ from more.config.load import load_config
 from more.errors import UserError
 from more.filtering.gaussian_attention import attention_filter
 from more.method.losses.energy import energy_filter
+from more.method.make_network import make_network
+from more.method.objective import make_objective
 from more.train import build
-from more.train.build import (
-    make_network,
-    make_objective,
-    make_optimizer,
-    make_plan,
-    same_buffers,
-)
+from more.train.build import make_optimizer, make_plan, same_buffers
 from more.train.deepspeed_settings import deepspeed_dict, merged, split_batch
 from more.train.distributed import World, import_deepspeed
 

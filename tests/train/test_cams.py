@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from more.config.load import load_config
 from more.errors import UserError
 from more.method.cam import minmax, multi_scale, resize
+from more.method.make_network import make_network
+from more.method.objective import make_objective
 from more.method.packing import packs
 from more.train.average import WeightAverage
-from more.train.build import make_network, make_objective
 from more.train.cams import CamMaker, half_views, needs_main, view_sizes
 from tests.train.conftest import command, records
 from tests.train.test_mask_stage import Engine

@@ -9,9 +9,10 @@ import torch
 
 from more.config.load import config_from_dict
 from more.data.shards.reader import ShardSet
+from more.method.make_network import make_network
 from more.train import warm_up
 from more.train.average import WeightAverage
-from more.train.build import make_network, make_optimizer
+from more.train.build import make_optimizer
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World
 from more.train.safety import poisoned

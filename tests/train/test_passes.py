@@ -9,7 +9,7 @@ import torch
 
 from more.config.load import config_from_dict
 from more.data.shards.reader import ShardSet
-from more.train.build import make_network
+from more.method.make_network import make_network
 from more.train.deepspeed_settings import split_batch
 from more.train.stage_one import TagStage
 from tests.data.sets import mask_set, small_set

@@ -13,8 +13,8 @@ from more.data.shards.reader import ShardSet
 from more.evaluation.metrics import confusion_matrix, scores
 from more.method.cam import minmax
 from more.method.labels import cam_to_label
+from more.method.make_network import make_network
 from more.train import validation as module
-from more.train.build import make_network
 from more.train.distributed import ALONE, World
 from more.train.validation import validate
 

@@ -11,7 +11,7 @@ import torch
 from more.data.shards.reader import ShardSet
 from more.method.losses import ptc
 from more.method.losses.ptc import patch_contrast_loss
-from more.train.build import make_network
+from more.method.make_network import make_network
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 from more.train.distributed import World, import_deepspeed
 from more.train.means import Means

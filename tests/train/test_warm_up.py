@@ -10,10 +10,10 @@ from more.data.loader import make_eval_loader
 from more.data.shards.reader import ShardSet
 from more.method.heads import CompetitiveHead
 from more.method.losses.classification import multilabel_soft_margin
+from more.method.make_network import make_network
 from more.method.network import feature_maps
 from more.plan.live_bytes import LiveBytes
 from more.train import warm_up
-from more.train.build import make_network
 from more.train.distributed import World
 from more.train.warm_up import Features, encode, warm_heads
 from tests.train.ranks import as_ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from more.method.heads import log_odds, shown_probabilities
 from more.method.numerics import full
 
 
@@ -15,3 +16,15 @@ def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
     """
     logits = full(logits)
     return F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype))
+
+
+def image_tags_loss(seg_logits: Tensor, tags: Tensor) -> Tensor:
+    """Whether the prediction shows the image's classes somewhere, and no others.
+
+    The multi-label soft margin of the log-odds of `shown_probabilities`. Tags are known exactly
+    where masks are guesses.
+
+    Args: seg_logits `[B, C+1, h, w]`, tags `[B, C]`. Returns: a scalar.
+    """
+    shown = shown_probabilities(seg_logits)
+    return multilabel_soft_margin(log_odds(shown), tags)

@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from more.config.schema import LossConfig
 from more.constants import constant
+from more.method.batch import Batch
+from more.method.forward_gradients import Summand, enlarge, with_forward_gradients
 from more.method.labels import IGNORE, undo_normalisation
-from more.method.losses.batch import Batch
-from more.method.losses.classification import multilabel_soft_margin
-from more.method.losses.energy import Filter, energy_filter, energy_of, shared_affinity, shrunk
-from more.method.losses.gradients import Summand, enlarge, with_early_gradients
+from more.method.losses.energy import (
+    SCALE,
+    Filter,
+    energy_filter,
+    energy_of,
+    shared_affinity,
+    shrunk,
+)
 from more.method.numerics import Reduce, counts, full
-from more.method.recipe import Recipe
-
-PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's in the image
-SMALLEST = 1e-6
 
 
 def balanced_cross_entropy(
@@ -96,26 +99,7 @@ def mask_loss(
     def summand(part: Tensor, rows: slice) -> Tensor:
         own = None if weights is None else weights[rows]
         return balanced_sum(part, labels[rows], numbers, own)
-    return with_early_gradients(logits, {"seg": summand}, tuple(labels.shape[-2:]))["seg"]
-
-
-def image_tags_loss(seg_logits: Tensor, tags: Tensor) -> Tensor:
-    """Whether the prediction shows the image's classes somewhere, and no others.
-
-    The multi-label soft margin of the log-odds of `shown_probabilities`. Tags are known exactly
-    where masks are guesses.
-
-    Args: seg_logits `[B, C+1, h, w]`, tags `[B, C]`. Returns: a scalar.
-    """
-    shown = shown_probabilities(seg_logits)
-    return multilabel_soft_margin(shown.clamp(SMALLEST, 1 - SMALLEST).logit(), tags)
-
-
-def shown_probabilities(seg_logits: Tensor) -> Tensor:
-    """How likely images show each class `[B, C]`, by the decoder's logits `[B, C+1, h, w]`: its
-    mean probability over the patches where it is likeliest, one in 32."""
-    flat = full(seg_logits).softmax(1)[:, 1:].flatten(2)
-    return flat.topk(max(1, round(PEAK_SHARE * flat.shape[-1])), dim=-1).values.mean(-1)
+    return with_forward_gradients(logits, {"seg": summand}, tuple(labels.shape[-2:]))["seg"]
 
 
 def decoder_terms(
@@ -123,7 +107,7 @@ def decoder_terms(
     labels: Tensor,
     batch: Batch,
     wanted: Collection[str],
-    recipe: Recipe,
+    loss: LossConfig,
     filter: Filter | None = None,
 ) -> dict[str, Tensor]:
     """`balanced_cross_entropy` and `dense_energy` of a batch, with little memory.
@@ -133,7 +117,7 @@ def decoder_terms(
         labels: `[B, H, W]`, 255 uncertain.
         batch: its images, box, normalisation and counts.
         wanted: names among "seg" and "energy".
-        recipe: options of the energy.
+        loss: options of the energy.
         filter: as in `dense_energy`.
 
     Returns: scalars by name, which can be differentiated once.
@@ -141,10 +125,10 @@ def decoder_terms(
     logits = full(seg_logits)
     summands = {}
     if "energy" in wanted:  # first: a GPU is waited for while it makes the lattice, see there
-        summands["energy"] = _energy(labels, batch, recipe, filter, logits)
+        summands["energy"] = _energy(labels, batch, loss, filter, logits)
     if "seg" in wanted:
         summands["seg"] = _segmentation(labels, batch, logits)
-    return with_early_gradients(logits, summands, tuple(labels.shape[-2:]))
+    return with_forward_gradients(logits, summands, tuple(labels.shape[-2:]))
 
 
 def _segmentation(labels: Tensor, batch: Batch, like: Tensor) -> Summand:
@@ -155,14 +139,14 @@ def _segmentation(labels: Tensor, batch: Batch, like: Tensor) -> Summand:
     return summand
 
 
-def _energy(labels: Tensor, batch: Batch, recipe: Recipe, filter: Filter | None, like: Tensor
+def _energy(labels: Tensor, batch: Batch, loss: LossConfig, filter: Filter | None, like: Tensor
             ) -> Summand:
-    box, scale = batch.box if recipe.exclude_padding else None, recipe.energy_scale
-    factor, size = recipe.energy_weight / len(labels), shrunk(labels, scale)
+    box, scale = batch.box if loss.exclude_padding else None, SCALE
+    factor, size = loss.energy_weight / len(labels), shrunk(labels, scale)
     small = F.interpolate(full(batch.images), size=size, mode="nearest")
     small = undo_normalisation(small, batch.mean, batch.std).to(like.dtype)
     affinity = shared_affinity(filter or energy_filter("lattice"), small,
-                               recipe.energy_sigma_xy * scale, recipe.energy_sigma_rgb)
+                               loss.energy_sigma_xy * scale, loss.energy_sigma_rgb)
 
     def summand(logits: Tensor, rows: slice) -> Tensor:
         return energy_of(logits, labels[rows], None if box is None else box[rows], factor, size,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from more.data.boxes import box_mask
 from more.filtering.gaussian_attention import attention_engine, attention_filter
 from more.filtering.permutohedral import (
     PermutohedralLattice,
@@ -17,9 +18,11 @@ from more.filtering.permutohedral import (
     bilateral_filter,
 )
 from more.method.cam import resize
-from more.method.labels import IGNORE, box_mask
-from more.method.losses.gradients import enlarge
+from more.method.forward_gradients import enlarge
+from more.method.labels import IGNORE
 from more.method.numerics import full
+
+SCALE = 0.5  # working size as a part of the full one
 
 # images [B, 3, H, W] in 0..255, values [B, K, H, W], sigma_xy, sigma_rgb -> [B, K, H, W]
 Filter = Callable[[Tensor, Tensor, float, float], Tensor]
@@ -59,7 +62,7 @@ def dense_energy(
     weight: float = 1e-7,
     sigma_rgb: float = 15.0,
     sigma_xy: float = 100.0,
-    scale: float = 0.5,
+    scale: float = SCALE,
     filter: Filter | None = None,
 ) -> Tensor:
     """Bilateral energy of the segmentation, gated towards unsure pixels.

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from more.filtering.permutohedral import PermutohedralLattice
-from more.method.losses import gradients
+from more.method import forward_gradients
+from more.method.forward_gradients import LIVE, images_at_a_time
 from more.method.losses.decoder import decoder_terms
 from more.method.losses.energy import energy_filter
-from more.method.losses.gradients import images_at_a_time
 from tests.claimed_gpu import GPU, OnGpu, claimed_gpu
-from tests.method.losses.test_gradients import RECIPE, SIZE, B, C, case, plain, relative
+from tests.method.test_forward_gradients import LOSS, SIZE, B, C, case, plain, relative
 from tests.research.launches import Launches, fused_attention
 
 NAMES = ("seg", "energy")
@@ -21,7 +21,7 @@ ONE = 4 * (C + 1) * SIZE[0] * SIZE[1]  # bytes of an image's logits at full size
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """No test decides for others how many images go together."""
-    monkeypatch.setattr(gradients, "_CHOSEN", {})
+    monkeypatch.setattr(forward_gradients, "_CHOSEN", {})
 
 
 def moved():
@@ -33,7 +33,7 @@ def moved():
 
 def found(logits, labels, batch, filter=None):
     """(terms, gradient of each)."""
-    terms = decoder_terms(logits, labels, batch, NAMES, RECIPE, filter)
+    terms = decoder_terms(logits, labels, batch, NAMES, LOSS, filter)
     return terms, {name: torch.autograd.grad(terms[name], logits, retain_graph=True)[0]
                    for name in NAMES}
 
@@ -43,7 +43,7 @@ def found(logits, labels, batch, filter=None):
 def test_terms_and_gradients_are_those_of_the_cpu(name, at_a_time, monkeypatch):
     filter = energy_filter(name)
     here = found(*case(), filter)
-    monkeypatch.setitem(gradients.BYTES, "cuda", at_a_time * ONE)
+    monkeypatch.setitem(forward_gradients.BYTES, "cuda", at_a_time * ONE)
     with claimed_gpu():
         logits, *others = moved()
         assert images_at_a_time(logits, SIZE) == at_a_time
@@ -67,7 +67,7 @@ def test_a_batch_has_one_lattice_however_it_is_divided(at_a_time, monkeypatch):
     built, build = [], PermutohedralLattice.__init__
     monkeypatch.setattr(PermutohedralLattice, "__init__",
                         lambda self, given: built.append(given.shape) or build(self, given))
-    monkeypatch.setitem(gradients.BYTES, "cuda", at_a_time * ONE)
+    monkeypatch.setitem(forward_gradients.BYTES, "cuda", at_a_time * ONE)
     with claimed_gpu():
         found(*moved())
     assert built == [(B, SIZE[0] * SIZE[1] // 4, 5)]
@@ -78,12 +78,12 @@ def test_a_batch_has_one_lattice_however_it_is_divided(at_a_time, monkeypatch):
     ("attention", False, 115, 0), ("attention", True, 125, 0)])
 def test_launches_waits_and_uploads_of_the_decoder_s_terms(name, box, most, waits):
     """One after another for some images, and term by term, they were about 1,200 of COCO's."""
-    recipe, filter = replace(RECIPE, exclude_padding=box), energy_filter(name)
+    loss, filter = replace(LOSS, exclude_padding=box), energy_filter(name)
     with claimed_gpu():
         logits, labels, batch = moved()
 
         def update():
-            terms = decoder_terms(logits, labels, batch, NAMES, recipe, filter)
+            terms = decoder_terms(logits, labels, batch, NAMES, loss, filter)
             (0.12 * terms["seg"] + 0.05 * terms["energy"]).backward()
         update()  # what is kept is made
         count = Launches()
@@ -94,8 +94,8 @@ def test_launches_waits_and_uploads_of_the_decoder_s_terms(name, box, most, wait
 
 
 @pytest.mark.parametrize(("free", "images", "parts"), [
-    (2**40, 8, 8), (2 * gradients.LIVE * ONE * 7, 8, 4), (2 * gradients.LIVE * ONE * 5, 9, 5),
-    (2 * gradients.LIVE * ONE, 8, 1), (0, 8, 1)])
+    (2**40, 8, 8), (2 * LIVE * ONE * 7, 8, 4), (2 * LIVE * ONE * 5, 9, 5),
+    (2 * LIVE * ONE, 8, 1), (0, 8, 1)])
 def test_on_a_gpu_half_of_the_free_memory_is_taken_in_equal_parts(free, images, parts, monkeypatch):
     logits = torch.empty(images, C + 1, 5, 7)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -113,7 +113,7 @@ def test_what_pytorch_holds_and_does_not_use_is_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**41))
     monkeypatch.setattr(torch.cuda, "memory_reserved",
-                        lambda device: 2 * gradients.LIVE * ONE * 4 + 9)
+                        lambda device: 2 * LIVE * ONE * 4 + 9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 9)
     assert images_at_a_time(OnGpu(torch.empty(8, C + 1, 5, 7)), SIZE) == 4
     assert GPU.type == "cuda"

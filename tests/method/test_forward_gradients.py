@@ -5,18 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from more.method import forward_gradients
+from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes, resize
-from more.method.losses import decoder, energy, gradients
+from more.method.forward_gradients import enlarge, images_at_a_time, with_forward_gradients
+from more.method.losses import decoder, energy
 from more.method.losses.decoder import balanced_cross_entropy, decoder_terms
 from more.method.losses.energy import dense_energy
-from more.method.losses.gradients import enlarge, images_at_a_time, with_early_gradients
 from more.method.network import NetworkOutput
-from more.method.objective import VOC, Batch, Objective
+from more.method.objective import make_objective
 from more.plan.live_bytes import LiveBytes
+from tests.method.released import VOC, voc
 
 B, C, GRID, SIZE = 3, 4, (5, 7), (40, 56)
 BOX = torch.tensor([[0, 40, 0, 56], [3, 30, 0, 50], [0, 20, 9, 56]])
-RECIPE = replace(VOC, energy_weight=1e-3, exclude_padding=True)
+LOSS = voc("loss.energy_weight=1e-3", "loss.exclude_padding=True").loss
 
 
 def drawn(*shape, seed=0):
@@ -39,7 +42,7 @@ def plain(logits, labels, batch):
     images = batch.images * torch.tensor(batch.std).view(3, 1, 1) \
         + torch.tensor(batch.mean).view(3, 1, 1)
     return {"seg": balanced_cross_entropy(full, labels, batch.count_reduce, batch.share),
-            "energy": dense_energy(full, images, labels, BOX, RECIPE.energy_weight)}
+            "energy": dense_energy(full, images, labels, BOX, LOSS.energy_weight)}
 
 
 def gradient(total, logits):
@@ -54,9 +57,9 @@ def relative(found, expected):
 @pytest.mark.parametrize("names", [("seg",), ("energy",), ("seg", "energy")])
 def test_value_and_gradient_are_those_of_plain_autograd(names, at_a_time, monkeypatch):
     logits, labels, batch = case()
-    monkeypatch.setitem(gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
+    monkeypatch.setitem(forward_gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
     assert images_at_a_time(logits, SIZE) == at_a_time
-    found, expected = decoder_terms(logits, labels, batch, names, RECIPE), plain(*case())
+    found, expected = decoder_terms(logits, labels, batch, names, LOSS), plain(*case())
     assert set(found) == set(names)
     weights = {"seg": 0.12, "energy": -7.0 * 65536}
     for name in names:
@@ -73,23 +76,23 @@ def test_the_gradient_of_a_term_alone_is_equal_bit_by_bit(name, at_a_time, monke
     logits, labels, batch = case()
     for module in (decoder, energy):  # products of matrices differ by how many rows there are
         monkeypatch.setattr(module, "enlarge", resize)
-    monkeypatch.setitem(gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
-    found = decoder_terms(logits, labels, batch, (name,), RECIPE)[name]
+    monkeypatch.setitem(forward_gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
+    found = decoder_terms(logits, labels, batch, (name,), LOSS)[name]
     expected = gradient(plain(logits, labels, batch)[name], logits)
     assert expected.any() and torch.equal(gradient(found, logits), expected)
 
 
 def test_without_gradients_only_values_are_made():
     logits, labels, batch = case()
-    expected = decoder_terms(logits, labels, batch, ("seg", "energy"), RECIPE)
+    expected = decoder_terms(logits, labels, batch, ("seg", "energy"), LOSS)
     with torch.no_grad():
-        first = decoder_terms(logits, labels, batch, ("seg", "energy"), RECIPE)
-    second = decoder_terms(logits.detach(), labels, batch, ("seg", "energy"), RECIPE)
+        first = decoder_terms(logits, labels, batch, ("seg", "energy"), LOSS)
+    second = decoder_terms(logits.detach(), labels, batch, ("seg", "energy"), LOSS)
     for terms in (first, second):
         assert not any(term.requires_grad for term in terms.values())
         assert all(torch.equal(terms[name], expected[name]) for name in expected)
     with torch.no_grad():
-        with_early_gradients(logits, {"one": lambda some, rows: _Refusing.apply(some)}, SIZE)
+        with_forward_gradients(logits, {"one": lambda some, rows: _Refusing.apply(some)}, SIZE)
 
 
 class _Refusing(torch.autograd.Function):
@@ -104,10 +107,10 @@ class _Refusing(torch.autograd.Function):
 
 def test_gradients_once_and_for_a_kept_graph_again():
     logits, labels, batch = case()
-    terms = decoder_terms(logits, labels, batch, ("seg", "energy"), RECIPE)
+    terms = decoder_terms(logits, labels, batch, ("seg", "energy"), LOSS)
     first = torch.autograd.grad(terms["seg"], logits, retain_graph=True)[0]
     assert torch.equal(gradient(3 * terms["seg"], logits), 3 * first)
-    terms = decoder_terms(logits, labels, batch, ("seg",), RECIPE)
+    terms = decoder_terms(logits, labels, batch, ("seg",), LOSS)
     factor = torch.ones((), requires_grad=True)
     slope, = torch.autograd.grad(factor * terms["seg"], logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -118,9 +121,9 @@ def test_a_term_outside_of_the_total_adds_nothing_not_even_nan():
     logits = drawn(B, 1, 2, 2).requires_grad_()
     summands = {"good": lambda some, rows: (some * 2).sum(),
                 "bad": lambda some, rows: (some * float("nan")).sum()}
-    terms = with_early_gradients(logits, summands, (2, 2))
+    terms = with_forward_gradients(logits, summands, (2, 2))
     assert torch.equal(gradient(terms["good"], logits), torch.full_like(logits, 2))
-    terms = with_early_gradients(logits, summands, (2, 2))
+    terms = with_forward_gradients(logits, summands, (2, 2))
     assert gradient(terms["good"] + terms["bad"], logits).isnan().all()
 
 
@@ -132,7 +135,7 @@ def test_counts_are_averaged_over_ranks_once():
             seen.append(numbers)
             return numbers * factor
         batch = replace(batch, count_reduce=reduce)
-        seen.append(decoder_terms(logits, labels, batch, ("seg",), RECIPE)["seg"])
+        seen.append(decoder_terms(logits, labels, batch, ("seg",), LOSS)["seg"])
     assert len(seen) == 4 and torch.equal(seen[0], seen[2])
     expected = torch.stack([(labels == 0).sum(), ((labels > 0) & (labels < 255)).sum()])
     assert torch.equal(seen[0].long(), expected)
@@ -144,9 +147,9 @@ def test_logits_in_16_bits_and_under_autocast():
     half = logits.detach().bfloat16().requires_grad_()
     same = half.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        terms = decoder_terms(half, labels, batch, ("seg", "energy"), RECIPE)
+        terms = decoder_terms(half, labels, batch, ("seg", "energy"), LOSS)
         slope = gradient(terms["seg"] + terms["energy"], half)
-    others = decoder_terms(same, labels, batch, ("seg", "energy"), RECIPE)
+    others = decoder_terms(same, labels, batch, ("seg", "energy"), LOSS)
     assert slope.dtype == torch.bfloat16 and terms["seg"].dtype == torch.float32
     assert torch.equal(slope, gradient(others["seg"] + others["energy"], same).bfloat16())
 
@@ -182,8 +185,8 @@ def test_the_objective_needs_the_memory_of_a_few_full_size_logits(classes, units
     with LiveBytes() as live:
         cams, aux_cams = (PresentMaps(torch.rand(1, 3, side, side, generator=generator), *kept)
                           for _ in range(2))
-        terms = Objective(VOC)(output, Batch(images=images, tags=tags, cams=cams,
-                                             aux_cams=aux_cams, keys=keys), 3000)
+        terms = make_objective(VOC)(output, Batch(images=images, tags=tags, cams=cams,
+                                                  aux_cams=aux_cams, keys=keys), 3000)
         between = live.now
         terms["total"].backward()
     assert output.seg_logits.grad.any() and terms["energy"] != 0

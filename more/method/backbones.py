@@ -1,87 +1,21 @@
-"""Build the network from a backbone's name, with pretrained weights or without."""
+"""Backbones: timm's ViTs by name, their pretrained weights, and what a backbone has to be."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from more.errors import UserError, nearest
-from more.method.encoder import BACKBONE_ADVICE, ClassTokenEncoder, check_backbone
-from more.method.gcr import GraphCategoryRepresentation
-from more.method.network import MoReNetwork
-from more.method.released_names import is_network_state
-from more.method.tokens import TokenStart
-from more.method.weight_files import load_backbone, load_released_state, read_weights
 
 CUSTOM = "custom"
 FAMILIES = ("vision_transformer", "deit")  # timm's modules with backbones that fit
-
-
-def build_network(
-        backbone: str, num_classes: int, image_size: int, weights: str | Path = "timm", *,
-        aux_layer: int = -3, regularising_tokens: int = 4, decoder_width: int = 512,
-        pooling: str = "max", token_init: str = "copied", token_noise: float = 0.1,
-        regularising_std: float = 1.0, register_init: str = "random",
-        token_attention: str = "full", frozen_blocks: int = 0, graph: bool = True,
-        graph_neighbours: str = "classes", graph_gate: str = "channel_sums",
-        graph_output: str = "released", graph_similarity: str = "dot", lam_similarity: str = "dot",
-        vit_kwargs: dict[str, Any] | None = None) -> MoReNetwork:
-    """Build a MoRe network and give it its starting weights.
-
-    Args:
-        backbone: name of a timm ViT, or "custom" for a ViT made from `vit_kwargs`.
-        num_classes: foreground classes C.
-        image_size: native side in pixels; sets the grid of the position embedding.
-        weights: "timm" (hub), "none", or a `.safetensors`/`.pth` file: a ViT in timm's names,
-            a released MoRe checkpoint or one of ours.
-        aux_layer: block output that feeds the auxiliary classifier.
-        regularising_tokens: register-like tokens before the class tokens.
-        decoder_width: hidden channels of the decoder.
-        pooling: "max", "average", "lse" or "competitive".
-        token_init: "copied" (released) or "perturbed" with noise of `token_noise`.
-        token_noise: see `token_init`.
-        regularising_std: spread of the regularising tokens' position vectors.
-        register_init: "random" (released), "small" or "registers", see `TokenStart`.
-        token_attention: "full" (released) or "shared", see `ClassTokenEncoder`.
-        frozen_blocks: see `ClassTokenEncoder`.
-        graph: False leaves GCR out.
-        graph_neighbours: this and the next three are the options of
-            GraphCategoryRepresentation.
-        graph_gate: "channel_sums" or "inner".
-        graph_output: "released" or "paper".
-        graph_similarity: "dot" or "cosine".
-        lam_similarity: similarity of LAM, "dot" or "cosine".
-        vit_kwargs: arguments of timm's VisionTransformer, e.g. patch_size, embed_dim, depth,
-            num_heads.
-
-    Raises:
-        UserError: unknown or unfit backbone, weights that are missing or do not fit.
-    """
-    start = TokenStart(token_init, token_noise, register_init, regularising_std)
-    state = read_weights(weights) if str(weights) not in ("timm", "none") else None
-    vit = create_backbone(backbone, image_size, vit_kwargs)
-    encoder = ClassTokenEncoder(vit, num_classes, image_size, regularising_tokens, aux_layer,
-                                token_attention, frozen_blocks)
-    # Built in any case: with and without GCR, one seed gives the other layers equal weights.
-    layer = GraphCategoryRepresentation(
-        encoder.embed_dim, graph_neighbours, graph_gate, graph_output, graph_similarity)
-    network = MoReNetwork(encoder, num_classes, decoder_width, pooling,
-                          layer if graph else None, lam_similarity)
-    if state is not None and is_network_state(state):
-        load_released_state(network, state, str(weights))
-        return network
-    origin = str(weights)
-    if str(weights) == "timm":
-        state, origin = hub_state(backbone, vit_kwargs), f"timm's weights of {backbone}"
-    elif state is None:
-        state, origin = vit.state_dict(), f"backbone {backbone}"
-    load_backbone(encoder, state, positioned_tokens(vit), start, origin)
-    return network
+BACKBONE_ADVICE = (
+    "use a ViT with learned positions, e.g. vit_base_patch16_224, vit_small_patch14_dinov2, "
+    "vit_small_patch16_224.dino or deit_small_patch16_224")
 
 
 def create_backbone(backbone: str, image_size: int, vit_kwargs: dict[str, Any] | None = None
@@ -176,3 +110,42 @@ def positioned_tokens(vit: VisionTransformer) -> int:
     """Leading tokens of a timm ViT that have a vector in its position embedding."""
     return 0 if vit.no_embed_class else vit.num_prefix_tokens
 
+
+def check_backbone(vit: nn.Module) -> None:
+    """Refuse models without plain blocks and learned absolute positions.
+
+    Raises:
+        UserError: naming what is missing and backbones that work.
+    """
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"a backbone of type {type(vit).__name__} cannot carry class tokens: "
+                        "only timm's VisionTransformer can", BACKBONE_ADVICE)
+    if vit.pos_embed is None:
+        raise UserError("the backbone has no learned position embedding", BACKBONE_ADVICE)
+
+
+def check_frozen(frozen: int, aux_index: int, vit: nn.Module) -> None:
+    """Refuse frozen blocks that leave nothing to train, hold the auxiliary layer, or lack a class
+    token to begin from."""
+    if not 0 < frozen <= aux_index:
+        raise UserError(f"model.frozen_blocks = {frozen}, but the auxiliary classifier looks at "
+                        f"block {aux_index + 1} of {len(vit.blocks)}, which has to be trained",
+                        f"choose 0 to {aux_index}, or raise model.aux_layer")
+    if not vit.num_prefix_tokens:
+        raise UserError("model.frozen_blocks needs a backbone with a class token",
+                        f"{BACKBONE_ADVICE}; or set model.frozen_blocks=0")
+
+
+def patch_side(vit: VisionTransformer) -> int:
+    height, width = vit.patch_embed.feat_ratio(as_scalar=False)
+    if height != width:
+        raise UserError(f"patches of {height}x{width} pixels are not square",
+                        "use a backbone with square patches")
+    return int(height)
+
+
+def auxiliary_index(aux_layer: int, depth: int) -> int:
+    if not -depth <= aux_layer < depth:
+        raise UserError(f"model.aux_layer = {aux_layer} is outside a backbone of {depth} blocks",
+                        f"choose a value from {-depth} to -1")
+    return aux_layer % depth

@@ -63,7 +63,7 @@ def _room(device: torch.device) -> int:
     return int(SHARE * (free + held)) // LIVE
 
 
-def with_early_gradients(
+def with_forward_gradients(
     logits: Tensor, summands: Mapping[str, Summand], size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Terms that are sums over images, with gradients for the logits alone.
@@ -77,11 +77,11 @@ def with_early_gradients(
     """
     gradient = torch.is_grad_enabled() and logits.requires_grad
     step = images_at_a_time(logits, size)
-    values = _EarlyGradients.apply(logits, tuple(summands.values()), step, gradient)
+    values = _ForwardGradients.apply(logits, tuple(summands.values()), step, gradient)
     return dict(zip(summands, values, strict=True))
 
 
-class _EarlyGradients(torch.autograd.Function):
+class _ForwardGradients(torch.autograd.Function):
     """Values of all terms; keeps a gradient as large as the logits for each of them."""
 
     @staticmethod
