@@ -5,15 +5,14 @@ import torch
 
 from more import constants
 from more.constants import constant, counting
+from more.data.boxes import box_mask, scale_box
 from more.data.colours import prepare
 from more.method.forward_gradients import enlarge
 from more.method.labels import (
     MEAN,
     STD,
-    box_mask,
     denormalise,
     refined_label,
-    scale_box,
     undo_normalisation,
 )
 from more.method.par import PixelAdaptiveRefinement

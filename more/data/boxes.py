@@ -13,8 +13,12 @@ from more.constants import constant, counting
 def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
     """Which pixels lie inside a box.
 
-    Args: box `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels; size (height, width).
-    Returns: bool `[B, H, W]`.
+    Args:
+        box: `[B, 4]`, in pixels.
+        size: height and width.
+
+    Returns:
+        bool `[B, H, W]`.
     """
     height, width = size
     sides = box.unflatten(1, (2, 2, 1))  # of rows and of columns: first, end

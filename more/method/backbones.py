@@ -125,8 +125,12 @@ def check_backbone(vit: nn.Module) -> None:
 
 
 def check_frozen(frozen: int, aux_index: int, vit: nn.Module) -> None:
-    """Refuse frozen blocks that leave nothing to train, hold the auxiliary layer, or lack a class
-    token to begin from."""
+    """Refuse frozen blocks that cannot work.
+
+    Raises:
+        UserError: they hold the auxiliary layer, or the backbone has no class token for ours to
+            start from.
+    """
     if not 0 < frozen <= aux_index:
         raise UserError(f"model.frozen_blocks = {frozen}, but the auxiliary classifier looks at "
                         f"block {aux_index + 1} of {len(vit.blocks)}, which has to be trained",
@@ -137,6 +141,11 @@ def check_frozen(frozen: int, aux_index: int, vit: nn.Module) -> None:
 
 
 def patch_side(vit: VisionTransformer) -> int:
+    """Side of a ViT's patches in pixels.
+
+    Raises:
+        UserError: they are not square.
+    """
     height, width = vit.patch_embed.feat_ratio(as_scalar=False)
     if height != width:
         raise UserError(f"patches of {height}x{width} pixels are not square",
@@ -145,6 +154,11 @@ def patch_side(vit: VisionTransformer) -> int:
 
 
 def auxiliary_index(aux_layer: int, depth: int) -> int:
+    """The number, from 0, of the block that `model.aux_layer` means.
+
+    Raises:
+        UserError: there is no such block.
+    """
     if not -depth <= aux_layer < depth:
         raise UserError(f"model.aux_layer = {aux_layer} is outside a backbone of {depth} blocks",
                         f"choose a value from {-depth} to -1")

@@ -1,8 +1,7 @@
-"""Localisation maps over several scales, and those of present classes alone (method §4.4).
+"""Class maps over several scales, and those of an image's own classes alone (method §4.4).
 
-Maps of the classes of an image alone: all that labels are made from, and few of all maps.
-
-Localisation maps over several scales (method §4.4).
+Labels are made from the maps of present classes only, which are few of all. B batch, C classes,
+K most present classes of an image, D channels, H×W pixels, h×w patches.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from more.transfer import upload
 
 @dataclass(frozen=True, eq=False)
 class Present:
-    """The classes of a batch's images, for all that is made of these alone.
+    """Which classes a batch's images have, as a padded list.
 
-    To know how many an image has at most, the CPU would have to wait for a GPU. Made of tags on the
-    CPU, where a loader leaves them, and then moved, it waits for nothing.
+    K, the most classes of an image, sets sizes of tensors: to learn it from tags on a GPU, the CPU
+    has to wait. Made from tags on the CPU, where a loader leaves them, and then moved with `to`,
+    it costs no wait.
 
     Attributes:
-        classes: `[B, K]` class numbers from 0. valid: `[B, K]`. Both as of `present_classes`.
+        classes: `[B, K]` class numbers from 0, as of `present_classes`.
+        valid: `[B, K]` bool, false for padding.
         counts: how many classes each image has.
     """
 
@@ -36,7 +37,7 @@ class Present:
 
     @classmethod
     def of(cls, tags: Tensor | Present) -> Present:
-        """Those of tags `[B, C]`; waits for these where they are on a GPU. `Present` as it is."""
+        """The classes of tags `[B, C]` (waits for tags on a GPU); a `Present` as it is."""
         if isinstance(tags, Present):
             return tags
         counts = tuple((tags > 0).sum(dim=1).tolist())
@@ -60,9 +61,12 @@ def widest(counts: Sequence[int]) -> int:
 def present_classes(tags: Tensor) -> tuple[Tensor, Tensor]:
     """Tags as a padded list of class numbers, ascending.
 
-    Args: tags `[B, C]`, non-zero where the class is present.
-    Returns: (classes `[B, K]` int64, valid `[B, K]` bool) with K the largest number of
-    classes in one image, at least 1; padding names absent classes and is marked not valid.
+    Args:
+        tags: `[B, C]`, non-zero where the class is present.
+
+    Returns:
+        Classes `[B, K]` int64 and valid `[B, K]` bool, with K the largest number of classes in one
+        image, at least 1; padding names absent classes and is marked not valid.
     """
     found = Present.of(tags)
     return found.classes, found.valid
@@ -102,8 +106,10 @@ class PresentMaps:
     def of(cls, maps: Tensor | PresentMaps, tags: Tensor | Present) -> PresentMaps:
         """A copy of the present ones out of maps `[B, C, H, W]`; `PresentMaps` as they are.
 
-        Args: tags `[B, C]`, non-zero where the class is present, or what they say; not looked at
-        for `PresentMaps`.
+        Args:
+            maps: of all classes, or of the present ones.
+            tags: `[B, C]`, non-zero where the class is present, or what they say; not looked at
+                for `PresentMaps`.
         """
         if isinstance(maps, PresentMaps):
             return maps
@@ -147,7 +153,11 @@ def resize(x: AnyMaps, size: tuple[int, int]) -> AnyMaps:
 def minmax(maps: Tensor) -> Tensor:
     """Stretch every map to 0..1: minus its minimum, over (the new maximum + 1e-5).
 
-    Args: maps `[B, C, H, W]`, statistics per image and channel. Returns the same shape.
+    Args:
+        maps: `[B, C, H, W]`; each has a minimum and maximum of its own.
+
+    Returns:
+        Maps of the same shape.
     """
     shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
     return shifted / (shifted.amax(dim=(-2, -1), keepdim=True) + 1e-5)
@@ -159,7 +169,14 @@ def spread(maps: Tensor, features: Tensor, steps: int, temperature: float) -> Te
     In every step a patch takes the mean of all patches, weighted by the softmax of their cosine
     over the temperature. Maps of whole objects, which light up some of their patches, fill up.
 
-    Args: maps `[B, C, h, w]`, features `[B, D, h, w]`. Returns: maps `[B, C, h, w]`.
+    Args:
+        maps: `[B, C, h, w]`.
+        features: `[B, D, h, w]`.
+        steps: of the random walk.
+        temperature: of the softmax; lower keeps to more similar patches.
+
+    Returns:
+        Maps `[B, C, h, w]`.
     """
     tokens = F.normalize(features.flatten(2).float(), dim=1)
     walk = (tokens.transpose(1, 2) @ tokens / temperature).softmax(-1).transpose(1, 2)
@@ -189,18 +206,17 @@ def multi_scale(
         images: `[B, 3, H, W]`.
         scales: factors; 1 comes first and always takes part, image sizes are `int(s·H)`.
         relu: for each map whether negative values are cut off (CAM: yes, LAM: no).
-        first: maps `[B, C, h, w]` of the unmirrored images at scale 1 where they are known
-            already; then only the mirror images are run at that scale.
+        first: maps `[B, C, h, w]` of the unmirrored images at scale 1, where they are known: then
+            only the mirror images are run at that scale.
         normalise: apply `minmax` to the sum.
         tags: `[B, C]`, or what they say; when given, only maps of present classes are resized,
             summed and returned, as `PresentMaps`. They do not change by this.
-        multiple: sizes of the scales other than 1 are rounded to multiples of it, at least one.
-            With 1 (released) a size that is no multiple of the patch loses pixels at its right and
-            lower border, and its map is stretched by as much.
+        multiple: see `scaled_size`.
         together: `forward` is called once, with a list of the views of all scales, and returns a
             list.
 
-    Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps`, in the order of `forward`.
+    Returns:
+        A tuple of maps `[B, C, H, W]`, or of `PresentMaps`, in the order of `forward`.
     """
     size = tuple(images.shape[-2:])
     chosen = None if tags is None else Present.of(tags)
@@ -228,8 +244,15 @@ def single_scale(
 ) -> Found:
     """What `multi_scale` makes of the unmirrored images at scale 1 alone; nothing is run for it.
 
-    Args: first: maps `[B, C, h, w]`; size: of the images; the rest as in `multi_scale`.
-    Returns: a tuple of maps `[B, C, H, W]`, or of `PresentMaps` where there are tags.
+    Args:
+        first: maps `[B, C, h, w]`.
+        size: height and width of the images.
+        relu: this and the rest as in `multi_scale`.
+        normalise: see there.
+        tags: see there.
+
+    Returns:
+        A tuple of maps `[B, C, H, W]`, or of `PresentMaps` where there are tags.
     """
     chosen = None if tags is None else Present.of(tags)
     maps = [_larger((m.detach(),), size, cut, chosen) for m, cut in zip(first, relu, strict=True)]
@@ -245,7 +268,11 @@ def _finish(totals: list[Tensor], normalise: bool, chosen: Present | None) -> Fo
 
 
 def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
-    """Height and width of a view: `int(s·H)`, or rounded to multiples of `multiple`."""
+    """Height and width of a view: `int(s·H)`, or rounded to multiples of `multiple`, at least one.
+
+    With 1 (released) a size that is no multiple of the patch loses pixels at its right and lower
+    border, and its map is stretched by as much.
+    """
     if scale == 1:
         return size
     if multiple == 1:
@@ -254,8 +281,10 @@ def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple
 
 
 def _shown(images: Tensor, size: tuple[int, int], first: Maps | None) -> Tensor:
-    """What the network is shown of a scale: images and mirror images, these alone where the maps
-    of the others are known."""
+    """The view of a scale: images and mirror images, or the mirror images alone.
+
+    The latter where the maps of the unmirrored images are known (`first`).
+    """
     resized = resize(images, size)
     return torch.cat([resized, resized.flip(-1)]) if first is None else resized.flip(-1)
 

@@ -147,7 +147,9 @@ class ClassTokenEncoder(nn.Module):
 
         Blocks of other forms, and compiled ones, take the views in turn.
 
-        Args: views: images [B',3,H',W'], or what `lower` made of square ones with `frozen_blocks`.
+        Args:
+            views: images [B',3,H',W'], or what `lower` made of square ones with `frozen_blocks`.
+            only_aux: as in `forward`.
         """
         first = self.frozen_blocks
         if not all(packs(block) for block in self.blocks[first:]):
@@ -174,8 +176,10 @@ class ClassTokenEncoder(nn.Module):
         return results
 
     def _begin(self, images: Tensor, frozen: int) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens [B,T,D] of images, or of what `lower` made of them, for the first block that
-        `_upper` runs, and their grid."""
+        """Tokens [B,T,D] for the first block that `_upper` runs, and their grid.
+
+        They come from images, or from what `lower` made of them.
+        """
         if images.dim() == 3:
             tokens, side = images, isqrt(images.shape[1] - self._leading(frozen))
             grid = (side, side)
@@ -226,8 +230,10 @@ class ClassTokenEncoder(nn.Module):
         return tokens, grid
 
     def _enter(self, tokens: Tensor) -> Tensor:
-        """Ours in place of the backbone's leading tokens: its class token as it is, plus a vector
-        of their own."""
+        """Our leading tokens in place of the backbone's.
+
+        Each is the backbone's class token as it is at this depth plus a learned vector.
+        """
         own = tokens[:, :1] + self.cls_token.to(tokens.dtype)
         return torch.cat([own, tokens[:, self.prefix.shape[1]:]], dim=1)
 
@@ -254,17 +260,14 @@ class ClassTokenEncoder(nn.Module):
                              None if aux is None else aux[:, leading:], grid, attention)
 
     def attention(self, images: Tensor) -> Tensor:
-        """The last block's raw q·k [B,heads,C+N,C+N]: no scale, no softmax, no regularising
-        tokens."""
+        """The last block's raw q·k [B,heads,C+N,C+N].
+
+        Without scale, softmax and regularising tokens.
+        """
         return self(images, with_attention=True).attention
 
     def positions(self, image_size: tuple[int, int]) -> Tensor:
-        """Position vectors [1,R+C+N,D] for images of (H,W) pixels.
-
-        The native number of patches of a square image takes them as they are. Otherwise the
-        patch part is resized by the factors (h+0.1)/s and (w+0.1)/s; the 0.1 keeps the floor of
-        the size from falling short and moves the sampling points, as in the release.
-        """
+        """Position vectors [1,R+C+N,D] for images of (H,W) pixels, see `positions_of`."""
         return positions_of(self.pos_embed, self.cls_token.shape[1], self._grid(image_size),
                             square=image_size[0] == image_size[1])
 

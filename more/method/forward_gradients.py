@@ -1,13 +1,10 @@
-"""Terms whose gradient is made in the forward pass, and a resize with its own gradient.
+"""Loss terms that compute their gradient in the forward pass, to save memory; and `enlarge`.
 
-The decoder's terms with their gradient made in the forward pass: nothing large is kept.
-
-The terms are made of the logits at full size, but depend on few: those of patches. What autograd
-would keep until the backward pass (logits, softmax, log-softmax of all pixels and classes) is many
-times what the gradient for the patches' logits takes. So each term runs alone, some images at a
-time, its gradient follows at once, and only that is kept.
-
-Bilinear resize whose gradient is two matrix products.
+The decoder gives one vector of logits for each patch, and its terms compare them with labels at
+full size. Plain autograd would keep full-size logits, softmax and log-softmax until the backward
+pass. Here each term is computed for some images at a time, is differentiated at once, and only
+the gradient for the patches' logits, which is far smaller, is kept. `enlarge` is the resize from
+patches to pixels. B batch, K channels of the decoder, h×w patches.
 """
 
 from __future__ import annotations
@@ -38,10 +35,14 @@ _CHOSEN: dict[tuple[Any, ...], int] = {}  # the first pass decides for all of it
 def images_at_a_time(logits: Tensor, size: tuple[int, int]) -> int:
     """Images whose logits `[B, K, h, w]` are made `size` (height, width) large together.
 
-    On a GPU a batch goes in equal parts, as few as fit into half of the memory that is free when
-    the first of this shape comes: of 81 classes and 448 pixels an image takes 4 x 65 MB, eight take
-    2.1 GB. Later ones of its shape go in the same parts, whatever is free then, as sums in parts
-    differ in their last digits.
+    On a GPU a batch is divided into equal parts, as few as fit into half of the free memory. (With
+    81 classes and 448 pixels an image takes 4 × 65 MB, eight take 2.1 GB.) The first batch of a
+    shape decides for all later ones of that shape, since sums over other parts would differ in
+    their last digits.
+
+    Args:
+        logits: `[B, K, h, w]`.
+        size: height and width that they are enlarged to.
     """
     one = logits.shape[1] * size[0] * size[1] * logits.element_size()
     if logits.device.type != "cuda":
@@ -73,7 +74,8 @@ def with_forward_gradients(
         summands: of the terms, by name; no gradient reaches what they take besides the logits.
         size: (height, width) that they resize the logits to.
 
-    Returns: scalars by the names of `summands`. They can be differentiated once.
+    Returns:
+        Scalars by the names of `summands`. They can be differentiated once.
     """
     gradient = torch.is_grad_enabled() and logits.requires_grad
     step = images_at_a_time(logits, size)

@@ -1,4 +1,4 @@
-"""Graph Category Representation (GCR): class tokens gather their most related tokens.
+"""Graph Category Representation (GCR): class tokens gather from the tokens most like them.
 
 Class tokens are the heads of a directed graph, tokens are its tails (method of MoRe,
 arXiv 2412.11076). B batch, C classes, N patches, T tails, K kept neighbours, D channels.
@@ -17,13 +17,20 @@ RESIDUAL = 0.1  # share of the graph's message that is added to a class token
 
 
 class Tails(nn.Linear):
-    """The projection of tails, `W t + b`; it can also score tails that are not made."""
+    """The projection of tails, `W t + b`; it can also rank tails without making them."""
 
     def forward(self, tokens: Tensor, heads: Tensor | None = None) -> Tensor:
-        """Tails of tokens [...,D]; with heads [B,C,D] instead the products e·(W t), [B,C,T].
+        """Tails of tokens, or with `heads` only their products with these.
 
-        The products lack e·b, which is one number for all tails of a head: their order is that
-        of the scores. No gradient flows through them.
+        The products are e·(W t) without e·b. That is the same number for all tails of a head, so
+        leaving it out does not change which tails are the best.
+
+        Args:
+            tokens: [...,D].
+            heads: e, [B,C,D], or None.
+
+        Returns:
+            Tails [...,D]; with `heads` products [B,C,T], which no gradient flows through.
         """
         if heads is None:
             return super().forward(tokens)
@@ -82,7 +89,8 @@ class GraphCategoryRepresentation(nn.Module):
         """Message [B,C,D] from the tails of all sources, in float32."""
         tails = sum(source.shape[1] for source in sources)
         if self.similarity == "dot" and 2 * heads.shape[1] * count <= tails:
-            # Few edges: choose with e·(W t) = (e·W)·t and make the tails of the chosen ones only.
+            # Few neighbours are kept: rank all tokens by (e·W)·t, which equals e·(W t), and
+            # compute tails for the kept ones only.
             products = [self.tail(source, heads) for source in sources]
             index = self.best(torch.cat(products, dim=-1), count)
             near = self.tail(_pick(sources, index))
@@ -113,7 +121,7 @@ class GraphCategoryRepresentation(nn.Module):
         return scores.topk(count, dim=-1, sorted=False).indices
 
     def _scale(self, heads: Tensor, tails: Tensor | None, index: Tensor) -> Tensor:
-        """What makes a score of an edge's inner product, [B,C,K]."""
+        """Factor that turns an edge's inner product into its score, [B,C,K]."""
         if self.similarity == "dot":
             return heads.new_full(index.shape, heads.shape[-1] ** -0.5)
         long = [x.norm(dim=-1).clamp(min=1e-12) for x in (heads, tails)]

@@ -1,8 +1,7 @@
-"""The message of the graph's layer, tile by tile: no tensor of all edges and channels is kept.
+"""The messages of GCR, computed tile by tile so that all edges are never in memory at once.
 
-B batch, C classes, R = B·C heads, T tails, K kept neighbours, D channels. The largest tensor that
-lives between forward and backward is as large as the tails; the gate of an edge is made again in
-the backward pass.
+B batch, C classes, R = B·C heads, T tails, K kept neighbours, D channels. Nothing larger
+than the tails is kept between forward and backward; the gates are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -26,13 +25,15 @@ def message(heads: Tensor, tails: Tensor, index: Tensor | None, scale: Tensor,
     message `z = Σ_j softmax(w)_j n_j`.
 
     Args:
-        heads: e, `[B, C, D]`. tails: `[B, T, D]`; without `index` the neighbours themselves, in
-            the order of heads, T = C·K.
+        heads: e, `[B, C, D]`.
+        tails: `[B, T, D]`; without `index` the neighbours themselves, in the order of heads,
+            T = C·K.
         index: the neighbours of each head, `[B, C, K]` places among the tails.
         scale: factor of the inner products, `[B, C, K]`; may need a gradient.
         gate: "channel_sums" or "inner".
 
-    Returns: `[B, C, D]`.
+    Returns:
+        Messages `[B, C, D]`.
     """
     if index is not None:
         first = torch.arange(len(tails), device=tails.device) * tails.shape[1]

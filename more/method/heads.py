@@ -1,15 +1,6 @@
 """From feature maps to logits, CAM, LAM and segmentation: pooling, classifiers, decoder.
 
-From feature maps to logits, CAM and LAM: pooling, 1×1 heads, similarity with class tokens.
-
-Class logits from patches that choose between the background and the classes (own option).
-
-With features pooled first, as released, a classifier may read an image's content off any patch,
-since self-supervised ViTs spread it over all of them: it classifies well and localises badly.
-Here every patch has to decide for itself, and it may decline: a softmax over the classes and a
-constant background score. B batch, C classes, D channels, h·w patches.
-
-The segmentation decoder: LargeFOV, three convolutions with a wide field of view.
+B batch, C classes, D channels, h×w patches.
 """
 
 from __future__ import annotations
@@ -89,7 +80,12 @@ CHANNELS, IMAGES = 64, 16  # that the mean of many features is made of at a time
 
 
 class CompetitiveHead(nn.Module):
-    """What `pooling="competitive"` has besides the classifier's weights.
+    """What `pooling="competitive"` (own option) has besides the classifier's weights.
+
+    Where features are pooled first, as released, a classifier may find an image's classes in any
+    patch, since self-supervised ViTs spread them over all patches: it classifies well and localises
+    badly. Here every patch decides by itself, by a softmax over the classes and a constant score of
+    the background.
 
     Args:
         dim: channels D.
@@ -105,7 +101,7 @@ class CompetitiveHead(nn.Module):
         self.bias = nn.Parameter(torch.full((num_classes,), PRIOR))
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Features [B,D,h,w] less what all patches share, float32."""
+        """Features [B,D,h,w] minus the centre, the mean of all patches, float32."""
         return self._normalised(features) - self.centre[:, None, None]
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -124,7 +120,7 @@ class CompetitiveHead(nn.Module):
     @torch.no_grad()
     def set_centre(self, features: Tensor, share: float = 1.0,
                    add: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Take the mean over images and patches of features [B,D,h,w] as what all share.
+        """Take the mean over images and patches of features [B,D,h,w] as the centre.
 
         Args:
             features: in any precision; some channels at a time are made float32, for all of them

@@ -1,8 +1,7 @@
-"""From maps to labels of pixels: thresholds, and labels refined by PAR (method §4.5).
+"""From maps to labels of pixels: by thresholds, or refined by PAR (method §4.5).
 
-From maps to labels of pixels: 0 background, 1..C classes, 255 uncertain (method §4.5).
-
-Refined labels: CAMs against two background levels, sharpened by PAR (method §4.5).
+Labels are 0 background, 1..C classes, 255 uncertain. B batch, C classes, K most present classes of
+an image, H×W pixels, h×w half of them.
 """
 
 from __future__ import annotations
@@ -41,15 +40,19 @@ def cam_to_label(
     """Label map from class maps: the strongest present class against thresholds (§4.5).
 
     Args:
-        cams: `[B, C, H, W]`, or those of present classes. tags: `[B, C]` zeros and ones; absent
-            classes count as 0.
-        high, low: with `ignore_middle`, values up to `low` are background and values up to
-            `high` uncertain (255), both ends included; `background` is then not looked at.
+        cams: `[B, C, H, W]`, or those of present classes.
+        tags: `[B, C]`, zeros and ones; absent classes count as 0.
+        high: with `ignore_middle`, values up to it (included) are uncertain (255).
+        low: with `ignore_middle`, values up to it (included) are background; `background` is then
+            not looked at.
         background: without `ignore_middle`, values up to it are background.
         box: `[B, 4]` (y0, y1, x0, x1) in cells of the maps; outside becomes 255.
 
-    Returns: int64 `[B, H, W]`. Equal values go to the first class.
-    Raises: ValueError when the thresholds that the mode needs are missing.
+    Returns:
+        int64 `[B, H, W]`. Equal values go to the first class.
+
+    Raises:
+        ValueError: the thresholds that the mode needs are missing.
     """
     if ignore_middle and (high is None or low is None):
         raise ValueError("cam_to_label with ignore_middle needs the thresholds high and low")
@@ -121,12 +124,16 @@ def refined_label(
     taken; background needs both runs; the rest is uncertain.
 
     Args:
-        images: `[B, 3, H, W]` in 0..1. tags: `[B, C]`.
+        images: `[B, 3, H, W]` in 0..1.
         cams: `[B, C, H', W']` not negative, or those of present classes.
+        tags: `[B, C]`, zeros and ones.
+        high: upper level of the background.
+        low: lower level of the background.
         par: the refinement; both levels run through it in one call.
         box: `[B, 4]` (y0, y1, x0, x1) in pixels of the images; outside becomes 255.
 
-    Returns: int64 `[B, H, W]` of 0, 1..C and 255; all 0 for an image without any tag.
+    Returns:
+        int64 `[B, H, W]` of 0, 1..C and 255; all 0 for an image without any tag.
     """
     height, width = images.shape[-2:]
     half = (height // 2, width // 2)

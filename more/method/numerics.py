@@ -1,7 +1,4 @@
-"""Sums and similarities are made in float32, whatever precision the network runs in.
-
-Similarities and scores in float32, whatever precision the rest of the network runs in.
-"""
+"""Sums and similarities in float32, whatever precision the network runs in, and shared counts."""
 
 from __future__ import annotations
 
@@ -37,7 +34,9 @@ def counts(values: Callable[[], list[Tensor]], reduce: Reduce | None) -> Tensor:
     The sum of one pass over the mean count, averaged over ranks and passes, is the sum of the
     global batch over its count: that keeps losses independent of how a batch is divided.
 
-    Args: values: makes the counts; not called where `reduce` is the mean itself.
+    Args:
+        values: makes the counts; not called where `reduce` is the mean itself.
+        reduce: see `Reduce`; None: one rank with one pass.
     """
     if isinstance(reduce, Tensor):
         return reduce

@@ -82,14 +82,16 @@ class Objective:
 
         Args:
             output: the network's output (fields of `more.method.network.NetworkOutput`).
+            batch: images, tags and CAMs.
             step: iteration index, from 0.
             positions: `[B, M, 2]` patches for URE in place of a random choice, padded with -1.
             labels: from `labels`, where they are known; the batch then needs no CAMs.
             numbers: of `mean_counts` over the passes of the update; None: of this pass alone.
 
-        Returns: scalars by the names of `TERMS`, unweighted, and "total". Every output that leads
-        to parameters takes part in the total, with weight 0 where its terms are off: gradients
-        are then zero and never missing.
+        Returns:
+            Scalars by the names of `TERMS`, unweighted, and "total". Every output that leads to
+            parameters takes part in the total, with weight 0 where its terms are off: gradients are
+            then zero and never missing.
         """
         with torch.autocast(output.logits.device.type, enabled=False):
             terms = self._token_terms(output, batch)
@@ -115,7 +117,11 @@ class Objective:
     ) -> Labels | None:
         """What the terms of an update learn from; None where the batch has no CAMs.
 
-        Args: as of a call.
+        Args:
+            output: this and the others as in a call.
+            batch: see there.
+            step: see there.
+            positions: see there.
         """
         if batch.cams is None:
             return None
@@ -130,7 +136,7 @@ class Objective:
     @torch.no_grad()
     def counts(self, labels: Labels, tags: Tensor | Present,
                dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """By what the terms of a pass are divided, by term: for `mean_counts`."""
+        """The numbers that the terms of a pass are divided by, by term: for `mean_counts`."""
         found, masks = {}, labels.masks
         if self._computed("cre") and self.loss.cre_reduction == "pairs":
             found["cre"] = [positive_pairs(masks.confident, tags)]
@@ -145,7 +151,11 @@ class Objective:
 
     @torch.no_grad()
     def masks(self, output: Any, batch: Batch, step: int) -> Masks:
-        """Patch labels of the three region terms: early from the auxiliary CAM, late the main."""
+        """Patch labels of the terms ptc, cre and ure.
+
+        Until `cam.late_after` all come from the auxiliary CAM, then those of cre and ure from the
+        main one.
+        """
         cam, tags, box = self.cam, batch.tags, None
         grid = tuple(output.patch_tokens.shape[-2:])
         if self.loss.exclude_padding and batch.box is not None:
@@ -240,7 +250,9 @@ def make_objective(config: Config) -> Objective:
 def mean_counts(passes: Sequence[Mapping[str, Tensor]], reduce: Reduce | None) -> dict[str, Tensor]:
     """`Objective.counts` of an update's passes: their mean over passes and ranks.
 
-    Args: passes: of this rank; reduce: the mean over ranks, asked once; None: one rank.
+    Args:
+        passes: counts of this rank's passes.
+        reduce: gives the mean over ranks, asked once; None: one rank.
     """
     sizes = {term: len(values) for term, values in passes[0].items()}
     if not sizes:

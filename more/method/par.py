@@ -46,8 +46,12 @@ class PixelAdaptiveRefinement:
     def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
         """Refine masks.
 
-        Args: images `[B, 3, H, W]` in 0..1; masks `[B, K, h, w]`, resized to the images with
-        aligned corners where sizes differ. Returns: `[B, K, H, W]`.
+        Args:
+            images: `[B, 3, H, W]` in 0..1.
+            masks: `[B, K, h, w]`, resized to the images with aligned corners where sizes differ.
+
+        Returns:
+            Masks `[B, K, H, W]`.
         """
         if masks.shape[-2:] != images.shape[-2:]:
             size = tuple(images.shape[-2:])

@@ -109,7 +109,13 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], wanted: Mapping
                  origin: str, fix: str, held: Mapping[str, Tensor] | None = None) -> None:
     """Copy `state` into `module` after checking that it holds `wanted`, name by name.
 
-    Args: held: all tensors of the file, for the message; default: `state`.
+    Args:
+        module: filled in place.
+        state: the tensors to copy, by name.
+        wanted: the tensors that the module needs, by name.
+        origin: file or source, for messages.
+        fix: what to do when they do not fit, for messages.
+        held: all tensors of the file, for the message; None: `state`.
 
     Raises:
         UserError: naming the first tensor of another shape with both shapes and the likely

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
+from more.data.boxes import box_mask, scale_box
 from more.method.cam import resize
 from more.method.labels import (
-    box_mask,
     cam_to_label,
     denormalise,
     refined_label,
-    scale_box,
     undo_normalisation,
 )
 from more.method.par import PixelAdaptiveRefinement

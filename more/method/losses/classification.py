@@ -1,4 +1,7 @@
-"""Image-level classification of the tags (method §4.6)."""
+"""Terms `cls` and `cls_aux`: does the image show its tags? (method §4.6)
+
+B batch, C classes, h×w patches.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from more.method.numerics import full
 def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
     """Mean over images and classes of `-[y log σ(x) + (1-y) log σ(-x)]`.
 
-    Args: logits `[B, C]`, tags `[B, C]` zeros and ones. Returns: a scalar.
+    Args:
+        logits: `[B, C]`.
+        tags: `[B, C]`, zeros and ones.
+
+    Returns:
+        A scalar.
     """
     logits = full(logits)
     return F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype))
@@ -24,7 +32,12 @@ def image_tags_loss(seg_logits: Tensor, tags: Tensor) -> Tensor:
     The multi-label soft margin of the log-odds of `shown_probabilities`. Tags are known exactly
     where masks are guesses.
 
-    Args: seg_logits `[B, C+1, h, w]`, tags `[B, C]`. Returns: a scalar.
+    Args:
+        seg_logits: `[B, C+1, h, w]`, the decoder's.
+        tags: `[B, C]`, zeros and ones.
+
+    Returns:
+        A scalar.
     """
     shown = shown_probabilities(seg_logits)
     return multilabel_soft_margin(log_odds(shown), tags)

@@ -1,4 +1,7 @@
-"""Confident-region term (CRE): a class token is drawn to its confident patches (§4.6)."""
+"""Term `cre`, confident regions: a class token moves to its confident patches (method §4.6).
+
+B batch, C classes, K present classes (padded), D channels, h×w = N patches.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,7 @@ UNDERFLOW = -150 * math.log(2)  # exp of anything below is 0 in float32
 
 
 def confident_region_loss(
-    graph_tokens: Tensor,
-    patch_tokens: Tensor,
-    mask: Tensor,
-    tags: Tensor | Present,
+    graph_tokens: Tensor, patch_tokens: Tensor, mask: Tensor, tags: Tensor | Present,
     temperature: float,
     similarity: str = "dot",
     reduction: str = "released",
@@ -34,26 +34,27 @@ def confident_region_loss(
     features stay finite where the plain form overflows.
 
     Args:
-        graph_tokens: `[B, C, D]`, taken as unit vectors n. patch_tokens: `[B, D, h, w]`, no
-            gradient reaches them. mask: `[B, h, w]`, class k as k+1. tags: `[B, C]`, or what they
-            say.
+        graph_tokens: `[B, C, D]`, taken as unit vectors n.
+        patch_tokens: `[B, D, h, w]`, no gradient reaches them.
+        mask: `[B, h, w]`, class k as k+1.
+        tags: `[B, C]`, or what they say.
+        temperature: of the softmax.
         similarity: "dot" (unit token, raw patch) or "cosine" (both unit; paper).
         reduction: "released" (mean per class with +1e-4 in the count, sum over classes, mean over
             images) or "pairs" (mean over all positive pairs; paper).
-        reduce, share: for "pairs" over several ranks, see `patch_contrast_loss`.
+        reduce: for "pairs" over several ranks, see `patch_contrast_loss`.
+        share: likewise.
 
-    Returns: a scalar, 0 with zero gradient where nothing is confident.
+    Returns:
+        A scalar, 0 with zero gradient where nothing is confident.
+
+    Raises:
+        ValueError: unknown similarity or reduction.
     """
     present, positive = _positive(mask, tags)
     positive = positive.to(torch.promote_types(graph_tokens.dtype, torch.float32))
     numbers = positive.sum(dim=-1)
-    if reduction == "pairs":
-        (pairs,) = counts(lambda: [numbers.sum()], reduce)
-        factors = (1 / (pairs + FLOOR * share)).expand_as(numbers)
-    elif reduction == "released":
-        factors = 1 / ((numbers + FLOOR) * len(tags))
-    else:
-        raise ValueError(f"CRE reduction is 'released' or 'pairs', not {reduction!r}")
+    factors = _factors(numbers, reduction, reduce, share)
     patches = full(patch_tokens.detach()).flatten(2)
     if similarity == "cosine":
         patches = F.normalize(patches, dim=1, eps=EPS)
@@ -62,6 +63,16 @@ def confident_region_loss(
     gradient = torch.is_grad_enabled() and graph_tokens.requires_grad
     return _PositiveLosses.apply(graph_tokens, present, patches, positive, numbers, factors,
                                  temperature, gradient)
+
+
+def _factors(numbers: Tensor, reduction: str, reduce: Reduce | None, share: float) -> Tensor:
+    """What a pair counts in the loss, by image and class `[B, K]` as their numbers of pairs."""
+    if reduction == "pairs":
+        (pairs,) = counts(lambda: [numbers.sum()], reduce)
+        return (1 / (pairs + FLOOR * share)).expand_as(numbers)
+    if reduction == "released":
+        return 1 / ((numbers + FLOOR) * len(numbers))
+    raise ValueError(f"CRE reduction is 'released' or 'pairs', not {reduction!r}")
 
 
 def positive_pairs(mask: Tensor, tags: Tensor | Present) -> Tensor:
@@ -82,9 +93,11 @@ class _PositiveLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens, present, patches, positive, numbers, factors, temperature, gradient
                 ) -> Tensor:
-        """tokens `[B, C, D]`, patches `[B, D, N]`, positive `[B, K, N]` of 0 and 1, else `[B, K]`.
+        """The sum.
 
-        With `S = Σ s + 1e-4`, Σ ℓ over n positive patches is `n·ln S - Σ_positive logit`.
+        tokens `[B, C, D]`, patches `[B, D, N]`, positive `[B, K, N]` of 0 and 1, present, numbers
+        and factors `[B, K]`. With `S = Σ s + 1e-4`, Σ ℓ over n positive patches is
+        `n·ln S - Σ_positive logit`.
         """
         index = present[..., None].expand(-1, -1, tokens.shape[-1])
         chosen = full(tokens.gather(1, index))

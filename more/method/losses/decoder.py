@@ -1,8 +1,8 @@
-"""The decoder's terms: balanced cross entropy and dense energy (method §4.6).
+"""Term `seg`, the decoder's cross entropy, and both decoder terms together (method §4.6).
 
-Cross entropy of the decoder, background and foreground in equal parts (method §4.6).
-
-The two terms of the decoder, image by image: segmentation and dense energy (method §4.6).
+Background and foreground count in equal parts. Losses at full size take much memory, so that
+`seg` and `energy` are computed for some images at a time (`more.method.forward_gradients`).
+B batch, C classes, H×W pixels, h×w patches; label 255 is uncertain.
 """
 
 from __future__ import annotations
@@ -35,9 +35,15 @@ def balanced_cross_entropy(
     """Mean of the cross entropies over background pixels and over foreground pixels.
 
     Each is a sum over (count + 1e-6); pixels of value 255 are left out.
-    Args: seg_logits `[B, C+1, h, w]`, resized to the size of the labels `[B, H, W]`; reduce,
-    share: as in `patch_contrast_loss`. Returns: a scalar, 0 with zero gradient when all is left
-    out.
+
+    Args:
+        seg_logits: `[B, C+1, h, w]`, resized to the size of the labels.
+        labels: `[B, H, W]`.
+        reduce: as in `patch_contrast_loss`.
+        share: as in `patch_contrast_loss`.
+
+    Returns:
+        A scalar, 0 with zero gradient when all is left out.
     """
     numbers = pixel_counts(labels, full(seg_logits).dtype, reduce, share)
     return balanced_sum(seg_logits, labels, numbers)
@@ -49,16 +55,27 @@ def pixel_counts(
 ) -> Tensor:
     """Numbers `[2]` of background and foreground pixels, averaged by `reduce`, plus 1e-6.
 
-    Args: weights: `[B, H, W]`, how much each pixel counts; balanced: False counts both kinds
-    together, `[1]`. Others as in `balanced_cross_entropy`.
+    Args:
+        labels: `[B, H, W]`.
+        dtype: of the result.
+        reduce: as in `patch_contrast_loss`.
+        share: as in `patch_contrast_loss`.
+        weights: `[B, H, W]`, how much each pixel counts; None: all alike.
+        balanced: False counts both kinds together, `[1]`.
     """
     return counts(lambda: kind_counts(labels, dtype, weights, balanced), reduce) + 1e-6 * share
 
 
 def kind_counts(labels: Tensor, dtype: torch.dtype, weights: Tensor | None = None,
                 balanced: bool = True) -> list[Tensor]:
-    """How much background and foreground pixels of a pass count (or both together, `balanced`
-    False); arguments as in `pixel_counts`."""
+    """How many background and foreground pixels a pass has, or both together.
+
+    Args:
+        labels: this and the others as in `pixel_counts`.
+        dtype: see there.
+        weights: see there.
+        balanced: see there.
+    """
     background, known = labels == 0, labels != IGNORE
     kinds = (background, known > background) if balanced else (known,)
     return [kind.sum(dtype=dtype) if weights is None else (kind * weights).sum().to(dtype)
@@ -68,10 +85,16 @@ def kind_counts(labels: Tensor, dtype: torch.dtype, weights: Tensor | None = Non
 def balanced_sum(
     seg_logits: Tensor, labels: Tensor, numbers: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """What some images add to `balanced_cross_entropy`; numbers: of the batch they belong to, from
-    `pixel_counts` with the same weights."""
+    """What some images of a batch add to `balanced_cross_entropy`.
+
+    Args:
+        seg_logits: `[b, C+1, h, w]`, of these images.
+        labels: `[b, H, W]`.
+        numbers: of the whole batch, from `pixel_counts` with the same weights.
+        weights: `[b, H, W]`, how much each pixel counts; None: all alike.
+    """
     logits = enlarge(full(seg_logits), tuple(labels.shape[-2:]))
-    # What a pixel counts goes by its class: of 255 it is nothing.
+    # A pixel counts by its class; one of 255 does not count.
     shares = (1 / len(numbers) / numbers).to(logits.dtype)
     classes = constant([0, *[len(numbers) - 1] * (logits.shape[1] - 1)], labels.new_empty(0).long())
     losses = F.cross_entropy(logits, labels.long(), shares.index_select(0, classes),
@@ -91,7 +114,11 @@ def mask_loss(
         weights: `[B, H, W]`, how much each pixel counts; None: all alike.
         balanced: background and foreground in equal parts, as in training on tags; else every
             pixel as much as its weight.
-        reduce, share: as in `balanced_cross_entropy`.
+        reduce: as in `balanced_cross_entropy`.
+        share: as in `balanced_cross_entropy`.
+
+    Returns:
+        A scalar, 0 with zero gradient when nothing counts.
     """
     logits = full(seg_logits)
     numbers = pixel_counts(labels, logits.dtype, reduce, share, weights, balanced)
@@ -120,7 +147,8 @@ def decoder_terms(
         loss: options of the energy.
         filter: as in `dense_energy`.
 
-    Returns: scalars by name, which can be differentiated once.
+    Returns:
+        Scalars by name, which can be differentiated once.
     """
     logits = full(seg_logits)
     summands = {}

@@ -1,4 +1,7 @@
-"""Dense energy: neighbouring pixels of like colour shall share their class (method §4.6)."""
+"""Term `energy`: pixels that are near and of similar colour should share a class (method §4.6).
+
+B batch, K channels of the decoder (background and classes), H×W pixels, h×w working size.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,16 @@ class GatedEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, probabilities, gate, inside, scale, affinity) -> Tensor:
-        """probabilities `[B, K, h, w]`, gate and inside `[B, 1, h, w]`, affinity: s to A s; inside
-        None: everywhere 1."""
+        """The energy.
+
+        Args:
+            ctx: of autograd.
+            probabilities: `[B, K, h, w]`.
+            gate: `[B, 1, h, w]`.
+            inside: `[B, 1, h, w]`; None: 1 everywhere.
+            scale: factor of the energy.
+            affinity: s to A s.
+        """
         shares = probabilities if inside is None else probabilities * inside
         gated = affinity(shares).to(shares.dtype) * gate
         ctx.save_for_backward(gated if inside is None else gated * inside)
@@ -71,14 +82,19 @@ def dense_energy(
     the label is 255. Runs in float32 outside of autocast.
 
     Args:
-        seg_logits: `[B, K, h, w]`, resized to full size. images: `[B, 3, H, W]` RGB in 0..255.
-        labels: `[B, H, W]`, 255 uncertain. box: `[B, 4]` (y0, y1, x0, x1), None: whole image.
+        seg_logits: `[B, K, h, w]`, resized to full size.
+        images: `[B, 3, H, W]`, RGB in 0..255.
+        labels: `[B, H, W]`, 255 uncertain.
+        box: `[B, 4]` (y0, y1, x0, x1), the real image inside its padding; None: all of it.
         weight: factor of the energy, divided by the batch size.
-        sigma_rgb, sigma_xy: deviations in grey levels and in pixels at full size.
+        sigma_rgb: deviation in colour, grey levels.
+        sigma_xy: deviation in space, pixels at full size.
+        scale: working size as a part of the full one.
         filter: bilateral filter (see `energy_filter`); default: the permutohedral lattice, which
             the released weight belongs to (an exact Gaussian gives about twice the sum).
 
-    Returns: a scalar, not positive.
+    Returns:
+        A scalar, not positive.
     """
     if filter is None:
         filter = energy_filter("lattice")
@@ -99,7 +115,19 @@ def shrunk(labels: Tensor, scale: float) -> tuple[int, int]:
 
 def energy_of(seg_logits: Tensor, labels: Tensor, box: Tensor | None, factor: float,
               size: tuple[int, int], affinity: Affinity) -> Tensor:
-    """`dense_energy` at `size` by a known affinity; factor: of the sum over all images."""
+    """`dense_energy` of some images of a batch, with a known affinity.
+
+    Args:
+        seg_logits: `[b, K, h, w]`, of these images.
+        labels: `[b, H, W]`, 255 uncertain.
+        box: `[b, 4]` (y0, y1, x0, x1), or None.
+        factor: of the sum over the images.
+        size: working height and width.
+        affinity: filters values of these images.
+
+    Returns:
+        A scalar, not positive.
+    """
     with torch.autocast(seg_logits.device.type, enabled=False):
         logits = full(seg_logits)  # at full size they are not kept while the filter runs
         large = enlarge(logits, tuple(labels.shape[-2:])).softmax(dim=1)
@@ -111,10 +139,19 @@ def energy_of(seg_logits: Tensor, labels: Tensor, box: Tensor | None, factor: fl
 
 def shared_affinity(filter: Filter, images: Tensor, sigma_xy: float, sigma_rgb: float
                     ) -> Callable[[slice], Affinity]:
-    """A filter for some images of a batch after others: `images[rows]` to the affinity of these.
+    """The filter of a batch that is worked on in parts: rows of the batch to their affinity.
 
-    On a GPU what depends on the images alone is made once, for all of them together, and here. On a
-    CPU, and by a filter that is not of `energy_filter`, it is made for these images, when it runs.
+    On a GPU, what depends on the images alone is computed here, once for the whole batch. On a CPU,
+    and for filters that are not from `energy_filter`, it is computed part by part when needed.
+
+    Args:
+        filter: bilateral filter.
+        images: `[B, 3, h, w]` in 0..255, at the working size.
+        sigma_xy: deviation in space, pixels of these images.
+        sigma_rgb: deviation in colour, grey levels.
+
+    Returns:
+        A function of a slice of the batch; what it returns filters values of these images.
     """
     make = _engine(filter, tuple(images.shape[-2:])) if images.is_cuda else None
     if make is None:
@@ -128,7 +165,7 @@ def shared_affinity(filter: Filter, images: Tensor, sigma_xy: float, sigma_rgb: 
 
 
 def _engine(filter: Filter, size: tuple[int, int]) -> Callable[[Tensor], Any] | None:
-    """What makes a filter of features that has `part`, where one is known."""
+    """What builds the filter of a whole batch from its features; None for unknown filters."""
     if filter is attention_filter:
         return attention_engine(size)
     return PermutohedralLattice if filter in (bilateral_filter, energy_filter("lattice")) else None
@@ -156,8 +193,10 @@ def energy_filter(name: str) -> Filter:
 
 def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None
           ) -> tuple[Tensor, Tensor | None]:
-    """Gate and inside, both `[B, 1, h, w]`, from full-size labels and box; inside is None without a
-    box."""
+    """Gate and inside, both `[B, 1, h, w]`, from labels and box at full size.
+
+    Inside is None where there is no box.
+    """
     size, dtype = tuple(probabilities.shape[-2:]), probabilities.dtype
     uncertain = F.interpolate((labels == IGNORE)[:, None].to(dtype), size=size, mode="nearest")
     inside = None

@@ -1,4 +1,7 @@
-"""Patch token contrast (PTC): patches of one region alike, of two regions not (§4.6)."""
+"""Term `ptc`, patch contrast: patches of one label alike, of two labels different (method §4.6).
+
+B batch, D channels, h×w = N patches; label 0 is background, 255 uncertain.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,12 @@ FEW = {"cpu": 2**17, "cuda": 2**25}
 def patch_affinity(labels: Tensor) -> Tensor:
     """Which pairs of patches belong together.
 
-    Args: labels `[B, h, w]` of 0, 1..C and 255. Returns: uint8 `[B, N, N]`: 1 equal labels
-    (background counts as a class), 0 different, 255 where one is uncertain or both are the same.
+    Args:
+        labels: `[B, h, w]` of 0, 1..C and 255.
+
+    Returns:
+        uint8 `[B, N, N]`: 1 for equal labels (background counts as a class), 0 for different ones,
+        255 where one is uncertain or both are the same patch.
     """
     flat = labels.flatten(1)
     affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
@@ -35,12 +42,14 @@ def patch_contrast_loss(
     """`½(1 - Σ₁ S/(n₁+1)) + ½ Σ₀ S/(n₀+1)` with S = |cosine| of two patches.
 
     Args:
-        patch_tokens: `[B, D, h, w]`. labels: `[B, h, w]` at the same grid.
-        reduce: gives the mean over ranks and passes of the two counts, or is it `[2]`; the mean of
-            this value over ranks and passes is then the loss of the global batch.
+        patch_tokens: `[B, D, h, w]`.
+        labels: `[B, h, w]` at the same grid.
+        reduce: gives the mean over ranks and passes of the two counts, or is that mean, `[2]`; the
+            mean of this loss over ranks and passes is then the loss of the global batch.
         share: part of the global batch in this call, which the "+1" is scaled with.
 
-    Returns: a scalar.
+    Returns:
+        A scalar.
     """
     rows, flat = full(patch_tokens).flatten(2).transpose(1, 2), labels.flatten(1).long()
     numbers = counts(lambda: [n.to(rows.dtype) for n in pair_counts(flat)], reduce) + share
@@ -52,7 +61,8 @@ def patch_contrast_loss(
 def pair_counts(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of ordered pairs of two known patches, equal ones and different ones.
 
-    Args: labels `[B, N]`, int64.
+    Args:
+        labels: `[B, N]`, int64.
     """
     known = (labels != IGNORE).long()
     # Room for every value a label may have: the largest one is not asked for.

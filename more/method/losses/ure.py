@@ -1,4 +1,7 @@
-"""Uncertain-region term (URE): uncertain patches move to present classes (§4.6, §4.7)."""
+"""Term `ure`, uncertain regions: uncertain patches move to present classes (method §4.6, §4.7).
+
+B batch, C classes, D channels, h×w patches, M chosen patches, P places of the cut grid.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,15 @@ def uncertain_candidates(mask: Tensor) -> Tensor:
 
     (36 whole numbers never have the mean 1.2, so the paper's "more than" is the same.)
 
-    Args: mask `[B, h, w]`, 255 uncertain.
-    Returns: bool `[B, h-6, w-6]`; entry (i, j) speaks of pixel (i+3, j+3) and of the window of
-    6 x 6 pixels that begins at (i, j).
-    Raises: ValueError for a grid of 6 or less on a side.
+    Args:
+        mask: `[B, h, w]`, 255 uncertain.
+
+    Returns:
+        bool `[B, h-6, w-6]`; entry (i, j) is about patch (i+3, j+3) and the window of 6×6 patches
+        that begins at (i, j).
+
+    Raises:
+        ValueError: the grid has 6 patches or less on a side.
     """
     check_grid(*mask.shape[-2:])
     uncertain = mask == IGNORE
@@ -73,14 +81,20 @@ def select_uncertain(
     from the class patches of the cut map, or from the whole cut map where too few have a class.
 
     Args:
-        mask: `[B, h, w]`. keys: uniform numbers `[B, 2, h·w]`, the first row ranks candidates and
-            the second supplements; drawn from `generator` when not given.
+        mask: `[B, h, w]`, 255 uncertain.
+        keys: uniform numbers `[B, 2, h·w]`, the first row ranks candidates and the second
+            supplements; drawn from `generator` when not given.
+        generator: of the random choice, without `keys`.
         shift: released: the token taken is 3 rows and columns before the pixel that was tested;
             False: the tested one (paper).
         most: None takes every candidate and adds nothing (paper).
 
-    Returns: (positions int64 `[B, M, 2]` as row, column of the full grid; valid bool `[B, M]`).
-    Raises: ValueError for a grid of 6 or less on a side.
+    Returns:
+        Positions int64 `[B, M, 2]` as row, column of the full grid, and which are valid, bool
+        `[B, M]`.
+
+    Raises:
+        ValueError: the grid has 6 patches or less on a side.
     """
     candidates = uncertain_candidates(mask)
     batch, rows, columns = candidates.shape
@@ -100,7 +114,11 @@ def select_uncertain(
 def _draw(candidates: Tensor, classes: Tensor, keys: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Indices `[B, M]` into the cut map and which of them count, M at most `most`.
 
-    Args: candidates, classes: bool `[B, P]`. keys: `[B, 2, P]` in 0..1.
+    Args:
+        candidates: bool `[B, P]`.
+        classes: bool `[B, P]`, patches with a class.
+        keys: `[B, 2, P]` in 0..1.
+        most: largest number of patches.
     """
     found, classified = torch.stack([candidates, classes]).sum(dim=-1, keepdim=True)
     missing = (most - found).clamp_(min=0).div_(4, rounding_mode="floor")
@@ -129,24 +147,23 @@ def uncertain_region_loss(
     `½(1 - Σ_present z/(#present+1)) + ½ Σ_absent z/(#absent+1)`, averaged over all chosen patches.
 
     Args:
-        class_tokens: `[B, C, D]`, no gradient reaches them. patch_tokens: `[B, D, h, w]`.
-        tags: `[B, C]`. positions, valid: from `select_uncertain`.
+        class_tokens: `[B, C, D]`, no gradient reaches them.
+        patch_tokens: `[B, D, h, w]`.
+        tags: `[B, C]`.
+        positions: from `select_uncertain`.
+        valid: from `select_uncertain`.
         reduce: gives the mean over ranks and passes of the number of chosen patches, or is that
             mean `[1]`.
         form: "released", or "paper": signed cosine and plain means.
 
-    Returns: a scalar, 0 with zero gradient where nothing was chosen.
+    Returns:
+        A scalar, 0 with zero gradient where nothing was chosen.
+
+    Raises:
+        ValueError: unknown form.
     """
-    present, dtype = tags > 0, torch.promote_types(patch_tokens.dtype, torch.float32)
-    number = present.sum(dim=1, keepdim=True, dtype=dtype)
-    absent = present.shape[1] - number
-    if form == "released":
-        number, absent = number + 1, absent + 1
-    elif form == "paper":
-        number, absent = number.clamp(min=1), absent.clamp(min=1)
-    else:
-        raise ValueError(f"URE form is 'released' or 'paper', not {form!r}")
-    weights = torch.where(present, -0.5 / number, 0.5 / absent)
+    dtype = torch.promote_types(patch_tokens.dtype, torch.float32)
+    weights = _class_weights(tags > 0, form, dtype)
     (chosen,) = counts(lambda: [valid.sum(dtype=dtype)], reduce)
     shares = valid / chosen.clamp(min=torch.finfo(chosen.dtype).tiny)
     # Patches as rows: so they leave the network, and so their gradient is one piece per patch.
@@ -155,6 +172,19 @@ def uncertain_region_loss(
     gradient = torch.is_grad_enabled() and rows.requires_grad
     return _ChosenPatches.apply(class_tokens.detach(), rows, index, weights, shares,
                                 form == "released", gradient)
+
+
+def _class_weights(present: Tensor, form: str, dtype: torch.dtype) -> Tensor:
+    """What the similarity to each class counts, `[B, C]`: negative for present classes."""
+    number = present.sum(dim=1, keepdim=True, dtype=dtype)
+    absent = present.shape[1] - number
+    if form == "released":
+        number, absent = number + 1, absent + 1
+    elif form == "paper":
+        number, absent = number.clamp(min=1), absent.clamp(min=1)
+    else:
+        raise ValueError(f"URE form is 'released' or 'paper', not {form!r}")
+    return torch.where(present, -0.5 / number, 0.5 / absent)
 
 
 class _ChosenPatches(torch.autograd.Function):
