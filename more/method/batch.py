@@ -1,4 +1,7 @@
-"""What the losses need besides the network's output, and the labels they make of it."""
+"""What the objective takes besides the network's output, and the labels that its terms learn from.
+
+B batch, C classes, H×W pixels, h×w patches.
+"""
 
 from __future__ import annotations
 

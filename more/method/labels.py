@@ -18,8 +18,8 @@ from more.method.par import PixelAdaptiveRefinement
 
 IGNORE = 255
 MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
-SMALL = 2**16  # values of an image's maps below which picking the present ones costs more
 STD = (58.395, 57.12, 57.375)
+SMALL = 2**16  # values of an image's maps below which picking the present ones costs more
 
 
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The objective: masks from CAMs, all loss terms, their switches and their sum (method §4.8)."""
+"""The objective: masks from CAMs, all loss terms, their starts and their sum (method §4.8).
+
+B batch, C classes, D channels, H×W pixels, h×w patches, M chosen patches of URE.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Views of several sizes in one pass through a block.
 
-Norms, MLPs and sums look at every token by itself, so the tokens of all views can lie in one long
-row; attention, which does not, is given each view's part. On a GPU that is fewer and larger
-operations: a block starts 8 + 5 a view, one after another it would be 14 a view.
+Norms, MLPs and sums treat every token by itself, so the tokens of all views can lie in one long
+row; attention compares the tokens of an image, so it is run view by view. On a GPU that means fewer
+and larger operations: a block starts 8, and 5 for each view, instead of 14 for each view.
 
 V views of B_v images with T_v tokens each; D channels.
 """
@@ -19,8 +19,11 @@ Sizes = list[tuple[int, int]]  # (B_v, T_v) of every view
 
 
 def packs(block: nn.Module) -> bool:
-    """Whether a block has the form that `run_packed` follows: timm's plain one, not compiled, that
-    drops no paths (they are dropped image by image)."""
+    """Whether `run_packed` can run a block.
+
+    It has to be timm's plain one, not compiled, and must not drop paths (which is done image by
+    image).
+    """
     return (type(block) is Block and block._compiled_call_impl is None
             and isinstance(block.drop_path1, nn.Identity)
             and isinstance(block.drop_path2, nn.Identity))
@@ -43,8 +46,9 @@ def run_packed(block: Block, packed: Tensor, sizes: Sizes, bias: Sequence[Tensor
 
     Args:
         block: one that `packs`.
-        packed, sizes: from `pack`.
-        bias: of every view, added to its attention scores; None: nothing.
+        packed: from `pack`.
+        sizes: from `pack`.
+        bias: for every view what is added to its attention scores, or None.
     """
     seen, _ = pack([block.attn(tokens, attn_mask=mask) for tokens, mask
                     in zip(unpack(block.norm1(packed), sizes), bias, strict=True)])

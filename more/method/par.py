@@ -1,4 +1,7 @@
-"""PAR: pixel-adaptive refinement of masks by the colours of neighbouring pixels (§4.5)."""
+"""PAR: pixel-adaptive refinement of masks by the colours of neighbouring pixels (method §4.5).
+
+B batch, K masks of an image, H×W pixels.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ BAND = {"cpu": 2**20, "cuda": 2**28}
 class PixelAdaptiveRefinement:
     """Replaces masks again and again by a weighted sum over neighbours of similar colour.
 
+    The weights of a pixel sum to 1.01 (colour softmax plus 0.01 times position softmax), so the
+    total mass grows by 1 % an iteration, as in the released code.
+
     Args:
         dilations: distances of the 8 neighbours; all of them are used together.
         iterations: how often the masks are replaced.
-
-    The weights of a pixel sum to 1.01 (colour softmax plus 0.01 times position softmax), so the
-    total mass grows by 1 % an iteration, as in the released code.
     """
 
     colour_width = 0.3
@@ -177,8 +180,11 @@ def _rows_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tens
 
 
 def _bags_sum(weights: Tensor, bounds: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same in one launch that keeps nothing of what it gathers, for a GPU: its sparse library
-    leaves the order of a sum open, while a bag is added up from its first entry to its last."""
+    """`_rows_sum` for a GPU, in one launch that keeps nothing of what it gathers.
+
+    The GPU's sparse library does not fix the order in which a sum is made; a bag is always added up
+    from its first entry to its last.
+    """
     flat = weights.flatten()
     return lambda x: F.embedding_bag(places, x, bounds, mode="sum", per_sample_weights=flat,
                                      include_last_offset=True)

@@ -1,9 +1,9 @@
-"""Keep less between forward and backward: what costs next to nothing is made again.
+"""Save memory between forward and backward by computing cheap outputs again.
 
-A linear layer keeps its input for the gradient of its weights. Behind a norm or an activation
-that input is an element-wise function of a tensor that autograd keeps as well. Then only the way
-to make it again is kept: of 16·D numbers a token in a block of a ViT 10·D stay. Forward and
-recomputation are the same call on the same numbers, so no result changes by a bit.
+A linear layer keeps its input for the gradient of its weights. After a norm or an activation that
+input can be computed from a tensor that autograd keeps anyway. Then it is not kept, but computed
+again in the backward pass: of 16·D numbers that a block of a ViT keeps for each token, 10·D remain.
+Both times it is the same call on the same numbers, so results are equal to the bit.
 """
 
 from __future__ import annotations

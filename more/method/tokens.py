@@ -1,4 +1,8 @@
-"""Class tokens and position embeddings: their resizing and their start from an ImageNet ViT."""
+"""Class tokens and position embeddings: their resizing and their start from an ImageNet ViT.
+
+R regularising tokens, C class tokens, N patches, D channels; s×s patches of the native image, h×w
+of another.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,13 @@ NEIGHBOUR_STD = 0.02  # spread of the position vectors of a usual ViT
 
 @dataclass(frozen=True)
 class SourceTokens:
-    """What a plain ViT brings: class token [1,1,D], registers [1,R,D] or None,
-    position of the class token [1,1,D], of the registers [1,R,D] or None, of the patches
-    [1,n,D]."""
+    """Tokens and position vectors of a plain ViT."""
 
-    class_token: Tensor
-    registers: Tensor | None
-    class_position: Tensor
-    register_positions: Tensor | None
-    patch_positions: Tensor
+    class_token: Tensor  # [1,1,D]
+    registers: Tensor | None  # [1,R,D]
+    class_position: Tensor  # [1,1,D]
+    register_positions: Tensor | None  # [1,R,D]
+    patch_positions: Tensor  # [1,s·s,D]
 
 
 def source_tokens(state: dict[str, Tensor], prefix: int, origin: str) -> SourceTokens:
@@ -69,6 +71,13 @@ def start_tokens(cls_token: Tensor, pos_embed: Tensor, source: SourceTokens, reg
 
     All leading tokens become copies of the source's class token and its position vector; the
     patch part is resized bicubically by size; the R regularising tokens then follow `start`.
+
+    Args:
+        cls_token: filled in place.
+        pos_embed: filled in place.
+        source: of the backbone.
+        regularising: R.
+        start: its `token_init`, `token_noise`, `register_init` and `regularising_std` count.
 
     Raises:
         UserError: `register_init` is "registers" and the source has too few of them.

@@ -19,7 +19,7 @@ from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.method.par import PixelAdaptiveRefinement
 from tests.filtering.test_crf import scene
-from tests.method.released import VOC, voc
+from tests.method.objectives import VOC, voc
 from tests.method.test_objective import batch, gradients, output
 from tests.research.losses import draw_cams
 

@@ -15,7 +15,7 @@ from more.method.losses.energy import dense_energy
 from more.method.network import NetworkOutput
 from more.method.objective import make_objective
 from more.plan.live_bytes import LiveBytes
-from tests.method.released import VOC, voc
+from tests.method.objectives import VOC, voc
 
 B, C, GRID, SIZE = 3, 4, (5, 7), (40, 56)
 BOX = torch.tensor([[0, 40, 0, 56], [3, 30, 0, 50], [0, 20, 9, 56]])

@@ -8,7 +8,7 @@ import torch
 from more.method.batch import Batch
 from more.method.losses.ure import random_keys
 from more.method.objective import TERMS, make_objective
-from tests.method.released import COCO, VARIANTS, VOC, objective, voc
+from tests.method.objectives import COCO, VARIANTS, VOC, objective, voc
 
 B, C, D, GRID, CROP = 4, 4, 6, (8, 8), (32, 32)
 HEADS = ("class_tokens", "graph_tokens", "patch_tokens", "logits", "aux_logits", "seg_logits")

@@ -9,7 +9,7 @@ from more.method.cam import PresentMaps, multi_scale, resize, single_scale
 from more.method.labels import cam_to_label, mask_cams, refined_label
 from more.method.objective import make_objective
 from more.method.par import PixelAdaptiveRefinement
-from tests.method.released import coco, voc
+from tests.method.objectives import coco, voc
 from tests.oracles import labels as oracle
 
 TAGS = {"some": [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 1]],

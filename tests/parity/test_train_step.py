@@ -12,8 +12,8 @@ from more.method.labels import cam_to_label
 from more.method.network import parameter_groups
 from more.method.released_names import own_name
 from more.train.optimizer import make_scheduler
-from tests.method.released import COCO, VOC
-from tests.method.released import objective as make
+from tests.method.objectives import COCO, VOC
+from tests.method.objectives import objective as make
 from tests.parity.compare import close, equal
 from tests.parity.released import fixture_network, heads_of
 

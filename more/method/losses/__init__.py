@@ -1,1 +1,1 @@
-"""The loss terms, one file each, and the objective that weighs and schedules them."""
+"""The loss terms, one file each, named as in the configuration (`loss.weights`)."""
