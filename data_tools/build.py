@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more import __version__
 from more.data.shards.format import MANIFEST, check_id, remove_temporaries, shard_name
 from more.data.shards.lock import folder_lock

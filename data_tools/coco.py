@@ -27,13 +27,13 @@ from data_tools.coco_json import PASSES, InstancesFile, megabytes
 from data_tools.coco_masks import MaskSource, read_mask
 from data_tools.coco_names import CocoImage, equal_names
 from data_tools.convert import Record, convert
-from data_tools.pool import command
-from data_tools.sources import unchanged
+from data_tools.source_files import unchanged
+from data_tools.tool import command
 from more import __version__
 from more.data.shards.format import MANIFEST, sha256_bytes, sha256_file
 from more.data.shards.manifest import Manifest, finished_shards, read_manifest
 from more.errors import UserError
-from more.progress import Tally, console, track
+from more.progress import Tally, say, track
 
 REPORT = {  # counts in the manifest's extra["report"], and how they are printed
     "images": "images",
@@ -250,9 +250,9 @@ def main(
         raise
     for key, text in REPORT.items():
         if report.get(key) or key in ALWAYS:
-            console.print(f"{report[key]:>9} {text}", highlight=False, markup=False)
+            say(f"{report[key]:>9} {text}")
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(note)
     tally.print()
     return tally.exit_code
 

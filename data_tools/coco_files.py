@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from PIL import Image
 
+from data_tools.class_lists import read_text
 from data_tools.coco_names import CocoImage, clean_name
-from data_tools.tags import read_text
 from more.data.shards.codec import UNREADABLE
 from more.errors import UserError
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from data_tools.build import Part, PartResult, build_set, check_ids, sole_writer
-from data_tools.images import align_mask, check_image, check_values
-from data_tools.sources import with_sources
+from data_tools.image_checks import align_mask, check_image, check_values
+from data_tools.source_files import with_sources
 from more.data.shards.codec import encode_mask, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.writer import ShardWriter

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from data_tools.build import check_ids
+from data_tools.class_lists import CLASS_FILES, check_classes, class_file, read_classes
 from data_tools.convert import Record, convert
 from data_tools.folder_files import (
     Item,
@@ -17,19 +18,16 @@ from data_tools.folder_files import (
     find_layout,
     find_masks,
     list_files,
-    say,
-    some,
     split_ids,
 )
 from data_tools.folder_tags import named_tags, say_unused, tag_lines, used_classes
-from data_tools.images import probe_masks, read_index_png
+from data_tools.image_checks import probe_masks, read_index_png
 from data_tools.mask_meaning import LABELMAP, Meaning, find_meaning
-from data_tools.pool import command
-from data_tools.tags import CLASS_FILES, check_classes, class_file, read_classes
-from more.data.files import IMAGE_ENDINGS
+from data_tools.tool import command
+from more.data.image_files import IMAGE_ENDINGS
 from more.data.tags import TAG_SEPARATORS, class_indices
-from more.errors import UserError
-from more.progress import Tally
+from more.errors import UserError, first_few
+from more.progress import Tally, say
 
 
 def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, Path]) -> None:
@@ -42,7 +40,7 @@ def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, P
                         fix=f"{fix}, or --masks DIR")
     without = [name for name in images if name not in masks]
     raise UserError(f"{layout.masks}: {len(without)} of {len(images)} images have no mask: "
-                    f"{some(without)}", fix=fix)
+                    f"{first_few(without)}", fix=fix)
 
 
 def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes: Path | None,
@@ -99,7 +97,7 @@ def _listed_classes(layout: Layout, root: Path, classes: Path | None,
         names, where = meaning.classes, meaning.where
         check_classes(names, where)
     if names:
-        say(f"classes, from {where}: {some(names, 25)}")
+        say(f"classes, from {where}: {first_few(names, 25)}")
     elif layout.masks is not None or layout.tags is None:
         raise UserError(f"{layout.masks}: the numbers in masks need the list of classes in their "
                         f"order", fix=f"write it to {root / 'classes.txt'}, one class a line (1 is "

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from data_tools.tags import TAG_ENDINGS
-from more.data.files import check_utf8, files_below, shown
-from more.data.shares import Share, assign, parse_parts
-from more.errors import UserError
-from more.progress import console
+from data_tools.class_lists import TAG_ENDINGS
+from more.data.image_files import check_utf8, files_below, shown
+from more.data.split_parts import SplitPart, assign, parse_parts
+from more.errors import UserError, first_few
+from more.progress import say
 
 FOLDERS = "folders"
 
@@ -41,16 +41,6 @@ class Item:
     id: str
     name: str
     path: Path
-
-
-def say(text: str) -> None:
-    """A line about what was found or chosen."""
-    console.print(text, highlight=False, markup=False)
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, for messages."""
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def composed(name: str) -> str:
@@ -134,7 +124,7 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
             raise UserError(f"{path}: a link to a missing file", fix="mend or remove the link")
         found[key] = item
     if others:
-        say(f"{folder}: other files, left out: {len(others)} ({some(others)})")
+        say(f"{folder}: other files, left out: {len(others)} ({first_few(others)})")
     return {item.id: item for item in sorted(found.values(), key=lambda item: item.id)}
 
 
@@ -156,7 +146,7 @@ def find_masks(folder: Path, images: Mapping[str, Item],
                             f"{first}")
     strays = [files[key].name for key in sorted(files.keys() - set(keys.values()))]
     if strays:
-        say(f"{folder}: masks of no image: {len(strays)} ({some(strays)})")
+        say(f"{folder}: masks of no image: {len(strays)} ({first_few(strays)})")
     return masks
 
 
@@ -183,7 +173,7 @@ def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
 
 
 def split_ids(images: Mapping[str, Item], splits: Sequence[str],
-              seed: int) -> dict[str, tuple[Share, list[str]]]:
+              seed: int) -> dict[str, tuple[SplitPart, list[str]]]:
     """`NAME=SHARE` and `NAME=LIST` texts → by name what was asked for, and the ids, sorted.
 
     Lines of a list may name an image by its path. How many images no split takes is said.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_tools.class_lists import check_classes, join_alike, names_in
 from data_tools.convert import Record
 from data_tools.folder_files import (
     FOLDERS,
@@ -12,14 +13,12 @@ from data_tools.folder_files import (
     by_its_tail,
     composed,
     plain,
-    say,
-    some,
     spellings,
 )
-from data_tools.tags import check_classes, join_alike, names_in
 from more.data.tag_files import read_tag_file
 from more.data.tags import TagLine, class_indices, special_name, split_cells, tidy
-from more.errors import UserError
+from more.errors import UserError, first_few
+from more.progress import say
 
 
 def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLine]:
@@ -36,7 +35,7 @@ def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLi
         outside = [item.name for item in images.values() if "/" not in item.name]
         if outside:
             raise UserError(f"{len(outside)} of {len(images)} images are in no sub-folder: "
-                            f"{some(outside)}", fix="move them, or give tags with --tags FILE")
+                            f"{first_few(outside)}", fix="move them, or give tags with --tags FILE")
         lines = {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
                  for name, item in images.items()}
         unknown = [line for line in lines.values() if special_name(line.names[0]) == "ignore"]
@@ -60,9 +59,10 @@ def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLi
         else:
             lines[image_id] = line
     if by_tail:
-        say(f"{source}: paths of which the end fits an image: {len(by_tail)} ({some(by_tail, 2)})")
+        say(f"{source}: paths of which the end fits an image: {len(by_tail)} "
+            f"({first_few(by_tail, 2)})")
     if strays:
-        say(f"{source}: lines about no image: {len(strays)} ({some(strays)})")
+        say(f"{source}: lines about no image: {len(strays)} ({first_few(strays)})")
     if images and not lines:
         first = next(iter(images.values())).name
         raise UserError(f"{source}: no line fits any of the {len(images)} images",
@@ -71,7 +71,7 @@ def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLi
     without = [name for name in images if name not in lines]
     if without:
         raise UserError(f"{source}: {len(without)} of {len(images)} images have no line: "
-                        f"{some(without)}", fix="add them; empty tags are allowed")
+                        f"{first_few(without)}", fix="add them; empty tags are allowed")
     return lines
 
 
@@ -96,7 +96,7 @@ def named_tags(lines: Mapping[str, TagLine], known: list[str], separator: str, j
     if known:
         return apart, known
     names = names_in(apart, where)
-    say(f"classes, from the tags: {some(names, 25)}")
+    say(f"classes, from the tags: {first_few(names, 25)}")
     return apart, names
 
 
@@ -105,7 +105,7 @@ def say_unused(records: Mapping[str, Record], names: list[str]) -> None:
     used = {number for record in records.values() for number in record.tags or ()}
     unused = [name for number, name in enumerate(names) if number not in used]
     if unused and all(record.tags is not None for record in records.values()):
-        say(f"classes of no image: {len(unused)} ({some(unused, 25)}); without masks "
+        say(f"classes of no image: {len(unused)} ({first_few(unused, 25)}); without masks "
             "--drop-unused leaves them out")
 
 
@@ -115,7 +115,7 @@ def used_classes(lines: Mapping[str, TagLine], names: list[str]) -> list[str]:
             for number in class_indices(line.names, names, line.where)}
     unused = [name for number, name in enumerate(names) if number not in used]
     if unused:
-        say(f"classes of no image, left out: {len(unused)} ({some(unused, 25)})")
+        say(f"classes of no image, left out: {len(unused)} ({first_few(unused, 25)})")
     kept = [name for number, name in enumerate(names) if number in used]
     check_classes(kept, "the classes that images have")
     return kept

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.images import read_index_png
-from data_tools.tags import class_indices, read_text
+from data_tools.class_lists import class_indices, read_text
+from data_tools.image_checks import read_index_png
 from more.data.shards.codec import UNREADABLE
 from more.data.shards.format import IGNORE
 from more.data.tags import special_name
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 LABELMAP = "labelmap.txt"  # beside CVAT's masks
 Colour = tuple[int, int, int]
@@ -106,8 +106,7 @@ def find_meaning(values: Sequence[str] | None, colours: Path | None, masks: bool
                         if (folder / LABELMAP).is_file()), None)
     if colours is None:
         return None
-    console.print(f"masks are read by their colours, from {colours}", highlight=False,
-                  markup=False)
+    say(f"masks are read by their colours, from {colours}")
     return read_colours(colours)
 
 

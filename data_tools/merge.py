@@ -9,12 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from data_tools.build import build_set
-from data_tools.pool import command
-from data_tools.rows import LISTS, agreed, copy_rows, input_record, open_source, origin, rows_of
+from data_tools.copy_rows import (
+    LISTS,
+    agreed,
+    copy_rows,
+    input_record,
+    open_source,
+    origin,
+    rows_of,
+)
+from data_tools.tool import command
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.evaluation.routes import describe_route, seed_facts
-from more.progress import Tally, console
+from more.progress import Tally, say
 
 
 def merge(out: Path, sets: Sequence[Path], *, shard_size: int = 0, workers: int = 0) -> Tally:
@@ -85,8 +93,7 @@ def check_disjoint(sources: Sequence[ShardSet]) -> None:
         twice = [name for name in source.ids if name in owner]
         if twice:
             raise UserError(f"{source.path}: {len(twice)} ids are also in "
-                            f"{owner[twice[0]].path}: {', '.join(twice[:5])}"
-                            f"{', …' if len(twice) > 5 else ''}",
+                            f"{owner[twice[0]].path}: {first_few(twice)}",
                             fix="give the images other names, or split the double ones off")
         owner.update(dict.fromkeys(source.ids, source))
 
@@ -105,8 +112,7 @@ def _extras(sources: Sequence[ShardSet]) -> tuple[dict[str, Any], list[str]]:
     kept = {key: value for key, value in agreed(extras).items() if key not in LISTS}
     dropped = sorted({key for extra in extras for key in extra} - kept.keys() - set(LISTS))
     if dropped:
-        console.print(f"not kept, the sets differ in it: {', '.join(dropped)}", highlight=False,
-                      markup=False)
+        say(f"not kept, the sets differ in it: {', '.join(dropped)}")
     failures = [item for extra in extras for item in extra.get("failures", ())
                 if item[0] not in held]
     return kept | ({"failures": failures} if failures else {}), list(dict.fromkeys(left_out))

@@ -12,7 +12,6 @@ import numpy as np
 import typer
 from PIL import Image
 
-from data_tools.pool import command, parallel
 from data_tools.shapes_draw import (
     ALONE,
     CLASSES,
@@ -24,6 +23,7 @@ from data_tools.shapes_draw import (
     draw_track,
     shade,
 )
+from data_tools.tool import command, parallel
 from more.data.shards.codec import mask_values
 from more.data.shards.format import write_atomic
 from more.data.shards.lock import folder_lock

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from data_tools.build import build_set
-from data_tools.pool import command
-from data_tools.rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
-from more.data.shares import Share, assign, parse_parts
+from data_tools.copy_rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
+from data_tools.tool import command
+from more.data.split_parts import SplitPart, assign, parse_parts
 from more.errors import UserError
-from more.progress import Tally, console
+from more.progress import Tally, say
 
 
-def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard_size: int = 0,
+def split(path: Path, out: Path, parts: Sequence[SplitPart], seed: int = 0, *, shard_size: int = 0,
           workers: int = 0) -> Tally:
     """Write `out/NAME` for every part of the set `path`; resumable.
 
@@ -46,7 +46,7 @@ def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard
     extra = {key: value for key, value in source.manifest.extra.items() if key not in LISTS}
     tally = Tally("images")
     for name, ids in dealt.items():
-        console.print(f"{folders[name]}: {len(ids)} images", highlight=False, markup=False)
+        say(f"{folders[name]}: {len(ids)} images")
         provenance = {**origin([source]), "tool": "data_tools.split",
                       "parameters": {"part": name, "parts": recorded, "seed": seed},
                       "inputs": input_record(source)}
@@ -55,8 +55,7 @@ def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard
                               shard_size=shard_size, workers=workers, extra=extra))
     unused = len(source) - sum(map(len, dealt.values()))
     if unused:
-        console.print(f"{unused} of {len(source)} images are in no part", highlight=False,
-                      markup=False)
+        say(f"{unused} of {len(source)} images are in no part")
     return tally
 
 

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from data_tools.build import check_ids
+from data_tools.class_lists import check_classes, read_classes, tags_from_file
 from data_tools.convert import Record, convert
 from data_tools.folder_files import by_its_tail
-from data_tools.images import probe_masks
+from data_tools.image_checks import probe_masks
 from data_tools.mask_meaning import Meaning, find_meaning
-from data_tools.pool import command
-from data_tools.tags import check_classes, read_classes, tags_from_file
+from data_tools.tool import command
 from data_tools.voc_files import (
     AUTO,
     SomeMasks,
@@ -28,10 +28,9 @@ from data_tools.voc_files import (
     read_mask,
 )
 from data_tools.voc_lists import choose_split, list_images, read_split
-from more.data.tags import class_indices
-from more.data.voc import VOC_CLASSES
+from more.data.tags import VOC_CLASSES, class_indices
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 TAG_SOURCES = (AUTO, "masks", "xml", "csv", "none")
 TEST = "test"
@@ -75,7 +74,7 @@ def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
         strange = shown - set(VOC_CLASSES)
         names = sorted(shown) if strange else list(VOC_CLASSES)
         where = root / "Annotations" if strange else "VOC (no list of classes there)"
-    console.print(f"classes, from {where}: {', '.join(names[:25])}", highlight=False, markup=False)
+    say(f"classes, from {where}: {', '.join(names[:25])}")
     return names
 
 
@@ -109,8 +108,7 @@ def choose_source(root: Path, split: str | None, source: str, csv_file: Path | N
     if all(record.mask for record in records):
         return "masks"
     if split == TEST and not all(annotation(root, r.id).is_file() for r in records):
-        console.print("tags: none, all zero (the split test has neither masks nor annotations)",
-                      highlight=False, markup=False)
+        say("tags: none, all zero (the split test has neither masks nor annotations)")
         return "none"
     return "xml" if (root / "Annotations").is_dir() else "masks"
 
@@ -165,7 +163,7 @@ def _say_masks(used: dict[str, int], images: int) -> None:
     rest = images - sum(used.values())
     if rest:
         parts.append(f"{rest} images without")
-    console.print(f"masks: {', '.join(parts)}", highlight=False, markup=False)
+    say(f"masks: {', '.join(parts)}")
 
 
 def main(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.convert import Record
-from data_tools.images import read_index_png
+from data_tools.image_checks import read_index_png
 from data_tools.mask_meaning import MaskReader
 from data_tools.voc_lists import IMAGES
 from more.data.shards.format import IGNORE

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from data_tools.class_lists import read_text
 from data_tools.folder_files import list_files
-from data_tools.tags import read_text
-from more.data.files import IMAGE_ENDINGS
+from more.data.image_files import IMAGE_ENDINGS
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 LISTS = Path("ImageSets") / "Segmentation"
 IMAGES = ("JPEGImages", "images")  # VOC, CVAT and labelme; Label Studio beside Annotations
@@ -75,8 +75,7 @@ def read_split(root: Path, split: str, sbd: Path | None = None,
             f"leave --split out to take all images{made}" if known == "none" else
             f"--split NAME, lists there: {known}{made}"))
     source = "train and val" if split == "trainval" else "VOC train and SBD, without VOC val"
-    console.print(f"{split}: no such list, {len(ids)} images from {source}", highlight=False,
-                  markup=False)
+    say(f"{split}: no such list, {len(ids)} images from {source}")
     return ids
 
 

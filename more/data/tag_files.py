@@ -24,12 +24,13 @@ _HEADER = "first line id,tags, or a column id and one column of 0 and 1 for each
 
 
 def read_tag_file(path: Path) -> tuple[dict[str, TagLine], str]:
-    """The lines of a tags file by what they call the image.
+    """Read a file of image tags.
 
-    Args: path: JSON or JSON lines by its ending, else csv with commas, semicolons or tabs.
+    Args:
+        path: JSON or JSON lines by its ending, else csv with commas, semicolons or tabs.
 
     Returns:
-        The lines, and what was found, for people.
+        The lines by what they call the image, and a text for the user about what was found.
 
     Raises:
         UserError: no such file, no known columns, an image twice, a line of another form.

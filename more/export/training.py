@@ -8,7 +8,7 @@ from pathlib import Path
 from more.data.shards.format import make_folder, remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
-from more.data.shares import Share, assign
+from more.data.split_parts import Share, assign
 from more.errors import UserError
 from more.export.common import (
     ENDINGS,

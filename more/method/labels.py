@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from more.constants import constant, counting
 from more.method.cam import PresentMaps, resize
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import box_mask, constant
 
 IGNORE = 255
 MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
@@ -25,19 +25,6 @@ STD = (58.395, 57.12, 57.375)
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
     return cams * tags[:, :, None, None].to(cams.dtype)
-
-
-def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels lie inside a box.
-
-    Args: box `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels; size (height, width).
-    Returns: bool `[B, H, W]`.
-    """
-    height, width = size
-    sides = box.unflatten(1, (2, 2, 1))  # of rows and of columns: first, end
-    places = counting(max(size), box)
-    inside = (places >= sides[:, :, 0]) & (places < sides[:, :, 1])
-    return inside[:, 0, :height, None] & inside[:, 1, None, :width]
 
 
 def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fault 19: every odd image, mask and name has a defined result (table in data_tools/images.py)."""
+"""Every odd image, mask and name has a defined result (table in data_tools/image_checks.py)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 
 from data_tools.build import Part
 from data_tools.convert import Record, _Options, convert, write_shard
-from data_tools.images import align_mask, exif_orientation, read_index_png
+from data_tools.image_checks import align_mask, exif_orientation, read_index_png
 from more.data.shards.codec import decode_image, image_size
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.odd import (
     ORIENTATION,

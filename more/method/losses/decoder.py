@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.constants import constant
 from more.method.labels import IGNORE, undo_normalisation
 from more.method.losses.batch import Batch
 from more.method.losses.classification import multilabel_soft_margin
@@ -21,6 +20,7 @@ from more.method.losses.energy import Filter, energy_filter, energy_of, shared_a
 from more.method.losses.gradients import Summand, enlarge, with_early_gradients
 from more.method.numerics import Reduce, counts, full
 from more.method.recipe import Recipe
+from more.tensors import constant
 
 PEAK_SHARE = 1 / 32  # part of the patches whose mean probability is the class's in the image
 SMALLEST = 1e-6

@@ -19,7 +19,7 @@ from more.data.shards.format import sha256_bytes, sha256_file, to_json, write_at
 from more.data.shards.manifest import recorded_provenance
 from more.errors import UserError
 from more.jobs.driver import usable_cores
-from more.progress import console, track
+from more.progress import say, track
 
 NOTES = ".sources"
 COMPARED = "ids, tags, and the content (sha256) of every image and mask file"
@@ -174,9 +174,9 @@ def _changed(notes: dict[str, Note], before: dict[str, Note]) -> str:
 def _as_before(out: Path, records: Sequence[Any], recorded: dict[str, Any],
                provenance: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a set that an earlier version made or began: what that version compared."""
-    console.print(f"{out}: begun by an earlier version, which noted no content of files; a file "
-                  "that was replaced by another of its size is not noticed here. To be sure, "
-                  "convert to a new folder.", highlight=False, markup=False)
+    say(f"{out}: begun by an earlier version, which noted no content of files; a file "
+        "that was replaced by another of its size is not noticed here. To be sure, "
+        "convert to a new folder.")
     old, inputs = recorded.get("inputs"), provenance.get("inputs", {})
     if not isinstance(old, dict) or "sha256" not in old:
         return inputs

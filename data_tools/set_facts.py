@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more.data.shards.format import IGNORE, PAYLOADS
 from more.data.shards.reader import ShardSet
 from more.errors import UserError

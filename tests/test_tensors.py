@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from more import constants
-from more.constants import constant, counting
-from more.data.colours import prepare
+from more import tensors
+from more.data.colours import network_input
 from more.method.labels import (
     MEAN,
     STD,
@@ -17,6 +16,7 @@ from more.method.labels import (
 )
 from more.method.losses.gradients import enlarge
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import constant, counting
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.research.launches import Launches
 
@@ -33,7 +33,7 @@ def batch():
 
 
 def prepared():
-    return prepare(batch(), GPU, MEAN, STD)
+    return network_input(batch(), GPU, MEAN, STD)
 
 
 def grid_box():
@@ -120,5 +120,5 @@ def test_the_number_of_kept_constants_is_bounded():
     like = torch.zeros(1)
     for value in range(300):
         constant((float(value), -1.0), like), counting(value, like)
-    kept = constants._constant.cache_info(), constants._counting.cache_info()
+    kept = tensors._constant.cache_info(), tensors._counting.cache_info()
     assert all(info.currsize <= info.maxsize <= 128 for info in kept)

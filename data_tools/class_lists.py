@@ -17,7 +17,7 @@ from more.data.tags import (
     tidy,
 )
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 TAG_ENDINGS = (".csv", *JSON_ENDINGS)
 CLASS_FILES = ("classes.txt", "class_names.txt")
@@ -41,8 +41,8 @@ def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list
     names = [tidy(line) for line in read_text(path).splitlines() if line.strip()]
     first = _first_class(names)
     if first:
-        console.print(f"{path}: {' and '.join(names[:first])}: no class, numbers in masks begin "
-                      "with 1 after it", highlight=False, markup=False)
+        say(f"{path}: {' and '.join(names[:first])}: no class, numbers in masks begin "
+            "with 1 after it")
     check_classes(names[first:], str(path))
     return names[first:]
 
@@ -97,9 +97,8 @@ def join_alike(lines: Mapping[str, TagLine], class_names: Sequence[str] = ()) ->
         others = [name for name in group if name != kept and name in counts]
         spelling.update(dict.fromkeys(others, kept))
         if others:
-            console.print(f"joined with {kept} ({counts[kept]} images): "
-                          f"{', '.join(f'{name} ({counts[name]})' for name in others)}",
-                          highlight=False, markup=False)
+            say(f"joined with {kept} ({counts[kept]} images): "
+                f"{', '.join(f'{name} ({counts[name]})' for name in others)}")
     return {key: replace(line, names=tuple(dict.fromkeys(spelling.get(name, name)
                                                          for name in line.names)))
             for key, line in lines.items()}
@@ -114,9 +113,8 @@ def names_in(lines: Mapping[str, TagLine], where: str) -> list[str]:
     counts = Counter(name for line in lines.values() for name in line.names)
     special = sorted(name for name in counts if special_name(name) is not None)
     if special:
-        console.print(f"{where}: no class: "
-                      f"{', '.join(f'{name} ({counts[name]} images)' for name in special)}",
-                      highlight=False, markup=False)
+        say(f"{where}: no class: "
+            f"{', '.join(f'{name} ({counts[name]} images)' for name in special)}")
     names = sorted(counts.keys() - set(special))
     check_classes(names, f"the tags of {where}")
     return names
