@@ -21,7 +21,7 @@ from more.progress import say
 
 TAG_ENDINGS = (".csv", *JSON_ENDINGS)
 CLASS_FILES = ("classes.txt", "class_names.txt")
-MOST_CLASSES = 254
+MOST_CLASSES = 254  # 255 means "ignore" in a mask
 
 
 def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list[str]:

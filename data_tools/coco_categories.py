@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.class_lists import MOST_CLASSES
 from data_tools.coco_json import Category
 from more.data.shards.format import IGNORE
 from more.data.tags import special_name
 from more.errors import UserError
 
-MAX_CLASSES = 254  # 255 is "ignore" in a mask
 BACKGROUND = 0
 
 
@@ -106,9 +106,9 @@ def final_classes(first: Classes, owned: Mapping[int, int], where: Path,
         renumbered[label] = len(kept)
         if not owned.get(label):
             unused.append(category.name)
-    if not 1 <= len(kept) <= MAX_CLASSES:
+    if not 1 <= len(kept) <= MOST_CLASSES:
         raise UserError(f"{where}: {len(kept)} categories",
-                        fix="keep at least one" if not kept else f"keep at most {MAX_CLASSES}; "
+                        fix="keep at least one" if not kept else f"keep at most {MOST_CLASSES}; "
                         "--drop-unused leaves out those without annotation")
     renumbered = {BACKGROUND: BACKGROUND, IGNORE: IGNORE, **renumbered}
     labels = {key: renumbered[label] for key, label in first.labels.items() if label in renumbered}

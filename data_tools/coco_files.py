@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from data_tools.class_lists import read_text
 from data_tools.coco_names import CocoImage, clean_name
 from more.data.shards.codec import UNREADABLE
+from more.data.tags import read_text
 from more.errors import UserError
 
 # Looked through in this order, after the folder itself.

@@ -11,12 +11,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data_tools.coco_index import Stored, stored_annotations
-from data_tools.coco_regions import COMPRESSED, POLYGONS
+from data_tools.coco_regions import COMPRESSED, FARTHEST, POLYGONS
 from more.data.shards.format import IGNORE
 from more.errors import UserError
-
-# pycocotools takes memory for every step along an edge and does not check how many there are.
-_FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _polygons(annotation: Stored) -> list[np.ndarray]:
     lengths = np.frombuffer(annotation.lengths, np.int32)
     if (lengths % 2).any():
         raise _refusal(annotation, "a polygon has an odd count of numbers")
-    if not np.abs(numbers).max() <= _FARTHEST:
+    if not np.abs(numbers).max() <= FARTHEST:
         raise _refusal(annotation, "a polygon has a point far outside every image")
     return np.split(numbers, np.cumsum(lengths)[:-1])
 

@@ -15,7 +15,8 @@ from more.errors import UserError
 POLYGONS, COMPRESSED, UNCOMPRESSED = 1, 2, 3  # what `Region.kind` says
 _FEWEST = 6  # numbers of a polygon with an area; pycocotools takes 4 numbers for a box
 _BATCH = 2048  # annotations looked at together
-_FARTHEST = 1e6  # pycocotools takes memory for every step along an edge
+# pycocotools takes memory for every step along an edge and does not check how many there are.
+FARTHEST = 1e6
 _NO = ("", "0", "0.0", "false", "no", "none", "null")
 _YES = ("1", "1.0", "true", "yes")
 
@@ -131,7 +132,7 @@ def _flat_polygons(rows: list[tuple[Any, ...]], sizes: Sequence[tuple[int, int]]
     count = 0
     for k in np.flatnonzero(doubtful).tolist():
         polygon = numbers[2 * starts[k]:2 * ends[k]]
-        if np.abs(polygon).max() <= _FARTHEST:
+        if np.abs(polygon).max() <= FARTHEST:
             runs = coco_mask.frPyObjects([polygon], int(height[k]), int(width[k]))
             count += int(coco_mask.area(runs[0])) == 0
     return count

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_tools.build import Part, PartResult, build_set, check_ids, sole_writer
+from data_tools.build import ShardJob, ShardResult, build_set, check_ids, sole_writer
 from data_tools.image_checks import align_mask, check_image, check_values
 from data_tools.source_files import with_sources
 from more.data.shards.codec import encode_mask, mask_values
@@ -76,7 +76,7 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
                          extra=extra, left_out=left_out)
 
 
-def write_shard(part: Part) -> PartResult:
+def write_shard(part: ShardJob) -> ShardResult:
     """Write one shard; without `skip_bad` a single unreadable image keeps it from being written.
 
     Raises:
@@ -97,9 +97,9 @@ def write_shard(part: Part) -> PartResult:
             bad.append((record.id, str(getattr(error, "message", error))))
     part.take(None)
     if len(writer) == 0 or (bad and not part.options.skip_bad):
-        return PartResult(None, 0, bad)
+        return ShardResult(None, 0, bad)
     entry = writer.close()
-    return PartResult(entry, len(writer), bad, recoded)
+    return ShardResult(entry, len(writer), bad, recoded)
 
 
 def _raise_if_of_the_job(error: BaseException, record: Record) -> None:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_tools.build import Part, PartResult
+from data_tools.build import ShardJob, ShardResult
 from more.data.shards.format import PAYLOADS
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
@@ -38,7 +38,7 @@ def rows_of(shards: ShardSet) -> list[Row]:
             for row, image_id in enumerate(shards.ids)]
 
 
-def copy_rows(part: Part) -> PartResult:
+def copy_rows(part: ShardJob) -> ShardResult:
     """Write one shard from `Row`s: payload bytes as they are, each checksum compared.
 
     Raises:
@@ -63,7 +63,7 @@ def copy_rows(part: Part) -> PartResult:
         raise UserError("; ".join(damaged),
                         fix="run data_tools.verify on the set, and make what it names again")
     entry = writer.close()
-    return PartResult(entry, len(writer), [])
+    return ShardResult(entry, len(writer), [])
 
 
 def _copy(writer: ShardWriter, source: ShardSet, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""What a folder of own pictures holds: images, their ids and masks; which image goes where."""
+"""What a folder of your own pictures holds: images with ids, masks, and the split into sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ FOLDERS = "folders"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are; `tags` is a file, "folders" for sub-folder names, or None for masks."""
+    """Where images, masks and tags are.
+
+    Attributes:
+        images: folder of the images.
+        masks: folder of the masks, or None.
+        tags: a file, "folders" if sub-folder names are tags, or None if tags come from masks.
+    """
 
     images: Path
     masks: Path | None
@@ -44,17 +50,29 @@ class Item:
 
 
 def composed(name: str) -> str:
-    """One spelling of accents, to compare by: some systems store letter and accent apart."""
+    """A name for comparing, accents in one form: some systems store letter and accent apart."""
     return unicodedata.normalize("NFC", name)
 
 
 def plain(name: str) -> str:
-    """One spelling of a path that a user wrote, to compare by: accents, `/`, no `./`."""
+    """A path that a user wrote in one form, for comparing: accents, slashes, no leading `./`."""
     return composed(name.strip()).replace("\\", "/").removeprefix("./")
 
 
 def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders: bool) -> Layout:
-    """`root` is the image folder, or holds `images`; then what lies beside that is taken, too.
+    """Find images, masks and tags.
+
+    `root` is the folder of the images, or holds a folder `images`; then masks and tags beside that
+    are taken, too.
+
+    Args:
+        root: the folder that the user gave.
+        masks: folder of masks that the user gave.
+        tags: file of tags that the user gave.
+        from_folders: whether sub-folder names are tags.
+
+    Returns:
+        The layout.
 
     Raises:
         UserError: no such folder, VOC's layout, two sources of tags, or images among the masks.
@@ -89,14 +107,19 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
 
 def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path | None = None,
                known: Sequence[Path | None] = ()) -> dict[str, Item]:
-    """Files with one of `endings` by id, sorted by id; the number of others is said.
+    """Find files of some kinds; how many others there are is printed.
 
     The id is the path below `folder` without ending, letter for letter, with `__` for `/`.
 
     Args:
+        folder: where to look, at any depth.
+        endings: of the files, in small letters.
         what: what the files are, in the plural, for messages.
         leave_out: a folder that is not entered.
-        known: files that have another use and are no news.
+        known: files that have another use and need not be counted.
+
+    Returns:
+        The files by id, sorted.
 
     Raises:
         UserError: no such folder, a name that is not UTF-8, two files with one id, or a link to a
@@ -130,7 +153,15 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
 
 def find_masks(folder: Path, images: Mapping[str, Item],
                known: Sequence[Path | None] = ()) -> dict[str, Path]:
-    """Mask files by id: PNG files at the same path as their images. Masks of no image are said.
+    """Find masks: PNG files at the same path as their images. Masks of no image are printed.
+
+    Args:
+        folder: of the masks.
+        images: by id.
+        known: files that have another use and need not be counted.
+
+    Returns:
+        Mask files by id.
 
     Raises:
         UserError: no such folder, two masks with one id, or none of its files fits an image.
@@ -151,7 +182,14 @@ def find_masks(folder: Path, images: Mapping[str, Item],
 
 
 def spellings(images: Mapping[str, Item]) -> dict[str, str]:
-    """What `plain` text calls an image → id: its path, that without ending, its id."""
+    """All ways to name an image in `plain` text.
+
+    Args:
+        images: by id.
+
+    Returns:
+        Id by name: the image's path, its path without ending, its id.
+    """
     names = {item.name: item.id for item in images.values()}
     names.update((item.name.removesuffix(item.path.suffix), item.id) for item in images.values())
     names.update((name, name) for name in images)  # an id goes first where two are meant
@@ -159,10 +197,17 @@ def spellings(images: Mapping[str, Item]) -> dict[str, str]:
 
 
 def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
-    """The image whose path is the end of a longer one, as tools write paths of their own storage:
-    `/data/upload/1/a.jpg`, `C:\\work\\a.jpg`, `https://host/a%20b.jpg`; the longest end counts.
+    """Find the image whose path is the end of a longer one.
 
-    Args: names: see `spellings`.
+    Tools write paths of their own storage: `/data/upload/1/a.jpg`, `C:\\work\\a.jpg`,
+    `https://host/a%20b.jpg`. The longest end that is an image counts.
+
+    Args:
+        text: the longer path.
+        names: see `spellings`.
+
+    Returns:
+        The image's id, or None.
     """
     for path in dict.fromkeys([plain(text), plain(unquote(text))]):
         parts = path.split("/")
@@ -174,9 +219,17 @@ def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
 
 def split_ids(images: Mapping[str, Item], splits: Sequence[str],
               seed: int) -> dict[str, tuple[SplitPart, list[str]]]:
-    """`NAME=SHARE` and `NAME=LIST` texts → by name what was asked for, and the ids, sorted.
+    """Split the images by texts such as `NAME=SHARE` and `NAME=LIST`.
 
-    Lines of a list may name an image by its path. How many images no split takes is said.
+    Lines of a list may name an image by its path. How many images are in no part is printed.
+
+    Args:
+        images: by id.
+        splits: what the user wrote.
+        seed: another seed, other images in the shares.
+
+    Returns:
+        By name the part that was asked for, and its ids, sorted.
 
     Raises:
         UserError: see `parse_parts` and `assign`.

@@ -22,28 +22,20 @@ from more.progress import say
 
 
 def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLine]:
-    """Class names by id, for every image. Lines about no image are counted and said.
+    """Find the line of every image in a tags file; lines about no image are counted and printed.
 
     Args:
         source: csv or json file, or "folders": the first folder of an image's path is its class.
         images: by id.
 
+    Returns:
+        Lines by id.
+
     Raises:
         UserError: an image without line or folder, one with two lines, and see `read_tag_file`.
     """
     if source == FOLDERS:
-        outside = [item.name for item in images.values() if "/" not in item.name]
-        if outside:
-            raise UserError(f"{len(outside)} of {len(images)} images are in no sub-folder: "
-                            f"{first_few(outside)}", fix="move them, or give tags with --tags FILE")
-        lines = {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
-                 for name, item in images.items()}
-        unknown = [line for line in lines.values() if special_name(line.names[0]) == "ignore"]
-        if unknown:  # they would count as images without any class
-            raise UserError(f"folder {unknown[0].names[0]!r}: the tags of its {len(unknown)} "
-                            "images are not known",
-                            fix="move it away, or call it background if it shows no class")
-        return lines
+        return _folder_lines(images)
     names, lines, strays, by_tail = spellings(images), {}, [], []
     read, found = read_tag_file(source)
     say(f"{source}: {len(read)} lines" + (f", {found}" if found else ""))
@@ -75,16 +67,35 @@ def tag_lines(source: Path | str, images: Mapping[str, Item]) -> dict[str, TagLi
     return lines
 
 
+def _folder_lines(images: Mapping[str, Item]) -> dict[str, TagLine]:
+    """The first folder of each image's path as its tag."""
+    outside = [item.name for item in images.values() if "/" not in item.name]
+    if outside:
+        raise UserError(f"{len(outside)} of {len(images)} images are in no sub-folder: "
+                        f"{first_few(outside)}", fix="move them, or give tags with --tags FILE")
+    lines = {name: TagLine(item.name, (tidy(composed(item.name).split("/")[0]),))
+             for name, item in images.items()}
+    unknown = [line for line in lines.values() if special_name(line.names[0]) == "ignore"]
+    if unknown:  # they would count as images without any class
+        raise UserError(f"folder {unknown[0].names[0]!r}: the tags of its {len(unknown)} "
+                        "images are not known",
+                        fix="move it away, or call it background if it shows no class")
+    return lines
+
+
 def named_tags(lines: Mapping[str, TagLine], known: list[str], separator: str, join: bool,
                where: str) -> tuple[dict[str, TagLine], list[str]]:
-    """Take the tags of each line apart, and find the classes.
+    """Split the tags of each line, and find the classes.
 
     Args:
         lines: by id.
-        known: classes of a list; empty without one: all names in the tags, sorted.
+        known: classes of a list; without one (empty) the classes are all names in the tags, sorted.
         separator: see `split_cells`.
         join: whether names that differ in case, blanks or underscores alone are one.
         where: the tags' file, for messages.
+
+    Returns:
+        Lines by id with the names split, and the classes.
 
     Raises:
         UserError: see `split_cells` and `check_classes`.
@@ -101,7 +112,7 @@ def named_tags(lines: Mapping[str, TagLine], known: list[str], separator: str, j
 
 
 def say_unused(records: Mapping[str, Record], names: list[str]) -> None:
-    """Name classes that no image has: they stay in the list, which gives them their numbers."""
+    """Print classes that no image has; they stay in the list, which gives classes their numbers."""
     used = {number for record in records.values() for number in record.tags or ()}
     unused = [name for number, name in enumerate(names) if number not in used]
     if unused and all(record.tags is not None for record in records.values()):
@@ -110,7 +121,7 @@ def say_unused(records: Mapping[str, Record], names: list[str]) -> None:
 
 
 def used_classes(lines: Mapping[str, TagLine], names: list[str]) -> list[str]:
-    """The classes that some image has, in their order; those left out are named."""
+    """The classes that some image has, in their order; the others are printed."""
     used = {number for line in lines.values()
             for number in class_indices(line.names, names, line.where)}
     unused = [name for number, name in enumerate(names) if number not in used]

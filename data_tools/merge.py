@@ -18,7 +18,7 @@ from data_tools.copy_rows import (
     origin,
     rows_of,
 )
-from data_tools.tool import command
+from data_tools.tool import ShardSize, Workers, command
 from more.data.shards.reader import ShardSet
 from more.errors import UserError, first_few
 from more.evaluation.routes import describe_route, seed_facts
@@ -121,9 +121,8 @@ def _extras(sources: Sequence[ShardSet]) -> tuple[dict[str, Any], list[str]]:
 def main(
     out: Annotated[Path, typer.Argument(help="shard set to write")],
     sets: Annotated[list[Path], typer.Argument(metavar="SET SET …", help="shard sets to join")],
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
 ) -> int:
     """Join shard sets of one kind and the same classes; run it again to resume.
 

@@ -23,7 +23,7 @@ from data_tools.shapes_draw import (
     draw_track,
     shade,
 )
-from data_tools.tool import command, parallel
+from data_tools.tool import Workers, command, parallel
 from more.data.shards.codec import mask_values
 from more.data.shards.format import write_atomic
 from more.data.shards.lock import folder_lock
@@ -47,7 +47,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Part:
+class PictureJob:
     """A run of pictures for one worker."""
 
     out: Path
@@ -128,7 +128,7 @@ def voc_palette(colours: int = 256) -> list[int]:
     return palette.flatten().tolist()
 
 
-def write_part(part: Part) -> list[tuple[str, str]]:
+def write_part(part: PictureJob) -> list[tuple[str, str]]:
     """Draw and write the pictures of a part; returns (name, tags) lines for the csv."""
     cv2.setNumThreads(0)
     lines = []
@@ -184,7 +184,7 @@ def _write(out: Path, wanted: dict[str, Any], workers: int, tally: Tally) -> Non
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     names = [f"shapes_{number:06d}" for number in range(wanted["images"] + wanted["val"])]
-    parts = [Part(out, wanted["seed"], wanted["size"], names[start:start + _CHUNK], start)
+    parts = [PictureJob(out, wanted["seed"], wanted["size"], names[start:start + _CHUNK], start)
              for start in range(0, len(names), _CHUNK)]
     tags: dict[str, str] = {}
     with track(len(names), "drawing shapes") as bar:
@@ -212,7 +212,7 @@ def main(
     val: Annotated[int, typer.Option(help="further images for val; -1 = a fifth")] = -1,
     size: Annotated[int, typer.Option(help="side of a picture in pixels")] = 112,
     seed: Annotated[int, typer.Option(help="another seed, other pictures")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    workers: Workers = 0,
 ) -> int:
     """Draw the shapes set: 7 classes told apart by form and texture, exact masks, image tags.
 

@@ -10,7 +10,7 @@ import typer
 
 from data_tools.build import build_set
 from data_tools.copy_rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
-from data_tools.tool import command
+from data_tools.tool import ShareSeed, Workers, command
 from more.data.split_parts import SplitPart, assign, parse_parts
 from more.errors import UserError
 from more.progress import Tally, say
@@ -65,11 +65,10 @@ def main(
     part: Annotated[list[str], typer.Option(
         metavar="NAME=SHARE_OR_LIST", help="a part: its share of the images that no list names "
         "(0.8, 1/3), or a file with one id a line; several times")],
-    seed: Annotated[int, typer.Option(
-        min=0, max=2**32 - 1, help="another seed, other images in the shares")] = 0,
+    seed: ShareSeed = 0,
     shard_size: Annotated[int, typer.Option(
         min=0, help="images per shard; 0 = by part size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    workers: Workers = 0,
 ) -> int:
     """Split a shard set of any kind into parts; run it again to resume.
 

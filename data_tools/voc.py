@@ -1,14 +1,15 @@
-"""PASCAL VOC layout → image shards."""
+"""`python -m data_tools.voc`: a folder in PASCAL VOC layout → image shards."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from data_tools.build import check_ids
@@ -17,7 +18,7 @@ from data_tools.convert import Record, convert
 from data_tools.folder_files import by_its_tail
 from data_tools.image_checks import probe_masks
 from data_tools.mask_meaning import Meaning, find_meaning
-from data_tools.tool import command
+from data_tools.tool import MaskValues, ShardSize, SkipBad, Workers, command
 from data_tools.voc_files import (
     AUTO,
     SomeMasks,
@@ -42,7 +43,19 @@ def annotation(root: Path, image_id: str) -> Path:
 
 
 def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Classes of the objects in `Annotations/ID.xml`, difficult ones included."""
+    """Tags of an image by the objects in its annotation, difficult ones included.
+
+    Args:
+        root: folder in VOC layout.
+        image_id: the image.
+        class_names: all classes in order.
+
+    Returns:
+        Sorted class indices from 0.
+
+    Raises:
+        UserError: no readable annotation, or an unknown class.
+    """
     path = annotation(root, image_id)
     try:
         tree = ElementTree.parse(path)
@@ -56,8 +69,20 @@ def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tupl
 
 def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
                    records: Sequence[Record]) -> list[str]:
-    """`--classes`, else `classes.txt` or labelme's `class_names.txt`, else the names that values or
-    colours of masks mean, else those of the annotations where there is no mask, else VOC's.
+    """Find the list of classes.
+
+    The first of these that is there: the file of `--classes`, `classes.txt`, labelme's
+    `class_names.txt`, the names that values or colours of masks mean, the names in annotations (if
+    there is no mask), VOC's classes.
+
+    Args:
+        root: folder in VOC layout.
+        given: file of `--classes`.
+        meaning: of the masks' values or colours.
+        records: of the images.
+
+    Returns:
+        The classes in order.
 
     Raises:
         UserError: no usable names.
@@ -79,7 +104,7 @@ def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
 
 
 def _annotated(root: Path, records: Sequence[Record]) -> set[str]:
-    """Names in the annotations that can be read; the others are told of where they are needed."""
+    """Names in all readable annotations; unreadable ones matter only if tags come from them."""
     names: set[str] = set()
     for record in records:
         with suppress(OSError, ElementTree.ParseError):
@@ -90,9 +115,19 @@ def _annotated(root: Path, records: Sequence[Record]) -> set[str]:
 
 def choose_source(root: Path, split: str | None, source: str, csv_file: Path | None,
                   records: list[Record]) -> str:
-    """What "auto" means here: the csv when given, else masks, else Annotations.
+    """Where tags come from; "auto" is the csv if given, else masks, else annotations.
 
-    Only the split `test` may do without: VOC publishes neither masks nor objects of its images.
+    Only the split `test` may have no tags: VOC publishes neither masks nor objects of its images.
+
+    Args:
+        root: folder in VOC layout.
+        split: name of the list, or None.
+        source: one of `TAG_SOURCES`.
+        csv_file: file of `--tags`.
+        records: of the images.
+
+    Returns:
+        "masks", "xml", "csv" or "none".
 
     Raises:
         UserError: an unknown source, or one without its file.
@@ -115,7 +150,18 @@ def choose_source(root: Path, split: str | None, source: str, csv_file: Path | N
 
 def add_tags(root: Path, records: list[Record], class_names: list[str], source: str,
              csv_file: Path | None, masks: str) -> list[Record]:
-    """Fill in the tags from `source`; for "masks" they stay None, workers read them.
+    """Fill in the tags; from masks they stay None, since workers read them.
+
+    Args:
+        root: folder in VOC layout.
+        records: of the images.
+        class_names: all classes in order.
+        source: "masks", "xml", "csv" or "none".
+        csv_file: file of `--tags`.
+        masks: folder of `--masks`.
+
+    Returns:
+        The records with tags.
 
     Raises:
         UserError: an image without mask, without csv line or without annotation.
@@ -134,6 +180,12 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
     if source == "xml":
         return [replace(record, tags=tags_from_xml(root, record.id, class_names))
                 for record in records]
+    return _csv_tags(records, class_names, csv_file)
+
+
+def _csv_tags(records: list[Record], class_names: list[str],
+              csv_file: Path | None) -> list[Record]:
+    """The records with tags from the lines of a tags file."""
     names = {name: record.id for record in records for name in (record.image.name, record.id)}
     tags: dict[str, tuple[int, ...]] = {}
     for text, found in (tags_from_file(csv_file, class_names) if csv_file else {}).items():
@@ -166,6 +218,16 @@ def _say_masks(used: dict[str, int], images: int) -> None:
     say(f"masks: {', '.join(parts)}")
 
 
+def _mask_reader(records: Sequence[Record], class_names: list[str],
+                 meaning: Meaning | None) -> Callable[[Path], np.ndarray]:
+    """What reads the masks; some of them are read now to find a wrong list of classes."""
+    read = read_mask if meaning is None else SomeMasks(meaning.reader(class_names))
+    # Masks of SBD to the front: a missing package shows at once, too.
+    found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
+    probe_masks(found, len(class_names), read)
+    return read
+
+
 def main(
     voc_root: Annotated[Path, typer.Argument(help="folder with JPEGImages, ImageSets, …, or "
                                                   "VOCdevkit, or the folder that holds it")],
@@ -178,9 +240,7 @@ def main(
     tags_from: Annotated[str, typer.Option(
         help="auto, masks, xml, csv, or none (all zero)")] = AUTO,
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,
-    mask_values: Annotated[list[str] | None, typer.Option(
-        metavar="VALUE=CLASS", help="what a value in the masks means, as 255=coin; give it once "
-                                    "for each value")] = None,
+    mask_values: MaskValues = None,
     colours: Annotated[Path | None, typer.Option(
         help="classes of the colours in the masks, one label:R,G,B a line; CVAT's labelmap.txt "
              "in VOC_ROOT is taken by itself")] = None,
@@ -189,10 +249,9 @@ def main(
              "SegmentationClassAug, then SBD")] = AUTO,
     sbd: Annotated[Path | None, typer.Option(
         help="the SBD release: its masks, and the list train_aug if VOC_ROOT has none")] = None,
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
-    skip_bad: Annotated[bool, typer.Option(help="leave unreadable images out")] = False,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
+    skip_bad: SkipBad = False,
 ) -> int:
     """Convert a folder in VOC layout to image shards; run it again to resume.
 
@@ -213,10 +272,7 @@ def main(
     records = add_tags(root, records, class_names, source, tags, masks)
     check_ids(record.id for record in records)
     _say_masks(used, len(records))
-    read = read_mask if meaning is None else SomeMasks(meaning.reader(class_names))
-    # Masks of SBD to the front: a missing package shows at once, too.
-    found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
-    probe_masks(found, len(class_names), read)
+    read = _mask_reader(records, class_names, meaning)
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,
                                  "masks_from": used, "classes": class_names,

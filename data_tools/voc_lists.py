@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
-from data_tools.class_lists import read_text
 from data_tools.folder_files import list_files
 from more.data.image_files import IMAGE_ENDINGS
+from more.data.tags import read_text
 from more.errors import UserError
 from more.progress import say
 

@@ -82,13 +82,13 @@ def test_a_second_pass_uploads_only_what_is_its_own(work):
 def test_nothing_writes_to_a_kept_tensor(work, monkeypatch):
     kept = []
     for name in ("_constant", "_counting"):
-        made = getattr(constants, name)
+        made = getattr(tensors, name)
 
         def noted(*args, made=made):
             part = made(*args)
             kept.append((part, part.cpu().clone()))
             return part
-        monkeypatch.setattr(constants, name, noted)
+        monkeypatch.setattr(tensors, name, noted)
     with claimed_gpu():
         work()
     assert all(torch.equal(part.cpu(), before) for part, before in kept)
