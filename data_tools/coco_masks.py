@@ -1,4 +1,4 @@
-"""COCO annotations of one image → its semantic mask."""
+"""Drawing the semantic mask of an image from its COCO annotations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from more.errors import UserError
 
 @dataclass(frozen=True)
 class MaskSource:
-    """What a worker draws a mask from: image `number` of the database, at the file's size."""
+    """What a worker draws a mask from.
+
+    Attributes:
+        database: holds the annotations.
+        number: of the image in it.
+        file_name: of the image, for messages.
+        height: of the image, as the annotations say.
+        width: of the image, as the annotations say.
+    """
 
     database: Path
     number: int
@@ -31,7 +39,13 @@ class MaskSource:
 
 
 def read_mask(source: MaskSource) -> np.ndarray:
-    """Semantic mask of one image, uint8 `[H, W]` (see `semantic_mask`).
+    """The semantic mask of one image, see `semantic_mask`.
+
+    Args:
+        source: which image.
+
+    Returns:
+        uint8 `[H, W]`.
 
     Raises:
         UserError: a segmentation cannot be drawn (names the annotation).
@@ -72,7 +86,15 @@ def semantic_mask(annotations: Iterable[Stored], height: int, width: int) -> np.
 
 
 def run_lengths(annotation: Stored, height: int, width: int) -> dict[str, Any]:
-    """One annotation as pycocotools' run lengths.
+    """One annotation as run lengths of pycocotools.
+
+    Args:
+        annotation: polygons or run lengths.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        `size` and `counts`.
 
     Raises:
         UserError: another size than the image, odd or far numbers, counts that do not add up.
@@ -92,11 +114,11 @@ def run_lengths(annotation: Stored, height: int, width: int) -> dict[str, Any]:
 
 
 def _decompress(text: bytes) -> list[int]:
-    """Run lengths of COCO's text form; whatever is wrong with it spoils their sum.
+    """Run lengths from COCO's text form; a damaged text gives a wrong sum, which the caller checks.
 
-    A character carries five bits from the low end on; 32 says that the number goes on, and 16 in
-    its last character that it is negative. From the fourth on, numbers are differences to the
-    number two before.
+    A character carries five bits, the lowest ones first. Bit 32 says that the number continues, and
+    bit 16 of its last character that it is negative. From the fourth on, a number is the difference
+    to the one two places before.
     """
     counts: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Say what is in a shard set."""
+"""`python -m data_tools.inspect`: what a shard set holds."""
 
 from __future__ import annotations
 

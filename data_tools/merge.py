@@ -1,4 +1,4 @@
-"""Several shard sets → one, without decoding anything."""
+"""`python -m data_tools.merge`: several shard sets → one, without decoding anything."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def merge(out: Path, sets: Sequence[Path], *, shard_size: int = 0, workers: int 
         sets: two or more sets of one kind with the same classes in the same order.
         shard_size: rows per shard, 0 = automatic.
         workers: processes, 0 = all cores.
+
+    Returns:
+        Counts of images.
 
     Raises:
         UserError: fewer than two sets; kinds, classes or ways of making differ; an id twice; a

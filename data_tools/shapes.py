@@ -1,4 +1,4 @@
-"""An embedded practice set: drawn objects with image tags and exact masks, in VOC layout."""
+"""`python -m data_tools.shapes`: a practice set of drawn objects and their masks, in VOC layout."""
 
 from __future__ import annotations
 
@@ -32,14 +32,20 @@ from more.progress import Tally, track
 
 RECORD = "shapes.json"
 DRAWING = 2
-"""Which drawing the pictures are: 1 had a star of grey speckle, whose form no patch could show."""
+"""Version of the pictures. In version 1 the star's texture was grey noise, too fine for a patch."""
 SMALLEST = 48
 _CHUNK = 40
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture: RGB uint8 `[S, S, 3]`, label map uint8 `[S, S]`, class names shown."""
+    """A drawn picture of side S.
+
+    Attributes:
+        image: RGB uint8 `[S, S, 3]`.
+        mask: uint8 `[S, S]`, class of each pixel.
+        tags: names of the classes that are visible.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -48,7 +54,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class PictureJob:
-    """A run of pictures for one worker."""
+    """Consecutive pictures for one worker to draw.
+
+    Attributes:
+        out: folder of the set.
+        seed: of the set.
+        size: side of a picture in pixels.
+        names: of the pictures.
+        first: number of the first one.
+    """
 
     out: Path
     seed: int
@@ -58,10 +72,18 @@ class PictureJob:
 
 
 def draw_scene(seed: int, index: int, size: int) -> Scene:
-    """Picture number `index` of the set `seed`, a pure function of its arguments.
+    """Draw picture number `index` of a set, a pure function of the arguments.
 
     One to three objects of 5 to 35 % of the picture, partly hidden by one another. Nine of ten
     trains stand on a track, which is background; a track without train is rare.
+
+    Args:
+        seed: of the set.
+        index: number of the picture.
+        size: its side in pixels.
+
+    Returns:
+        The picture.
     """
     rng = np.random.default_rng([seed, index])
     image, mask = background(size, rng), np.zeros((size, size), np.uint8)
@@ -129,7 +151,14 @@ def voc_palette(colours: int = 256) -> list[int]:
 
 
 def write_part(part: PictureJob) -> list[tuple[str, str]]:
-    """Draw and write the pictures of a part; returns (name, tags) lines for the csv."""
+    """Draw and write pictures.
+
+    Args:
+        part: which ones.
+
+    Returns:
+        (name, tags) for the lines of the csv.
+    """
     cv2.setNumThreads(0)
     lines = []
     for offset, name in enumerate(part.names):

@@ -1,4 +1,4 @@
-"""One shard set → several, by share or by list, without decoding anything."""
+"""`python -m data_tools.split`: one shard set → several, by share or by list, without decoding."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ def split(path: Path, out: Path, parts: Sequence[SplitPart], seed: int = 0, *, s
     Args:
         path: shard set of any kind.
         out: folder of the new sets.
-        parts: from `parse_parts`; see `assign` for who gets what.
+        parts: from `parse_parts`; see `assign` for which ids a part gets.
         seed: another seed, other images in the shares.
         shard_size: rows per shard, 0 = automatic.
         workers: processes, 0 = all cores.
+
+    Returns:
+        Counts of images.
 
     Raises:
         UserError: a damaged set, impossible parts, a part's folder that holds another set or

@@ -1,4 +1,4 @@
-"""Check a shard set: hashes, checksums, structure, and on request every image and mask."""
+"""`python -m data_tools.verify`: checks a shard set, on request with every image and mask."""
 
 from __future__ import annotations
 

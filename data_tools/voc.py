@@ -21,7 +21,7 @@ from data_tools.mask_meaning import Meaning, find_meaning
 from data_tools.tool import MaskValues, ShardSize, SkipBad, Workers, command
 from data_tools.voc_files import (
     AUTO,
-    SomeMasks,
+    MixedMaskReader,
     find_files,
     find_root,
     find_sbd,
@@ -221,7 +221,7 @@ def _say_masks(used: dict[str, int], images: int) -> None:
 def _mask_reader(records: Sequence[Record], class_names: list[str],
                  meaning: Meaning | None) -> Callable[[Path], np.ndarray]:
     """What reads the masks; some of them are read now to find a wrong list of classes."""
-    read = read_mask if meaning is None else SomeMasks(meaning.reader(class_names))
+    read = read_mask if meaning is None else MixedMaskReader(meaning.reader(class_names))
     # Masks of SBD to the front: a missing package shows at once, too.
     found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
     probe_masks(found, len(class_names), read)
