@@ -13,7 +13,7 @@ from PIL import Image
 from data_tools.coco_names import CocoImage, clean_name
 from more.data.shards.codec import UNREADABLE
 from more.data.tags import read_text
-from more.errors import UserError
+from more.errors import UserError, need_folder
 
 # Looked through in this order, after the folder itself.
 FOLDERS = ("train2017", "val2017", "train2014", "val2014", "JPEGImages", "images")
@@ -42,8 +42,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path):
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", fix="give the folder of the images")
+        need_folder(root, "give the folder of the images")
         self.root = root
         self.bases = [root, *(root / name for name in FOLDERS if (root / name).is_dir())]
         self._listed: dict[Path, dict[str | tuple[str, str], str | None]] = {}

@@ -13,7 +13,7 @@ from data_tools.image_checks import read_index_png
 from data_tools.mask_meaning import MaskReader
 from data_tools.voc_lists import IMAGES
 from more.data.shards.format import IGNORE
-from more.errors import UserError
+from more.errors import UserError, need_folder
 
 AUTO = "auto"
 SBD = "SBD"
@@ -37,8 +37,7 @@ def find_root(given: Path) -> Path:
     Raises:
         UserError: no such folder, or not in VOC layout.
     """
-    if not given.is_dir():
-        raise UserError(f"{given}: no such folder", fix="give the folder that holds JPEGImages")
+    need_folder(given, "give the folder that holds JPEGImages")
     places = (given, given / _HOME.name, given / _HOME)
     root = next((place for place in places if (place / IMAGES[0]).is_dir()), given)
     if not (root / IMAGES[0]).is_dir() and not all((root / name).is_dir()

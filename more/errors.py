@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -95,3 +96,31 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 def first_few(names: Sequence[str], count: int = 5) -> str:
     """The first few names for a message: "a, b, …"."""
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def need_file(path: Path, fix: str) -> None:
+    """Refuse a path that is no file.
+
+    Args:
+        path: what the user gave.
+        fix: what to give instead.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix=fix)
+
+
+def need_folder(path: Path, fix: str) -> None:
+    """Refuse a path that is no folder.
+
+    Args:
+        path: what the user gave.
+        fix: what to give instead.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder", fix=fix)

@@ -149,6 +149,9 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
         masks, views, store: see `TrainDataset`.
         tokens: read these in place of images; `shards` and `transform` are then not used.
 
+    Returns:
+        The micro-batches, as at the top of this file.
+
     Raises:
         UserError: batch sizes that do not divide, or a damaged image.
     """
