@@ -1,4 +1,4 @@
-"""Parts to shards over processes: resumable, with counts. Every tool that writes a set uses it."""
+"""Writing a shard set with several processes, resumable. Every tool that writes a set uses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more import __version__
 from more.data.shards.format import MANIFEST, check_id, remove_temporaries, shard_name
 from more.data.shards.lock import folder_lock
@@ -20,13 +20,19 @@ from more.progress import Tally, track
 
 
 @dataclass(frozen=True)
-class Part:
-    """All that a worker needs to write one shard; `rows` and `options` belong to the tool.
+class ShardJob:
+    """All that a worker needs to write one shard.
 
     Attributes:
+        path: the shard.
+        kind: of the set.
+        class_names: of the set.
+        provenance: of the set.
+        rows: what the rows are made of, as the tool has them.
+        options: for the function of the tool that writes the shard.
         skip: (id, reason) of rows not to touch because they killed workers.
-        watched: a worker died on this shard, so the row in hand is noted from now on; not from
-            the start, since a note costs more than many an image.
+        watched: whether the worker notes which row it is at. This begins after a worker died on the
+            shard, since a note can take longer than an image.
     """
 
     path: Path
@@ -39,10 +45,13 @@ class Part:
     watched: bool = False
 
     def take(self, row_id: str | None) -> str | None:
-        """Say, before a row is touched, that it is in hand; None after the last one.
+        """Note which row comes next; call it before a row is touched, and at the end.
+
+        Args:
+            row_id: the row's id; None after the last one.
 
         Returns:
-            Why the row must not be touched; None where it may.
+            Why the row must not be touched, or None if it may be.
         """
         reason = dict(self.skip).get(row_id)
         if self.watched and reason is None:
@@ -51,9 +60,15 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PartResult:
-    """What became of a shard: `entry` is None when it was not written; `bad` = (id, reason);
-    `recoded` = images stored in another format than they came in."""
+class ShardResult:
+    """What became of a shard.
+
+    Attributes:
+        entry: for the manifest; None if the shard was not written.
+        rows: number of rows written.
+        bad: (id, reason) of images that cannot be converted.
+        recoded: number of images stored in another format than they came in.
+    """
 
     entry: ShardEntry | None
     rows: int
@@ -73,10 +88,10 @@ RECODED = "stored as PNG, without loss, since not every reader knows their forma
 
 
 class _Suspects(Crumbs):
-    """As `Crumbs`, for shards that are watched only once a worker has died on them."""
+    """As `Crumbs`, but shards are watched only after a worker died on them."""
 
-    def revise(self, part: Part) -> Part:
-        """The shard to try after a worker died on `part`."""
+    def revise(self, part: ShardJob) -> ShardJob:
+        """What to try after a worker died on a shard."""
         return super().revise(part) if part.watched else replace(part, watched=True)
 
 
@@ -85,10 +100,13 @@ _HELD: set[Path] = set()  # folders that this process writes in
 
 @contextmanager
 def sole_writer(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`, cleared of what killed runs left there.
+    """Hold the lock of a folder, and remove what killed runs left there.
 
-    Inside itself it does nothing: a tool that needs files of its own in the folder first
-    (`temporary_path`) takes it around them and `build_set`.
+    It can be nested: a tool that first needs temporary files of its own in the folder takes the
+    lock around them and `build_set`.
+
+    Args:
+        out: the folder; made when missing.
 
     Raises:
         UserError: another process writes there, or the folder cannot be made.
@@ -107,7 +125,7 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 
 def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str, Any],
-              rows: Sequence[Any], write: Callable[[Part], PartResult], options: Any = None, *,
+              rows: Sequence[Any], write: Callable[[ShardJob], ShardResult], options: Any = None, *,
               shard_size: int = 0, workers: int = 0, extra: dict[str, Any] | None = None,
               left_out: Sequence[str] = ()) -> Tally:
     """Write `rows` as the shard set `out`; finished shards of an earlier run are kept.
@@ -128,6 +146,9 @@ def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str
         extra: further JSON values for the manifest.
         left_out: ids known beforehand to be missing, recorded with those that `write` leaves out.
 
+    Returns:
+        Counts of images.
+
     Raises:
         UserError: nothing to convert, bad or repeated ids, `out` busy or made otherwise, or the
             system refuses (a full disk, too many open files).
@@ -138,16 +159,13 @@ def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str
     tally = Tally("images")
     with sole_writer(out):
         entries = finished_shards(out, provenance)
-        parts = []
-        for number, start in enumerate(range(0, len(rows), size)):
-            path, part = out / shard_name(number), list(rows[start:start + size])
-            if path.name in entries:
-                tally.skip(len(part))
-            else:
-                parts.append(Part(path, kind, class_names, provenance, part, options))
-        _write(parts, write, workers, entries, tally)
-        complete = len(entries) == -(-len(rows) // size)
-        if complete and (parts or not (out / MANIFEST).is_file()):
+        jobs = [ShardJob(out / shard_name(number), kind, class_names, provenance,
+                         list(rows[start:start + size]), options)
+                for number, start in enumerate(range(0, len(rows), size))]
+        tally.skip(sum(len(job.rows) for job in jobs if job.path.name in entries))
+        jobs = [job for job in jobs if job.path.name not in entries]
+        _write(jobs, write, workers, entries, tally)
+        if len(entries) == -(-len(rows) // size) and (jobs or not (out / MANIFEST).is_file()):
             stored = {image_id for file in entries for image_id in shard_ids(out / file)}
             absent = [*left_out, *(row.id for row in rows if row.id not in stored)]
             write_manifest(out, kind, class_names, entries.values(), provenance,
@@ -155,17 +173,17 @@ def build_set(out: Path, kind: str, class_names: list[str], provenance: dict[str
     return tally
 
 
-def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
+def _write(jobs: list[ShardJob], write: Callable[[ShardJob], ShardResult], workers: int,
            entries: dict[str, ShardEntry], tally: Tally) -> None:
     """Run the workers; add what they finish to `entries` and the counts to `tally`."""
-    with track(sum(len(part.rows) for part in parts), "writing shards",
-               disable=not parts) as bar:
-        for part, result in parallel(write, parts, workers, _Suspects().revise):
-            bar.advance(len(part.rows))
+    with track(sum(len(job.rows) for job in jobs), "writing shards",
+               disable=not jobs) as bar:
+        for job, result in parallel(write, jobs, workers, _Suspects().revise):
+            bar.advance(len(job.rows))
             if isinstance(result, OSError):
                 raise _of_all_shards(result)
             if isinstance(result, BaseException):
-                tally.fail(part.path.name, getattr(result, "message", None) or repr(result))
+                tally.fail(job.path.name, getattr(result, "message", None) or repr(result))
                 continue
             for name, why in result.bad:
                 if result.entry is None:
@@ -174,7 +192,7 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
                     tally.skip()
                     bar.note(f"left out {name}: {why}")
             if result.entry is None and result.bad:
-                bar.note(f"{part.path.name} is not written, its {len(part.rows)} images wait: "
+                bar.note(f"{job.path.name} is not written, its {len(job.rows)} images wait: "
                          "replace the bad ones, or leave them out with --skip-bad")
             tally.ok(result.rows)
             tally.note(RECODED, result.recoded)
@@ -183,7 +201,7 @@ def _write(parts: list[Part], write: Callable[[Part], PartResult], workers: int,
 
 
 def _of_all_shards(error: OSError) -> UserError:
-    """What to say of a full disk or the like: the next shard would fail as well."""
+    """The error for a full disk and the like, which the next shard would meet as well."""
     place = f"{error.filename}: " if error.filename else ""
     return from_system(error) or UserError(
         f"{place}{error.strerror or error}",

@@ -1,8 +1,11 @@
-"""COCO layout (instances_*.json and image folders of 2014 or 2017) → image shards."""
+"""`python -m data_tools.coco`: COCO annotations and their images → image shards.
+
+Taken are instances_*.json and image folders in the layout of 2014 or 2017.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,18 +25,18 @@ from data_tools.coco_files import (
     renamed,
     with_sizes,
 )
-from data_tools.coco_index import Options, annotation_database, index_annotations, renumber
+from data_tools.coco_index import Counts, Options, annotation_database, index_annotations, renumber
 from data_tools.coco_json import PASSES, InstancesFile, megabytes
 from data_tools.coco_masks import MaskSource, read_mask
 from data_tools.coco_names import CocoImage, equal_names
 from data_tools.convert import Record, convert
-from data_tools.pool import command
-from data_tools.sources import unchanged
+from data_tools.source_files import unchanged
+from data_tools.tool import ShardSize, Workers, command
 from more import __version__
 from more.data.shards.format import MANIFEST, sha256_bytes, sha256_file
 from more.data.shards.manifest import Manifest, finished_shards, read_manifest
 from more.errors import UserError
-from more.progress import Tally, console, track
+from more.progress import Tally, say, track
 
 REPORT = {  # counts in the manifest's extra["report"], and how they are printed
     "images": "images",
@@ -66,7 +69,7 @@ ALWAYS = ("images", "annotations", "crowd_regions", "without_tags")  # printed a
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user chose; see `main`. Only what differs from the defaults enters provenance."""
+    """Options of `main` that decide what the set holds."""
 
     drop_untagged: bool = False
     masks: bool = True
@@ -77,7 +80,7 @@ class Choices:
 
     @property
     def parameters(self) -> dict[str, bool]:
-        """For provenance; sets of earlier versions know the first two only."""
+        """What provenance records; newer options only if set, as earlier versions lack them."""
         newer = {name: True for name in ("draw_crowds", "drop_unused", "join_alike")
                  if getattr(self, name)}
         return {"drop_untagged": self.drop_untagged, "masks": self.masks, **newer}
@@ -85,7 +88,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Work:
-    """What the files say: classes, images to convert, counts, missing images."""
+    """What the files say: classes, images to convert, counts for the report, missing images."""
 
     classes: Classes
     records: list[Record]
@@ -102,7 +105,7 @@ class Work:
 
 def read_work(instances: Path, folder: ImageFolder, names: Sequence[str] | None,
               list_file: Path | None, database: Path | None, choices: Choices) -> Work:
-    """Read the annotations and find the images; what is wrong shows before anything is written.
+    """Read the annotations and find the images, so that errors show before anything is written.
 
     Args:
         instances: the JSON file.
@@ -111,6 +114,9 @@ def read_work(instances: Path, folder: ImageFolder, names: Sequence[str] | None,
         list_file: for messages.
         database: made for the workers; None when no masks are wanted.
         choices: see `main`.
+
+    Returns:
+        What is to be converted.
 
     Raises:
         UserError: the file is no complete instances file, images or categories are missing.
@@ -135,15 +141,19 @@ def read_work(instances: Path, folder: ImageFolder, names: Sequence[str] | None,
         renumber(database, renumbered)
     tags = [{renumbered[label] for label in present} for present in tags]
     records = _records(chosen, files, tags, folder, database, choices.drop_untagged)
-    report = {**asdict(counts), "images": len(records), "missing_files": len(missing),
-              "without_tags": sum(not present for present in tags),
-              "dropped": len(chosen) - len(records), "odd_numbers": source.odd_numbers,
-              "joined_categories": len(classes.joined),
-              "categories_left_out": len(classes.left_out),
-              "equal_names": equal_names(chosen),
+    report = {**_report(counts, classes, tags, len(records)), "missing_files": len(missing),
+              "odd_numbers": source.odd_numbers, "equal_names": equal_names(chosen),
               "other_spelling": renamed(chosen, files), "sizes_read": sizes_read}
     notes = [*class_notes(classes), *region_notes(counts, choices.draw_crowds)]
     return Work(classes, records, {key: report[key] for key in REPORT}, missing, notes)
+
+
+def _report(counts: Counts, classes: Classes, tags: Sequence[set[int]],
+            records: int) -> dict[str, int]:
+    """What the report counts of annotations and classes."""
+    return {**asdict(counts), "images": records, "without_tags": sum(not row for row in tags),
+            "dropped": len(tags) - records, "joined_categories": len(classes.joined),
+            "categories_left_out": len(classes.left_out)}
 
 
 def _records(images: Sequence[CocoImage], files: Sequence[Path], tags: Sequence[set[int]],
@@ -160,12 +170,15 @@ def _records(images: Sequence[CocoImage], files: Sequence[Path], tags: Sequence[
 
 
 def finished(out: Path, asked: dict[str, Any], folder: ImageFolder) -> Manifest | None:
-    """The manifest of `out` if the set is complete, so that nothing need be read; else None.
+    """Whether the set is complete already, so that the annotations need not be read.
 
     Args:
         out: folder of the set.
         asked: the part of its provenance that is known before the annotations are read.
         folder: where the images are; one that was missing then may be there now.
+
+    Returns:
+        The manifest of a complete set, else None.
 
     Raises:
         UserError: `out` was made otherwise.
@@ -183,7 +196,11 @@ def finished(out: Path, asked: dict[str, Any], folder: ImageFolder) -> Manifest 
 def convert_coco(instances: Path, folder: ImageFolder, out: Path, list_file: Path | None,
                  choices: Choices, *, shard_size: int, workers: int) \
         -> tuple[dict[str, int], list[str], Tally]:
-    """Write the set; see `main`. The report, notes for the user and the counts of images."""
+    """Write the set; see `main` for the arguments.
+
+    Returns:
+        The report, notes for the user, and counts of images.
+    """
     megabytes(instances)
     names = None if list_file is None else read_list(list_file)
     with sole_writer(out), annotation_database(out) as database:
@@ -218,9 +235,8 @@ def main(
     drop_untagged: Annotated[bool, typer.Option(
         "--drop-untagged", help="leave out images that show none of the classes")] = False,
     masks: Annotated[bool, typer.Option(help="draw masks from the segmentations")] = True,
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
     skip_bad: Annotated[bool, typer.Option(
         "--skip-bad", help="leave out unreadable and missing images, unknown categories")] = False,
     crowds: Annotated[str, typer.Option(
@@ -248,13 +264,17 @@ def main(
             with suppress(OSError):  # not there, or not empty
                 out.rmdir()
         raise
-    for key, text in REPORT.items():
-        if report.get(key) or key in ALWAYS:
-            console.print(f"{report[key]:>9} {text}", highlight=False, markup=False)
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    _print_report(report, notes)
     tally.print()
     return tally.exit_code
+
+
+def _print_report(report: Mapping[str, int], notes: Sequence[str]) -> None:
+    for key, text in REPORT.items():
+        if report.get(key) or key in ALWAYS:
+            say(f"{report[key]:>9} {text}")
+    for note in notes:
+        say(note)
 
 
 if __name__ == "__main__":

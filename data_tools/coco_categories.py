@@ -1,4 +1,4 @@
-"""Categories of a COCO file → the classes of the set."""
+"""Which categories of a COCO file become which classes of the set."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.class_lists import MOST_CLASSES
 from data_tools.coco_json import Category
 from more.data.shards.format import IGNORE
 from more.data.tags import special_name
 from more.errors import UserError
 
-MAX_CLASSES = 254  # 255 is "ignore" in a mask
 BACKGROUND = 0
 
 
@@ -53,7 +53,10 @@ def first_classes(categories: Sequence[Category], join_alike: bool = False) -> C
 
     Args:
         categories: in order.
-        join_alike: take names that differ in case, blanks and underscores only for one.
+        join_alike: join names that differ in case, blanks and underscores only.
+
+    Returns:
+        The classes so far.
     """
     made, places = Classes([], {}), {}
     for category in categories:
@@ -76,18 +79,18 @@ def final_classes(first: Classes, owned: Mapping[int, int], where: Path,
                   drop_unused: bool = False) -> tuple[Classes, dict[int, int]]:
     """Classes once the annotations are known.
 
-    A category that owns no annotation and is what others name as their supercategory (Roboflow
-    writes one first) is no class. Any other stays, also without annotations, so that two files of
-    one data set give the same numbers; `drop_unused` leaves it out.
+    A category without annotations that is the supercategory of others (Roboflow writes one first)
+    is no class. Other categories stay, also without annotations, so that two files of one data set
+    give the same numbers; `drop_unused` leaves them out.
 
     Args:
         first: from `first_classes`.
         owned: annotations of the whole file by class of `first`.
         where: the file, for messages.
-        drop_unused: see above.
+        drop_unused: leave out classes without annotations.
 
     Returns:
-        The classes, and class of `first` → class now (of those that stay).
+        The classes, and for each class of `first` that stays its number now.
 
     Raises:
         UserError: no class is left, or more than 254.
@@ -106,9 +109,9 @@ def final_classes(first: Classes, owned: Mapping[int, int], where: Path,
         renumbered[label] = len(kept)
         if not owned.get(label):
             unused.append(category.name)
-    if not 1 <= len(kept) <= MAX_CLASSES:
+    if not 1 <= len(kept) <= MOST_CLASSES:
         raise UserError(f"{where}: {len(kept)} categories",
-                        fix="keep at least one" if not kept else f"keep at most {MAX_CLASSES}; "
+                        fix="keep at least one" if not kept else f"keep at most {MOST_CLASSES}; "
                         "--drop-unused leaves out those without annotation")
     renumbered = {BACKGROUND: BACKGROUND, IGNORE: IGNORE, **renumbered}
     labels = {key: renumbered[label] for key, label in first.labels.items() if label in renumbered}

@@ -1,4 +1,4 @@
-"""What a COCO file must hold before anything is written, and what its user should be told."""
+"""Checks of a COCO file before anything is written, and remarks about it for the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from more.errors import UserError
 
 def check_missing(missing: Sequence[CocoImage], wanted: Sequence[CocoImage], folder: ImageFolder,
                   skip_bad: bool) -> None:
-    """Raise UserError for images without a file: any of them, with `skip_bad` all of them."""
+    """Refuse images without a file.
+
+    Args:
+        missing: those without a file.
+        wanted: all that are to be converted.
+        folder: where images were looked for.
+        skip_bad: allow them, unless all are missing.
+
+    Raises:
+        UserError: images are missing.
+    """
     if missing and (not skip_bad or len(missing) == len(wanted)):
         first = ", ".join(image.file_name for image in missing[:20])
         raise UserError(f"{folder.root}: {len(missing)} of {len(wanted)} images have no file: "
@@ -24,7 +34,14 @@ def check_missing(missing: Sequence[CocoImage], wanted: Sequence[CocoImage], fol
 
 def check_counts(counts: Counts, instances: Path, images: Sequence[CocoImage], *, masks: bool,
                  skip_bad: bool) -> None:
-    """Refuse annotations that would give a set of wrong tags or empty masks.
+    """Refuse annotations that would give wrong tags or empty masks.
+
+    Args:
+        counts: of the annotations.
+        instances: the file, for messages.
+        images: of the file.
+        masks: whether masks are wanted.
+        skip_bad: allow unknown categories and unlisted images.
 
     Raises:
         UserError: unknown categories or mostly unlisted images (without `skip_bad`), or masks

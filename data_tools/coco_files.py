@@ -11,9 +11,9 @@ from urllib.parse import unquote
 from PIL import Image
 
 from data_tools.coco_names import CocoImage, clean_name
-from data_tools.tags import read_text
 from more.data.shards.codec import UNREADABLE
-from more.errors import UserError
+from more.data.tags import read_text
+from more.errors import UserError, need_folder
 
 # Looked through in this order, after the folder itself.
 FOLDERS = ("train2017", "val2017", "train2014", "val2014", "JPEGImages", "images")
@@ -23,7 +23,7 @@ _NAME_2017 = re.compile(r"\d{12}")
 
 
 def other_names(stem: str) -> list[str]:
-    """How the other edition calls the image: 2014 → 2017, 2017 → 2014, nothing for other names."""
+    """Names that the other edition (2014 or 2017) gives to an image; none for names of neither."""
     if match := _NAME_2014.fullmatch(stem):
         return [match[1]]
     if _NAME_2017.fullmatch(stem):
@@ -32,7 +32,7 @@ def other_names(stem: str) -> list[str]:
 
 
 class ImageFolder:
-    """Finds image files by name; every folder is listed once, no file is touched.
+    """Finds image files by name; every folder is listed once, no file is opened.
 
     Args:
         root: folder of the images, or the parent of `FOLDERS`.
@@ -42,18 +42,23 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path):
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder", fix="give the folder of the images")
+        need_folder(root, "give the folder of the images")
         self.root = root
         self.bases = [root, *(root / name for name in FOLDERS if (root / name).is_dir())]
         self._listed: dict[Path, dict[str | tuple[str, str], str | None]] = {}
         self._places: dict[str, list[Path]] = {}
 
     def find(self, file_name: str) -> Path | None:
-        """The file of a name: at its path, by a tail of its path, or by its bare name.
+        """Find an image: at its path, at the end of its path, or by its name alone.
 
         Tried are the name as written (see `clean_name`), the other edition's name, the name with
         `%20` and the like decoded, and the ending in other case (if only one file has it).
+
+        Args:
+            file_name: as the annotations write it.
+
+        Returns:
+            The file, or None.
         """
         cleaned = clean_name(file_name)
         for form in dict.fromkeys((cleaned, clean_name(unquote(cleaned)))):
@@ -105,7 +110,13 @@ class ImageFolder:
 
 
 def read_list(path: Path) -> list[str]:
-    """Image names of a text file, one a line; a line may also be a path to an image.
+    """Read image names from a text file, one a line; a line may also be a path to an image.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The first word of each line.
 
     Raises:
         UserError: no such file, or not a text.
@@ -116,12 +127,20 @@ def read_list(path: Path) -> list[str]:
 
 
 def bare_name(word: str) -> str:
-    """A name of a list without folder and ending; without ending only if it is an image's."""
+    """A name of a list without folder and without the ending of an image."""
     return (PurePosixPath(word).stem if "/" in word or word.lower().endswith(_ENDINGS) else word)
 
 
 def choose(images: Sequence[CocoImage], names: Iterable[str], where: Path) -> list[CocoImage]:
-    """The images called `names`, in that order: id, path, or either edition's name.
+    """Find the images that a list names by id, by path or by either edition's name.
+
+    Args:
+        images: of the annotations.
+        names: of the list.
+        where: the list, for messages.
+
+    Returns:
+        The images in the order of the list.
 
     Raises:
         UserError: names that are not among the images.
@@ -142,7 +161,14 @@ def choose(images: Sequence[CocoImage], names: Iterable[str], where: Path) -> li
 
 def locate(images: Sequence[CocoImage], folder: ImageFolder) \
         -> tuple[list[CocoImage], list[Path], list[CocoImage]]:
-    """Images that have a file, their files, and the images that have none.
+    """Find the files of images.
+
+    Args:
+        images: of the annotations.
+        folder: where to look.
+
+    Returns:
+        Images that have a file, their files, and the images that have none.
 
     Raises:
         UserError: one file is found for two images.
@@ -165,16 +191,23 @@ def locate(images: Sequence[CocoImage], folder: ImageFolder) \
 
 
 def renamed(images: Sequence[CocoImage], files: Sequence[Path]) -> int:
-    """How many files are not called as the annotations write them, to the last letter."""
+    """How many files are not named exactly as the annotations write them."""
     return sum(not f"/{file.as_posix()}".endswith(f"/{image.file_name}")
                for image, file in zip(images, files, strict=True))
 
 
 def with_sizes(images: Sequence[CocoImage], files: Sequence[Path]) -> tuple[list[CocoImage], int]:
-    """Images with their height and width, read from the file where they lack; how many did.
+    """Complete missing heights and widths from the image files.
 
-    An image that EXIF turns has the size that viewers show, as in files that have it. Of one that
-    cannot be read it is 1x1; the conversion names that image.
+    For an image that EXIF turns it is the size that viewers show, as in annotations that have it.
+    An unreadable image gets 1x1; the conversion names it later.
+
+    Args:
+        images: of the annotations.
+        files: their files.
+
+    Returns:
+        The images with sizes, and how many sizes were missing.
     """
     whole, read = [], 0
     for image, file in zip(images, files, strict=True):

@@ -1,7 +1,7 @@
 """Annotations of a COCO file in a temporary SQLite database, which workers read by image.
 
-The database lies in the folder of the set, under a name that the next run removes when this one
-is killed. A polygon takes 16 bytes a point there, so all of train2017 about 400 MB.
+The database lies in the folder of the set, under a name that the next run removes if this one is
+killed. A point of a polygon takes 16 bytes, so all of train2017 about 400 MB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from data_tools.coco_categories import BACKGROUND
 from data_tools.coco_json import InstancesFile, by_value, check_key, need
-from data_tools.coco_regions import is_crowd, pack, pixelless
+from data_tools.coco_regions import count_pixelless, is_crowd, pack
 from more.data.shards.format import IGNORE, temporary_path
 from more.errors import UserError
 
@@ -27,10 +27,16 @@ _reader: tuple[Path, sqlite3.Connection] | None = None  # one a process, opened 
 
 
 class Stored(NamedTuple):
-    """One annotation: its id, class 1..C, crowd region or not, and its segmentation.
+    """One annotation in the database.
 
-    For POLYGONS `lengths` counts the numbers of each (int32) and `data` holds them (float64). For
-    run lengths `lengths` is height and width, `data` the counts: text, or uint32 if UNCOMPRESSED.
+    Attributes:
+        name: its id.
+        label: class 1..C.
+        crowd: whether it is a crowd region.
+        kind: POLYGONS, COMPRESSED or UNCOMPRESSED.
+        lengths: of POLYGONS how many numbers each has (int32); of run lengths height and width.
+        data: of POLYGONS their numbers (float64); of run lengths the counts, as text, or as uint32
+            if UNCOMPRESSED.
     """
 
     name: str
@@ -43,7 +49,7 @@ class Stored(NamedTuple):
 
 @dataclass
 class Counts:
-    """What was met among the annotations; the first ones are keys of the report."""
+    """Counts over the annotations; see `data_tools.coco.REPORT` for those without a comment."""
 
     annotations: int = 0
     crowd_regions: int = 0
@@ -86,9 +92,15 @@ class Options:
 
 @contextmanager
 def annotation_database(out: Path) -> Iterator[Path]:
-    """Where to make the database of the set `out`; removed at the end, however that comes.
+    """A place for the database of a set; the file is removed at the end, also after an error.
 
-    Take it while holding the folder (`sole_writer`), which removes those of killed runs.
+    Use it inside `sole_writer`, which removes the databases of killed runs.
+
+    Args:
+        out: folder of the set.
+
+    Yields:
+        Path of the database, not made yet.
     """
     path = temporary_path(out / "annotations.sqlite")
     try:
@@ -128,7 +140,7 @@ def index_annotations(source: InstancesFile, options: Options, images: Mapping[A
         connection.execute(_TABLE)
         connection.execute("BEGIN")
         connection.executemany("INSERT INTO annotation VALUES (?, ?, ?, ?, ?, ?, ?)",
-                               pixelless(rows, options.sizes, empty))
+                               count_pixelless(rows, options.sizes, empty))
         connection.execute("CREATE INDEX by_image ON annotation (image)")
         connection.execute("COMMIT")
     counts.no_pixel = empty[0]
@@ -136,7 +148,11 @@ def index_annotations(source: InstancesFile, options: Options, images: Mapping[A
 
 
 def renumber(database: Path, labels: Mapping[int, int]) -> None:
-    """Give the annotations other classes, old → new.
+    """Give the annotations other classes.
+
+    Args:
+        database: made by `index_annotations`.
+        labels: new class by old class.
 
     Raises:
         UserError: no space for the database.
@@ -162,7 +178,7 @@ def _connected(database: Path) -> Iterator[sqlite3.Connection]:
 def _rows(source: InstancesFile, images: Mapping[Any, int], listed: Set[Any],
           labels: Mapping[Any, int], counts: Counts, tags: list[set[int]],
           options: Options) -> Iterator[tuple[Any, ...]]:
-    """Rows of the table; counts and tags are filled on the way."""
+    """Make the rows of the table; fills `counts` and `tags` at the same time."""
     for where, item in source.items("annotations"):
         need(item, ("image_id", "category_id"), where)
         image, category = item["image_id"], item["category_id"]
@@ -192,7 +208,7 @@ def _rows(source: InstancesFile, images: Mapping[Any, int], listed: Set[Any],
 
 def _region(item: dict[str, Any], number: int, label: int, where: str, counts: Counts,
             tags: list[set[int]], options: Options) -> tuple[Any, ...] | None:
-    """The row of one annotation, if it has a region; its tag."""
+    """The row of one annotation, or None without a region; adds its tag to `tags`."""
     counts.annotations += 1
     if label == BACKGROUND:
         counts.background += 1
@@ -219,7 +235,15 @@ def _region(item: dict[str, Any], number: int, label: int, where: str, counts: C
 
 
 def stored_annotations(database: Path, image: int) -> list[Stored]:
-    """The annotations of image `image` that have an area, in the order of the file."""
+    """The annotations of one image that have an area.
+
+    Args:
+        database: made by `index_annotations`.
+        image: number of the image in the set.
+
+    Returns:
+        Annotations in the order of the file.
+    """
     global _reader
     if _reader is None or _reader[0] != database:
         close_reader()

@@ -1,4 +1,4 @@
-"""A COCO instances file, read piece by piece: the whole is never in memory."""
+"""Reading a COCO instances file piece by piece: it is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ijson
 
 from data_tools.coco_names import CocoImage, clean_name, name_images
 from data_tools.coco_stream import Counted, PlainNumbers, Recoded, encoding_of
-from more.errors import UserError
+from more.errors import UserError, need_file
 from more.progress import Tracker
 
 # Categories stand last in the official files, and annotations can only be judged when categories
@@ -33,13 +33,18 @@ class Category(NamedTuple):
 
 
 def megabytes(path: Path) -> int:
-    """Size of a file in MB, rounded up: what one reading of it adds to the progress bar.
+    """Size of a file in MB, rounded up: what reading it once adds to the progress bar.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The size.
 
     Raises:
         UserError: no such file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give an instances_*.json file")
+    need_file(path, "give an instances_*.json file")
     return -(-path.stat().st_size // _MB)
 
 
@@ -61,7 +66,10 @@ class InstancesFile:
         self._plain = False  # numbers have to be made plain, since ijson stopped at one
 
     def categories(self) -> list[Category]:
-        """All categories, by id (numbers first).
+        """Read all categories.
+
+        Returns:
+            The categories, sorted by id (numbers first).
 
         Raises:
             UserError: not JSON, none, an id given twice, an empty name.
@@ -82,7 +90,10 @@ class InstancesFile:
         return sorted(found.values(), key=lambda item: (isinstance(item.id, str), item.id))
 
     def images(self) -> list[CocoImage]:
-        """All images in the order of the file.
+        """Read all images.
+
+        Returns:
+            The images in the order of the file.
 
         Raises:
             UserError: none, a value lacking or impossible, an id or file name given twice.
@@ -112,9 +123,13 @@ class InstancesFile:
         return name_images(found, self.path)
 
     def items(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of the list `name`, each with where it stands, for messages.
+        """Read the objects of a list. Only `annotations` may be empty: a set of negatives.
 
-        Only `annotations` may be empty: a set of negatives.
+        Args:
+            name: of the list.
+
+        Yields:
+            Where an object stands, for messages, and the object.
 
         Raises:
             UserError: not valid JSON, no such list or an empty one, something else in it.
@@ -174,7 +189,7 @@ def by_value(value: Any) -> Any:
 
 
 def _length(value: Any) -> Any:
-    """A height or width: None where it lacks; what is no whole number as it is."""
+    """A height or width: None if it is missing; a value that is no whole number as it is."""
     return None if value is None else by_value(value) if not isinstance(value, bool) else 0
 
 

@@ -1,4 +1,4 @@
-"""COCO annotations of one image → its semantic mask."""
+"""Drawing the semantic mask of an image from its COCO annotations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data_tools.coco_index import Stored, stored_annotations
-from data_tools.coco_regions import COMPRESSED, POLYGONS
+from data_tools.coco_regions import COMPRESSED, FARTHEST, POLYGONS
 from more.data.shards.format import IGNORE
 from more.errors import UserError
-
-# pycocotools takes memory for every step along an edge and does not check how many there are.
-_FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """What a worker draws a mask from: image `number` of the database, at the file's size."""
+    """What a worker draws a mask from.
+
+    Attributes:
+        database: holds the annotations.
+        number: of the image in it.
+        file_name: of the image, for messages.
+        height: of the image, as the annotations say.
+        width: of the image, as the annotations say.
+    """
 
     database: Path
     number: int
@@ -34,7 +39,13 @@ class MaskSource:
 
 
 def read_mask(source: MaskSource) -> np.ndarray:
-    """Semantic mask of one image, uint8 `[H, W]` (see `semantic_mask`).
+    """The semantic mask of one image, see `semantic_mask`.
+
+    Args:
+        source: which image.
+
+    Returns:
+        uint8 `[H, W]`.
 
     Raises:
         UserError: a segmentation cannot be drawn (names the annotation).
@@ -75,7 +86,15 @@ def semantic_mask(annotations: Iterable[Stored], height: int, width: int) -> np.
 
 
 def run_lengths(annotation: Stored, height: int, width: int) -> dict[str, Any]:
-    """One annotation as pycocotools' run lengths.
+    """One annotation as run lengths of pycocotools.
+
+    Args:
+        annotation: polygons or run lengths.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        `size` and `counts`.
 
     Raises:
         UserError: another size than the image, odd or far numbers, counts that do not add up.
@@ -95,11 +114,11 @@ def run_lengths(annotation: Stored, height: int, width: int) -> dict[str, Any]:
 
 
 def _decompress(text: bytes) -> list[int]:
-    """Run lengths of COCO's text form; whatever is wrong with it spoils their sum.
+    """Run lengths from COCO's text form; a damaged text gives a wrong sum, which the caller checks.
 
-    A character carries five bits from the low end on; 32 says that the number goes on, and 16 in
-    its last character that it is negative. From the fourth on, numbers are differences to the
-    number two before.
+    A character carries five bits, the lowest ones first. Bit 32 says that the number continues, and
+    bit 16 of its last character that it is negative. From the fourth on, a number is the difference
+    to the one two places before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -119,7 +138,7 @@ def _polygons(annotation: Stored) -> list[np.ndarray]:
     lengths = np.frombuffer(annotation.lengths, np.int32)
     if (lengths % 2).any():
         raise _refusal(annotation, "a polygon has an odd count of numbers")
-    if not np.abs(numbers).max() <= _FARTHEST:
+    if not np.abs(numbers).max() <= FARTHEST:
         raise _refusal(annotation, "a polygon has a point far outside every image")
     return np.split(numbers, np.cumsum(lengths)[:-1])
 

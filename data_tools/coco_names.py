@@ -1,4 +1,4 @@
-"""File names of a COCO file: what is written there as a path, and the ids made of them."""
+"""File names in a COCO file: read as paths, and made into ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ _DRIVE = re.compile(r"[A-Za-z]:(?=/)")
 
 
 class CocoImage(NamedTuple):
-    """One image of the file; `name` is its id in the set; a size that lacks is None."""
+    """One image of the file.
+
+    Attributes:
+        id: in the file.
+        name: its id in the set.
+        file_name: as the file writes it.
+        height: in pixels; None if the file does not say.
+        width: in pixels; None if the file does not say.
+    """
 
     id: int | str
     name: str
@@ -27,10 +35,17 @@ class CocoImage(NamedTuple):
 
 
 def clean_name(file_name: str) -> str:
-    """`file_name` as a relative path with slashes; "" if it names no file.
+    """A file name as a relative path with slashes.
 
-    Backslashes are slashes; a leading `./`, `../` or `/`, a drive letter, the host of an address
-    and what follows its `?` go. Label Studio's `/data/local-files/?d=a/b.jpg` is `a/b.jpg`.
+    Backslashes become slashes. A leading `./`, `../` or `/`, a drive letter, the host of an address
+    and what follows its `?` are removed. Label Studio's `/data/local-files/?d=a/b.jpg` is
+    `a/b.jpg`.
+
+    Args:
+        file_name: as the file writes it.
+
+    Returns:
+        The path; "" if it names no file.
     """
     path = file_name.replace("\\", "/")
     if "?d=" in path:
@@ -44,9 +59,17 @@ def clean_name(file_name: str) -> str:
 
 
 def name_images(images: Sequence[CocoImage], where: Path) -> list[CocoImage]:
-    """Images with their ids: the stem; of those with equal stems the path, `__` for `/`.
+    """Give images their ids: the file name without ending.
 
-    Where paths differ in their ending only, the ending belongs to the id.
+    Images with equal names get the path with `__` for `/`, and paths that differ in their ending
+    alone keep the ending.
+
+    Args:
+        images: without ids.
+        where: the file, for messages.
+
+    Returns:
+        The images with ids.
 
     Raises:
         UserError: a file name is given twice.
@@ -72,5 +95,5 @@ def name_images(images: Sequence[CocoImage], where: Path) -> list[CocoImage]:
 
 
 def equal_names(images: Sequence[CocoImage]) -> int:
-    """How many images have an id that is not the stem of their file name, because others do."""
+    """How many images have an id made from their path, since their file names are equal."""
     return sum(image.name != PurePosixPath(clean_name(image.file_name)).stem for image in images)

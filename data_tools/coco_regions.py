@@ -1,4 +1,4 @@
-"""Segmentations of a COCO file in the form that the database keeps, and those without a pixel."""
+"""Segmentations of a COCO file: packed for the database, and counted if they draw no pixel."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from more.errors import UserError
 POLYGONS, COMPRESSED, UNCOMPRESSED = 1, 2, 3  # what `Region.kind` says
 _FEWEST = 6  # numbers of a polygon with an area; pycocotools takes 4 numbers for a box
 _BATCH = 2048  # annotations looked at together
-_FARTHEST = 1e6  # pycocotools takes memory for every step along an edge
+# pycocotools takes memory for every step along an edge and does not check how many there are.
+FARTHEST = 1e6
 _NO = ("", "0", "0.0", "false", "no", "none", "null")
 _YES = ("1", "1.0", "true", "yes")
 
 
 class Region(NamedTuple):
-    """A segmentation: kind (0: no area), lengths and data as in `Stored`; what was left out.
+    """A segmentation, packed.
 
-    `small` counts polygons of fewer than 3 points, `odd` those with NaN or Infinity; `flat` says
-    that one list of numbers stood for a list of polygons.
+    Attributes:
+        kind: POLYGONS, COMPRESSED or UNCOMPRESSED; 0 for no area.
+        lengths: as in `data_tools.coco_index.Stored`.
+        data: as in `data_tools.coco_index.Stored`.
+        small: number of polygons of fewer than 3 points, which are left out.
+        odd: number of polygons with NaN or Infinity, which are left out.
+        flat: whether a plain list of numbers stood for a list of polygons.
     """
 
     kind: int
@@ -36,7 +42,14 @@ class Region(NamedTuple):
 
 
 def pack(segmentation: Any, where: str) -> Region:
-    """A segmentation of the file as a `Region`.
+    """Pack a segmentation.
+
+    Args:
+        segmentation: as the file has it.
+        where: it stands, for messages.
+
+    Returns:
+        The region.
 
     Raises:
         UserError: neither polygons nor run lengths.
@@ -77,7 +90,14 @@ def _polygons(segmentation: list[Any]) -> Region:
 
 
 def is_crowd(value: Any, where: str) -> bool:
-    """What `iscrowd` says, as a number, a truth value or a text.
+    """Read `iscrowd`, which may be a number, a truth value or a text.
+
+    Args:
+        value: as the file has it.
+        where: it stands, for messages.
+
+    Returns:
+        Whether the region is a crowd.
 
     Raises:
         UserError: none of these.
@@ -91,17 +111,26 @@ def is_crowd(value: Any, where: str) -> bool:
     raise UserError(f"{where}: iscrowd {value!r}", fix="write 0 or 1")
 
 
-def pixelless(rows: Iterable[tuple[Any, ...]], sizes: Sequence[tuple[int, int]],
-              found: list[int]) -> Iterator[tuple[Any, ...]]:
-    """Pass rows of the table on; add polygons and run lengths that draw no pixel to `found[0]`.
+def count_pixelless(rows: Iterable[tuple[Any, ...]], sizes: Sequence[tuple[int, int]],
+                    found: list[int]) -> Iterator[tuple[Any, ...]]:
+    """Count polygons and run lengths that draw no pixel while rows of the table pass through.
 
-    Only what is narrower than two pixels on average, or reaches out of the image, is drawn to see.
+    Only polygons narrower than two pixels on average, or that reach out of the image, are drawn to
+    find out.
+
+    Args:
+        rows: of the table.
+        sizes: height and width of each image.
+        found: its first item is increased.
+
+    Yields:
+        The rows.
     """
     rows = iter(rows)
     while batch := list(islice(rows, _BATCH)):
         drawn = [row for row in batch if row[4] == POLYGONS]
         if drawn:
-            found[0] += _flat_polygons(drawn, sizes)
+            found[0] += _polygons_without_pixel(drawn, sizes)
         for _, _, _, _, kind, _, data in batch:
             if kind == UNCOMPRESSED:
                 found[0] += len(data) <= array("I").itemsize
@@ -110,7 +139,7 @@ def pixelless(rows: Iterable[tuple[Any, ...]], sizes: Sequence[tuple[int, int]],
         yield from batch
 
 
-def _flat_polygons(rows: list[tuple[Any, ...]], sizes: Sequence[tuple[int, int]]) -> int:
+def _polygons_without_pixel(rows: list[tuple[Any, ...]], sizes: Sequence[tuple[int, int]]) -> int:
     lengths = [np.frombuffer(row[5], np.int32) for row in rows]
     images = np.repeat([row[0] for row in rows], [len(item) for item in lengths])
     lengths = np.concatenate(lengths)
@@ -131,7 +160,7 @@ def _flat_polygons(rows: list[tuple[Any, ...]], sizes: Sequence[tuple[int, int]]
     count = 0
     for k in np.flatnonzero(doubtful).tolist():
         polygon = numbers[2 * starts[k]:2 * ends[k]]
-        if np.abs(polygon).max() <= _FARTHEST:
+        if np.abs(polygon).max() <= FARTHEST:
             runs = coco_mask.frPyObjects([polygon], int(height[k]), int(width[k]))
             count += int(coco_mask.area(runs[0])) == 0
     return count

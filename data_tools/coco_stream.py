@@ -1,4 +1,4 @@
-"""Bytes of a JSON file as ijson can read them: UTF-8, and no number that JSON does not know."""
+"""Bytes of a JSON file in a form that ijson can read: UTF-8, and only numbers that JSON allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNFINISHED = b"-+.0123456789INaefinty"  # a number may go on behind these
 
 
 def encoding_of(path: Path) -> str:
-    """Encoding of a JSON file, by its mark or by the zero bytes among its first four."""
+    """Encoding of a JSON file, by its byte order mark or by zeros among its first four bytes."""
     with open(path, "rb") as file:
         start = file.read(4)
     for mark, name in _MARKS:
@@ -34,10 +34,12 @@ def encoding_of(path: Path) -> str:
 
 
 class Counted:
-    """A file that tells the bar of every MB read.
+    """A file that reports every MB read to a progress bar.
 
     Args:
-        told: MB that the bar already knows of.
+        file: the file.
+        bar: the progress bar.
+        told: MB that the bar already counts.
     """
 
     def __init__(self, file: BinaryIO, bar: Tracker, told: int = 0):
@@ -56,15 +58,20 @@ class Counted:
 class Recoded:
     """A file of another encoding, read as UTF-8.
 
-    Raises (in `read`):
-        UnicodeDecodeError: the file is not in this encoding.
+    Args:
+        file: the file.
+        encoding: its encoding.
     """
 
     def __init__(self, file: Any, encoding: str):
         self.file, self.decoder = file, codecs.getincrementaldecoder(encoding)()
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, about `size`; none at the end of the file."""
+        """The next bytes, about `size`; none at the end of the file.
+
+        Raises:
+            UnicodeDecodeError: the file is not in this encoding.
+        """
         if size == 0:
             return b""
         while data := self.file.read(size):
@@ -74,7 +81,7 @@ class Recoded:
 
 
 class PlainNumbers:
-    """A file in which NaN and Infinity read as null, and numbers of 19 digits or more as texts.
+    """A file in which NaN and Infinity become null, and numbers of 19 digits or more become texts.
 
     Attributes:
         odd: how many were replaced because they are not finite.
@@ -96,7 +103,7 @@ class PlainNumbers:
         return b""
 
     def _replaced(self, data: bytes) -> bytes:
-        """`data` up to where a text or number may go on; the rest waits."""
+        """Replace numbers in `data`, up to where a text or number may continue; keep the rest."""
         end, parts, place = len(data.rstrip(_UNFINISHED)), [], 0
         for match in _ODD.finditer(data):
             start = match.start()

@@ -1,4 +1,4 @@
-"""What the converters share: image files, masks and tags to shards."""
+"""What the converters share: writing image files, masks and tags to shards."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_tools.build import Part, PartResult, build_set, check_ids, sole_writer
-from data_tools.images import align_mask, check_image, check_values
-from data_tools.sources import with_sources
+from data_tools.build import ShardJob, ShardResult, build_set, check_ids, sole_writer
+from data_tools.image_checks import align_mask, check_image, check_values
+from data_tools.source_files import with_sources
 from more.data.shards.codec import encode_mask, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.writer import ShardWriter
@@ -33,10 +33,10 @@ class Record:
     Attributes:
         id: name of the image in the set.
         image: its file.
-        mask: what the tool's `read_mask` makes the label map from (a file, or any small picklable
-            object whose text names it in messages; its file, if any, is its `path`); None where
-            there is none.
-        tags: class indices, 0-based; None takes them from the mask.
+        mask: what the tool's `read_mask` makes the label map from: a file, or a small object that
+            can be pickled, whose text names it in messages and whose `path` is its file, if it has
+            one; None without mask.
+        tags: class indices from 0; None takes them from the mask.
         file: name of the image in its data set, with folders and ending; "" is that of `image`.
     """
 
@@ -60,10 +60,17 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
     """Write `records` as the shard set `out` (see `build_set` for resuming and the manifest).
 
     Args:
-        read_mask: `Record.mask` → uint8 `[H, W]`, 0 background, 1..C classes, 255 ignore; a
-            function of a module (it travels to workers).
+        out: folder of the set.
+        records: of the images, in order.
+        class_names: foreground classes in order.
+        provenance: tool and parameters.
+        read_mask: makes uint8 `[H, W]` of `Record.mask`: 0 background, 1..C classes, 255 ignore; a
+            function of a module, since it is sent to workers.
         skip_bad: leave unreadable images out instead of failing.
-        Others as in `build_set`.
+        shard_size, workers, extra, left_out: as in `build_set`.
+
+    Returns:
+        Counts of images.
 
     Raises:
         UserError: as `build_set`; or `out` was made from other files.
@@ -76,11 +83,17 @@ def convert(out: Path, records: Sequence[Record], class_names: list[str],
                          extra=extra, left_out=left_out)
 
 
-def write_shard(part: Part) -> PartResult:
-    """Write one shard; without `skip_bad` a single unreadable image keeps it from being written.
+def write_shard(part: ShardJob) -> ShardResult:
+    """Write one shard; without `skip_bad` it is not written if a single image is unreadable.
+
+    Args:
+        part: what to write.
+
+    Returns:
+        What became of it.
 
     Raises:
-        OSError: no fault of the image in hand (too many open files, no memory, a full disk).
+        OSError: one that no single image causes (too many open files, no memory, a full disk).
     """
     cv2.setNumThreads(0)
     bad, recoded = [], 0
@@ -97,15 +110,15 @@ def write_shard(part: Part) -> PartResult:
             bad.append((record.id, str(getattr(error, "message", error))))
     part.take(None)
     if len(writer) == 0 or (bad and not part.options.skip_bad):
-        return PartResult(None, 0, bad)
+        return ShardResult(None, 0, bad)
     entry = writer.close()
-    return PartResult(entry, len(writer), bad, recoded)
+    return ShardResult(entry, len(writer), bad, recoded)
 
 
 def _raise_if_of_the_job(error: BaseException, record: Record) -> None:
     """Raise the system error behind `error` unless the files of one image can be its cause.
 
-    Else `--skip-bad` would leave good images out of the set for good.
+    Otherwise `--skip-bad` would leave good images out of the set.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,8 +1,8 @@
-"""A folder of own pictures → image shards."""
+"""`python -m data_tools.folder`: a folder of your own pictures → image shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from data_tools.build import check_ids
+from data_tools.class_lists import CLASS_FILES, check_classes, class_file, read_classes
 from data_tools.convert import Record, convert
 from data_tools.folder_files import (
     Item,
@@ -17,19 +18,16 @@ from data_tools.folder_files import (
     find_layout,
     find_masks,
     list_files,
-    say,
-    some,
     split_ids,
 )
 from data_tools.folder_tags import named_tags, say_unused, tag_lines, used_classes
-from data_tools.images import probe_masks, read_index_png
+from data_tools.image_checks import probe_masks, read_index_png
 from data_tools.mask_meaning import LABELMAP, Meaning, find_meaning
-from data_tools.pool import command
-from data_tools.tags import CLASS_FILES, check_classes, class_file, read_classes
-from more.data.files import IMAGE_ENDINGS
+from data_tools.tool import MaskValues, ShardSize, ShareSeed, SkipBad, Workers, command
+from more.data.image_files import IMAGE_ENDINGS
 from more.data.tags import TAG_SEPARATORS, class_indices
-from more.errors import UserError
-from more.progress import Tally
+from more.errors import UserError, first_few
+from more.progress import Tally, say
 
 
 def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, Path]) -> None:
@@ -42,26 +40,29 @@ def _need_tags(layout: Layout, images: Mapping[str, Item], masks: Mapping[str, P
                         fix=f"{fix}, or --masks DIR")
     without = [name for name in images if name not in masks]
     raise UserError(f"{layout.masks}: {len(without)} of {len(images)} images have no mask: "
-                    f"{some(without)}", fix=fix)
+                    f"{first_few(without)}", fix=fix)
 
 
 def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes: Path | None,
                  meaning: Meaning | None = None, separator: str = "auto", join: bool = False,
                  drop_unused: bool = False
                  ) -> tuple[dict[str, Record], list[str], Callable[[Path], np.ndarray]]:
-    """A record per image, by id, the classes, and what reads the masks; what was found is said.
+    """Find masks, tags and classes of the images; what was found is printed.
 
     Classes are those of the list, else of the masks' values or colours, else the names in the
-    tags, sorted. Where tags come from masks, they stay None: workers read them.
+    tags, sorted. Tags that come from masks stay None in the records: workers read them.
 
     Args:
         layout: where masks and tags are.
         images: by id, at least one.
         root: folder where `classes.txt` may be.
-        classes: file of class names that goes before it.
+        classes: file of class names to take in place of it.
         meaning: of the masks' values or colours; None: they hold class indices.
         separator, join: see `named_tags`.
-        drop_unused: leave classes of no image out of the list; masks need their numbers.
+        drop_unused: leave classes of no image out; not with masks, whose numbers follow the list.
+
+    Returns:
+        Records by id, the classes, and the function that reads a mask.
 
     Raises:
         UserError: masks, tags or classes are missing, doubled, unreadable or do not fit.
@@ -99,7 +100,7 @@ def _listed_classes(layout: Layout, root: Path, classes: Path | None,
         names, where = meaning.classes, meaning.where
         check_classes(names, where)
     if names:
-        say(f"classes, from {where}: {some(names, 25)}")
+        say(f"classes, from {where}: {first_few(names, 25)}")
     elif layout.masks is not None or layout.tags is None:
         raise UserError(f"{layout.masks}: the numbers in masks need the list of classes in their "
                         f"order", fix=f"write it to {root / 'classes.txt'}, one class a line (1 is "
@@ -116,9 +117,7 @@ def main(
                                                             "the folder of the sets")],
     masks: Annotated[Path | None, typer.Option(
         help="folder of index masks: PNG files at the same relative paths as the images")] = None,
-    mask_values: Annotated[list[str] | None, typer.Option(
-        metavar="VALUE=CLASS", help="what a value in the masks means, as 255=coin; give it once "
-                                    "for each value")] = None,
+    mask_values: MaskValues = None,
     colours: Annotated[Path | None, typer.Option(
         help="classes of the colours in the masks, one label:R,G,B a line, as in CVAT's "
              "labelmap.txt, which is found beside the masks by itself")] = None,
@@ -140,12 +139,10 @@ def main(
         metavar="NAME=SHARE|LIST",
         help="make SET/NAME of this share (0.8, 4/5) of the images that no list names, or of the "
              "images in a text file; give it once for each set")] = None,
-    seed: Annotated[int, typer.Option(
-        min=0, max=2**32 - 1, help="another seed, other images in the shares")] = 0,
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
-    skip_bad: Annotated[bool, typer.Option(help="leave unreadable images out")] = False,
+    seed: ShareSeed = 0,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
+    skip_bad: SkipBad = False,
 ) -> int:
     """Convert a folder of your own images to image shards; run it again to resume.
 
@@ -160,12 +157,8 @@ def main(
         raise UserError(f"--tag-separator {tag_separator}: unknown",
                         fix=f"one of {', '.join(TAG_SEPARATORS)}")
     layout = find_layout(image_dir, masks, tags, tags_from_folders)
-    known = (*(image_dir / name for name in (*CLASS_FILES, LABELMAP)), classes, colours, tags)
-    images = list_files(layout.images, IMAGE_ENDINGS, "images", layout.masks, known)
-    if not images:
-        raise UserError(f"{layout.images}: no image in it",
-                        fix=f"bring {' '.join(IMAGE_ENDINGS)}")
-    check_ids(images)
+    images = _list_images(layout, (*(image_dir / name for name in (*CLASS_FILES, LABELMAP)),
+                                   classes, colours, tags))
     sets = split_ids(images, split, seed) if split else {}
     meaning = find_meaning(mask_values, colours, layout.masks is not None,
                            [folder for folder in (layout.masks, image_dir) if folder])
@@ -184,6 +177,16 @@ def main(
                            {**parameters, "split": part}, options))
     tally.print()
     return tally.exit_code
+
+
+def _list_images(layout: Layout, known: Sequence[Path | None]) -> dict[str, Item]:
+    """Images by id; raises UserError when there is none, or an id cannot be a file name."""
+    images = list_files(layout.images, IMAGE_ENDINGS, "images", layout.masks, known)
+    if not images:
+        raise UserError(f"{layout.images}: no image in it",
+                        fix=f"bring {' '.join(IMAGE_ENDINGS)}")
+    check_ids(images)
+    return images
 
 
 def _write(out: Path, records: list[Record], class_names: list[str], parameters: dict[str, Any],

@@ -1,4 +1,4 @@
-"""What a folder of own pictures holds: images, their ids and masks; which image goes where."""
+"""What a folder of your own pictures holds: images with ids, masks, and the split into sets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from data_tools.tags import TAG_ENDINGS
-from more.data.files import check_utf8, files_below, shown
-from more.data.shares import Share, assign, parse_parts
-from more.errors import UserError
-from more.progress import console
+from data_tools.class_lists import TAG_ENDINGS
+from more.data.image_files import check_utf8, files_below, shown
+from more.data.split_parts import SplitPart, assign, parse_parts
+from more.errors import UserError, first_few, need_folder
+from more.progress import say
 
 FOLDERS = "folders"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are; `tags` is a file, "folders" for sub-folder names, or None for masks."""
+    """Where images, masks and tags are.
+
+    Attributes:
+        images: folder of the images.
+        masks: folder of the masks, or None.
+        tags: a file, "folders" if sub-folder names are tags, or None if tags come from masks.
+    """
 
     images: Path
     masks: Path | None
@@ -43,34 +49,35 @@ class Item:
     path: Path
 
 
-def say(text: str) -> None:
-    """A line about what was found or chosen."""
-    console.print(text, highlight=False, markup=False)
-
-
-def some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, for messages."""
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
-
-
 def composed(name: str) -> str:
-    """One spelling of accents, to compare by: some systems store letter and accent apart."""
+    """A name for comparing, accents in one form: some systems store letter and accent apart."""
     return unicodedata.normalize("NFC", name)
 
 
 def plain(name: str) -> str:
-    """One spelling of a path that a user wrote, to compare by: accents, `/`, no `./`."""
+    """A path that a user wrote in one form, for comparing: accents, slashes, no leading `./`."""
     return composed(name.strip()).replace("\\", "/").removeprefix("./")
 
 
 def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders: bool) -> Layout:
-    """`root` is the image folder, or holds `images`; then what lies beside that is taken, too.
+    """Find images, masks and tags.
+
+    `root` is the folder of the images, or holds a folder `images`; then masks and tags beside that
+    are taken, too.
+
+    Args:
+        root: the folder that the user gave.
+        masks: folder of masks that the user gave.
+        tags: file of tags that the user gave.
+        from_folders: whether sub-folder names are tags.
+
+    Returns:
+        The layout.
 
     Raises:
         UserError: no such folder, VOC's layout, two sources of tags, or images among the masks.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder", fix="give the folder of the images")
+    need_folder(root, "give the folder of the images")
     if tags is not None and from_folders:
         raise UserError("--tags and --tags-from-folders: two sources of tags", fix="give one")
     if (root / "JPEGImages").is_dir():  # its masks would be taken for pictures
@@ -99,21 +106,25 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
 
 def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path | None = None,
                known: Sequence[Path | None] = ()) -> dict[str, Item]:
-    """Files with one of `endings` by id, sorted by id; the number of others is said.
+    """Find files of some kinds; how many others there are is printed.
 
     The id is the path below `folder` without ending, letter for letter, with `__` for `/`.
 
     Args:
+        folder: where to look, at any depth.
+        endings: of the files, in small letters.
         what: what the files are, in the plural, for messages.
         leave_out: a folder that is not entered.
-        known: files that have another use and are no news.
+        known: files that have another use and need not be counted.
+
+    Returns:
+        The files by id, sorted.
 
     Raises:
         UserError: no such folder, a name that is not UTF-8, two files with one id, or a link to a
             missing file.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", fix=f"give the folder of the {what}")
+    need_folder(folder, f"give the folder of the {what}")
     found: dict[str, Item] = {}  # by what ids are compared by
     others, expected = [], {os.path.realpath(path) for path in known if path is not None}
     above = frozenset() if leave_out is None else frozenset([os.path.realpath(leave_out)])
@@ -134,13 +145,21 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
             raise UserError(f"{path}: a link to a missing file", fix="mend or remove the link")
         found[key] = item
     if others:
-        say(f"{folder}: other files, left out: {len(others)} ({some(others)})")
+        say(f"{folder}: other files, left out: {len(others)} ({first_few(others)})")
     return {item.id: item for item in sorted(found.values(), key=lambda item: item.id)}
 
 
 def find_masks(folder: Path, images: Mapping[str, Item],
                known: Sequence[Path | None] = ()) -> dict[str, Path]:
-    """Mask files by id: PNG files at the same path as their images. Masks of no image are said.
+    """Find masks: PNG files at the same path as their images. Masks of no image are printed.
+
+    Args:
+        folder: of the masks.
+        images: by id.
+        known: files that have another use and need not be counted.
+
+    Returns:
+        Mask files by id.
 
     Raises:
         UserError: no such folder, two masks with one id, or none of its files fits an image.
@@ -156,12 +175,19 @@ def find_masks(folder: Path, images: Mapping[str, Item],
                             f"{first}")
     strays = [files[key].name for key in sorted(files.keys() - set(keys.values()))]
     if strays:
-        say(f"{folder}: masks of no image: {len(strays)} ({some(strays)})")
+        say(f"{folder}: masks of no image: {len(strays)} ({first_few(strays)})")
     return masks
 
 
 def spellings(images: Mapping[str, Item]) -> dict[str, str]:
-    """What `plain` text calls an image → id: its path, that without ending, its id."""
+    """All ways to name an image in `plain` text.
+
+    Args:
+        images: by id.
+
+    Returns:
+        Id by name: the image's path, its path without ending, its id.
+    """
     names = {item.name: item.id for item in images.values()}
     names.update((item.name.removesuffix(item.path.suffix), item.id) for item in images.values())
     names.update((name, name) for name in images)  # an id goes first where two are meant
@@ -169,10 +195,17 @@ def spellings(images: Mapping[str, Item]) -> dict[str, str]:
 
 
 def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
-    """The image whose path is the end of a longer one, as tools write paths of their own storage:
-    `/data/upload/1/a.jpg`, `C:\\work\\a.jpg`, `https://host/a%20b.jpg`; the longest end counts.
+    """Find the image whose path is the end of a longer one.
 
-    Args: names: see `spellings`.
+    Tools write paths of their own storage: `/data/upload/1/a.jpg`, `C:\\work\\a.jpg`,
+    `https://host/a%20b.jpg`. The longest end that is an image counts.
+
+    Args:
+        text: the longer path.
+        names: see `spellings`.
+
+    Returns:
+        The image's id, or None.
     """
     for path in dict.fromkeys([plain(text), plain(unquote(text))]):
         parts = path.split("/")
@@ -183,10 +216,18 @@ def by_its_tail(text: str, names: Mapping[str, str]) -> str | None:
 
 
 def split_ids(images: Mapping[str, Item], splits: Sequence[str],
-              seed: int) -> dict[str, tuple[Share, list[str]]]:
-    """`NAME=SHARE` and `NAME=LIST` texts → by name what was asked for, and the ids, sorted.
+              seed: int) -> dict[str, tuple[SplitPart, list[str]]]:
+    """Split the images by texts such as `NAME=SHARE` and `NAME=LIST`.
 
-    Lines of a list may name an image by its path. How many images no split takes is said.
+    Lines of a list may name an image by its path. How many images are in no part is printed.
+
+    Args:
+        images: by id.
+        splits: what the user wrote.
+        seed: another seed, other images in the shares.
+
+    Returns:
+        By name the part that was asked for, and its ids, sorted.
 
     Raises:
         UserError: see `parse_parts` and `assign`.

@@ -1,4 +1,4 @@
-"""Say what is in a shard set."""
+"""`python -m data_tools.inspect`: what a shard set holds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.text import Text
 
-from data_tools.facts import count_pixels, describe
-from data_tools.pool import command
+from data_tools.set_facts import count_pixels, describe
+from data_tools.tool import command
 from more.data.shards.reader import ShardSet
 from more.progress import PlainTable
 

@@ -1,4 +1,4 @@
-"""What the values or colours of masks mean, where they are not class indices already."""
+"""What values or colours in masks mean, if they are not class indices."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.images import read_index_png
-from data_tools.tags import class_indices, read_text
+from data_tools.image_checks import read_index_png
 from more.data.shards.codec import UNREADABLE
 from more.data.shards.format import IGNORE
-from more.data.tags import special_name
-from more.errors import UserError
-from more.progress import console
+from more.data.tags import class_indices, read_text, special_name
+from more.errors import UserError, need_file
+from more.progress import say
 
 LABELMAP = "labelmap.txt"  # beside CVAT's masks
 Colour = tuple[int, int, int]
-# What colours mean that a list need not name: black, and the border of objects in VOC's masks.
+# Colours with a meaning even if the list lacks them: black, and object borders in VOC's masks.
 _USUAL: dict[Colour, str] = {(0, 0, 0): "background", (224, 224, 192): "ignore"}
 _COLOUR = r"(\d{1,3})\s*[,\s]\s*(\d{1,3})\s*[,\s]\s*(\d{1,3})"
 _FORMS = (re.compile(rf"(?P<name>.+?)\s*:\s*{_COLOUR}\s*(?::.*)?"),  # CVAT
@@ -32,7 +31,7 @@ _FORMS = (re.compile(rf"(?P<name>.+?)\s*:\s*{_COLOUR}\s*(?::.*)?"),  # CVAT
 
 @dataclass(frozen=True)
 class Meaning:
-    """What users say about their masks: a name by value, or by colour.
+    """What the user says about the masks: a name for each value or colour.
 
     Attributes:
         where: option or file that says it, for messages.
@@ -44,19 +43,25 @@ class Meaning:
 
     @property
     def classes(self) -> list[str]:
-        """The classes in it, in its order."""
+        """The classes among the names, in the order given."""
         return list(dict.fromkeys(n for n in self.names.values() if special_name(n) is None))
 
     @property
     def recorded(self) -> dict[str, dict[str, str]]:
-        """What the manifest tells of it, as parameters."""
+        """What the manifest records of it, as parameters."""
         colours = any(isinstance(key, tuple) for key in self.names)
         return {"colours" if colours else "mask_values": {
             ",".join(map(str, key)) if colours else str(key): name
             for key, name in self.names.items()}}
 
     def reader(self, class_names: Sequence[str]) -> MaskReader:
-        """What reads the masks, for classes in this order.
+        """Make what reads the masks.
+
+        Args:
+            class_names: all classes in order.
+
+        Returns:
+            Reads a mask file.
 
         Raises:
             UserError: a name that is no class.
@@ -71,14 +76,26 @@ class Meaning:
 
 @dataclass(frozen=True)
 class MaskReader:
-    """Mask file → uint8 `[H, W]` of class indices; it travels to workers."""
+    """Reads mask files; it is sent to workers.
+
+    Attributes:
+        where: option or file that says what values mean, for messages.
+        indices: class index by value or colour.
+        read: reads a mask with these.
+    """
 
     where: str
     indices: tuple[tuple[Any, int], ...]
     read: Callable[[Path, MaskReader], np.ndarray]
 
     def __call__(self, path: Path) -> np.ndarray:
-        """The mask.
+        """Read a mask.
+
+        Args:
+            path: the file.
+
+        Returns:
+            uint8 `[H, W]` of class indices.
 
         Raises:
             UserError: unreadable, or a value or colour of unknown meaning.
@@ -88,8 +105,16 @@ class MaskReader:
 
 def find_meaning(values: Sequence[str] | None, colours: Path | None, masks: bool,
                  folders: Sequence[Path]) -> Meaning | None:
-    """What `--mask-values`, `--colours` or a `labelmap.txt` in one of `folders` says of masks;
-    None where masks hold class indices.
+    """Find what values or colours in masks mean.
+
+    Args:
+        values: of `--mask-values`.
+        colours: file of `--colours`.
+        masks: whether there are masks.
+        folders: that may hold a `labelmap.txt`, if neither option is given.
+
+    Returns:
+        The meaning; None if masks hold class indices.
 
     Raises:
         UserError: both options, one of them without masks, and see `parse_values`, `read_colours`.
@@ -106,13 +131,18 @@ def find_meaning(values: Sequence[str] | None, colours: Path | None, masks: bool
                         if (folder / LABELMAP).is_file()), None)
     if colours is None:
         return None
-    console.print(f"masks are read by their colours, from {colours}", highlight=False,
-                  markup=False)
+    say(f"masks are read by their colours, from {colours}")
     return read_colours(colours)
 
 
 def parse_values(texts: Sequence[str]) -> Meaning:
-    """`255=coin` texts, or several in one, `1=cat,2=dog`; 0 and 255 keep their meaning else.
+    """Read what values mean. Unless given, 0 is background and 255 ignore.
+
+    Args:
+        texts: such as `255=coin`, or several in one, `1=cat,2=dog`.
+
+    Returns:
+        The meaning.
 
     Raises:
         UserError: another form, or a value twice.
@@ -130,17 +160,21 @@ def parse_values(texts: Sequence[str]) -> Meaning:
 
 
 def read_colours(path: Path) -> Meaning:
-    """Classes by colour: CVAT's `label:R,G,B:parts:actions`, `R G B label` or `label,R,G,B`.
+    """Read classes by colour: CVAT's `label:R,G,B:parts:actions`, `R G B label` or `label,R,G,B`.
 
     Lines that begin with # and a header do not count. Black is background and 224,224,192 (the
     borders in VOC's masks) ignore unless the file says otherwise.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The meaning.
+
     Raises:
         UserError: no such file, a line of another form, no colour, or a colour of two classes.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give the list of colours, such as CVAT's "
-                                                     f"{LABELMAP}")
+    need_file(path, f"give the list of colours, such as CVAT's {LABELMAP}")
     names: dict[Colour, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()

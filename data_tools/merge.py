@@ -1,4 +1,4 @@
-"""Several shard sets → one, without decoding anything."""
+"""`python -m data_tools.merge`: several shard sets → one, without decoding anything."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from data_tools.build import build_set
-from data_tools.pool import command
-from data_tools.rows import LISTS, agreed, copy_rows, input_record, open_source, origin, rows_of
+from data_tools.copy_rows import (
+    LISTS,
+    agreed,
+    copy_rows,
+    input_record,
+    open_source,
+    origin,
+    rows_of,
+)
+from data_tools.tool import ShardSize, Workers, command
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.evaluation.routes import describe_route, seed_facts
-from more.progress import Tally, console
+from more.progress import Tally, say
 
 
 def merge(out: Path, sets: Sequence[Path], *, shard_size: int = 0, workers: int = 0) -> Tally:
@@ -28,6 +36,9 @@ def merge(out: Path, sets: Sequence[Path], *, shard_size: int = 0, workers: int 
         sets: two or more sets of one kind with the same classes in the same order.
         shard_size: rows per shard, 0 = automatic.
         workers: processes, 0 = all cores.
+
+    Returns:
+        Counts of images.
 
     Raises:
         UserError: fewer than two sets; kinds, classes or ways of making differ; an id twice; a
@@ -85,8 +96,7 @@ def check_disjoint(sources: Sequence[ShardSet]) -> None:
         twice = [name for name in source.ids if name in owner]
         if twice:
             raise UserError(f"{source.path}: {len(twice)} ids are also in "
-                            f"{owner[twice[0]].path}: {', '.join(twice[:5])}"
-                            f"{', …' if len(twice) > 5 else ''}",
+                            f"{owner[twice[0]].path}: {first_few(twice)}",
                             fix="give the images other names, or split the double ones off")
         owner.update(dict.fromkeys(source.ids, source))
 
@@ -105,8 +115,7 @@ def _extras(sources: Sequence[ShardSet]) -> tuple[dict[str, Any], list[str]]:
     kept = {key: value for key, value in agreed(extras).items() if key not in LISTS}
     dropped = sorted({key for extra in extras for key in extra} - kept.keys() - set(LISTS))
     if dropped:
-        console.print(f"not kept, the sets differ in it: {', '.join(dropped)}", highlight=False,
-                      markup=False)
+        say(f"not kept, the sets differ in it: {', '.join(dropped)}")
     failures = [item for extra in extras for item in extra.get("failures", ())
                 if item[0] not in held]
     return kept | ({"failures": failures} if failures else {}), list(dict.fromkeys(left_out))
@@ -115,9 +124,8 @@ def _extras(sources: Sequence[ShardSet]) -> tuple[dict[str, Any], list[str]]:
 def main(
     out: Annotated[Path, typer.Argument(help="shard set to write")],
     sets: Annotated[list[Path], typer.Argument(metavar="SET SET …", help="shard sets to join")],
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
 ) -> int:
     """Join shard sets of one kind and the same classes; run it again to resume.
 

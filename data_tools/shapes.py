@@ -1,4 +1,4 @@
-"""An embedded practice set: drawn objects with image tags and exact masks, in VOC layout."""
+"""`python -m data_tools.shapes`: a practice set of drawn objects and their masks, in VOC layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import typer
 from PIL import Image
 
-from data_tools.pool import command, parallel
 from data_tools.shapes_draw import (
     ALONE,
     CLASSES,
@@ -24,6 +23,7 @@ from data_tools.shapes_draw import (
     draw_track,
     shade,
 )
+from data_tools.tool import Workers, command, parallel
 from more.data.shards.codec import mask_values
 from more.data.shards.format import write_atomic
 from more.data.shards.lock import folder_lock
@@ -32,14 +32,20 @@ from more.progress import Tally, track
 
 RECORD = "shapes.json"
 DRAWING = 2
-"""Which drawing the pictures are: 1 had a star of grey speckle, whose form no patch could show."""
+"""Version of the pictures. In version 1 the star's texture was grey noise, too fine for a patch."""
 SMALLEST = 48
 _CHUNK = 40
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture: RGB uint8 `[S, S, 3]`, label map uint8 `[S, S]`, class names shown."""
+    """A drawn picture of side S.
+
+    Attributes:
+        image: RGB uint8 `[S, S, 3]`.
+        mask: uint8 `[S, S]`, class of each pixel.
+        tags: names of the classes that are visible.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -47,8 +53,16 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of pictures for one worker."""
+class PictureJob:
+    """Consecutive pictures for one worker to draw.
+
+    Attributes:
+        out: folder of the set.
+        seed: of the set.
+        size: side of a picture in pixels.
+        names: of the pictures.
+        first: number of the first one.
+    """
 
     out: Path
     seed: int
@@ -58,10 +72,18 @@ class Part:
 
 
 def draw_scene(seed: int, index: int, size: int) -> Scene:
-    """Picture number `index` of the set `seed`, a pure function of its arguments.
+    """Draw picture number `index` of a set, a pure function of the arguments.
 
     One to three objects of 5 to 35 % of the picture, partly hidden by one another. Nine of ten
     trains stand on a track, which is background; a track without train is rare.
+
+    Args:
+        seed: of the set.
+        index: number of the picture.
+        size: its side in pixels.
+
+    Returns:
+        The picture.
     """
     rng = np.random.default_rng([seed, index])
     image, mask = background(size, rng), np.zeros((size, size), np.uint8)
@@ -128,8 +150,15 @@ def voc_palette(colours: int = 256) -> list[int]:
     return palette.flatten().tolist()
 
 
-def write_part(part: Part) -> list[tuple[str, str]]:
-    """Draw and write the pictures of a part; returns (name, tags) lines for the csv."""
+def write_part(part: PictureJob) -> list[tuple[str, str]]:
+    """Draw and write pictures.
+
+    Args:
+        part: which ones.
+
+    Returns:
+        (name, tags) for the lines of the csv.
+    """
     cv2.setNumThreads(0)
     lines = []
     for offset, name in enumerate(part.names):
@@ -184,7 +213,7 @@ def _write(out: Path, wanted: dict[str, Any], workers: int, tally: Tally) -> Non
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     names = [f"shapes_{number:06d}" for number in range(wanted["images"] + wanted["val"])]
-    parts = [Part(out, wanted["seed"], wanted["size"], names[start:start + _CHUNK], start)
+    parts = [PictureJob(out, wanted["seed"], wanted["size"], names[start:start + _CHUNK], start)
              for start in range(0, len(names), _CHUNK)]
     tags: dict[str, str] = {}
     with track(len(names), "drawing shapes") as bar:
@@ -212,7 +241,7 @@ def main(
     val: Annotated[int, typer.Option(help="further images for val; -1 = a fifth")] = -1,
     size: Annotated[int, typer.Option(help="side of a picture in pixels")] = 112,
     seed: Annotated[int, typer.Option(help="another seed, other pictures")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    workers: Workers = 0,
 ) -> int:
     """Draw the shapes set: 7 classes told apart by form and texture, exact masks, image tags.
 

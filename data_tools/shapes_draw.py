@@ -1,4 +1,7 @@
-"""Draw one picture of the shapes set: textured objects on a cluttered background."""
+"""Drawing a picture of the shapes set: textured objects on a cluttered background.
+
+S is the side of a picture in pixels, P a number of points.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Window = tuple[slice, slice]  # rows and columns of a picture
 
 
 def window_of(layer: np.ndarray) -> Window:
-    """The smallest window that holds everything that is not 0 in `[S, S]`."""
+    """The smallest window that holds all pixels of `[S, S]` that are not 0."""
     rows, columns = np.flatnonzero(layer.any(1)), np.flatnonzero(layer.any(0))
     if not len(rows):
         return slice(0, 1), slice(0, 1)
@@ -83,10 +86,19 @@ def coverage(name: str, pose: Pose, size: int) -> np.ndarray:
 
 
 def texture(name: str, pose: Pose, window: Window, rng: np.random.Generator) -> np.ndarray:
-    """The class's pattern in a window, float32, 0 = first colour, 1 = second colour.
+    """The pattern of a class in a window.
 
-    The period is a few pixels, nearly independent of the object's size: a pattern stays visible
-    on small objects and is no clue to the scale.
+    Its period is a few pixels, nearly independent of the object's size: a pattern stays visible on
+    small objects and does not tell the scale.
+
+    Args:
+        name: of the class.
+        pose: of the object.
+        window: part of the picture.
+        rng: what period and offset are drawn from.
+
+    Returns:
+        float32 of the window's size: 0 is the first colour, 1 the second.
     """
     u, v = pose.grid(window)
     frequency = np.pi * pose.radius / rng.uniform(3.2, 4.6)  # half a period in pixels
@@ -113,10 +125,17 @@ def _soft(wave: np.ndarray) -> np.ndarray:
 
 
 def two_colours(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a light RGB colour of an object, float32 `[3]` in 0..255, in either order.
+    """Draw a dark and a light colour for an object.
 
-    The dark one is near its class's hue (as animals of a kind are alike, not equal), the light one
-    is of any hue: colour alone helps, and form and texture are needed for the rest.
+    The dark one is near the hue of its class (as animals of a kind are similar, not equal), the
+    light one has any hue. So colour helps to tell classes apart, but form and texture are needed.
+
+    Args:
+        name: of the class.
+        rng: what the colours are drawn from.
+
+    Returns:
+        Two RGB colours, float32 `[3]` in 0..255, in either order.
     """
     hue = (CLASSES.index(name) + rng.normal(0, 0.45)) / len(CLASSES)
     dark = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1.0), rng.uniform(0.35, 0.75))
@@ -128,7 +147,12 @@ def two_colours(name: str, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of several scales in muted colours, with blobs and strokes of any colour.
 
-    Returns float32 `[size, size, 3]`.
+    Args:
+        size: side of the picture in pixels.
+        rng: what everything is drawn from.
+
+    Returns:
+        float32 `[size, size, 3]`.
     """
     image = np.zeros((size, size, 3), np.float32)
     for cells, strength in ((2, 45), (5, 28), (14, 16), (size // 2, 12)):

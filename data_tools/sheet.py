@@ -29,7 +29,7 @@ class _Cell:
 
 
 def write_sheet(shards: ShardSet, path: Path, images: int = 24, seed: int = 0) -> list[str]:
-    """Draw `images` randomly chosen rows of a set into a PNG file; their ids, in order.
+    """Draw randomly chosen rows of a set into a PNG file.
 
     Images with a mask show both, side by side; a set of masks shows these alone. A picture that
     cannot be read becomes a grey field that says so.
@@ -39,6 +39,9 @@ def write_sheet(shards: ShardSet, path: Path, images: int = 24, seed: int = 0) -
         path: the file, ending in .png.
         images: number of pictures, at most that of the set.
         seed: another seed, other pictures.
+
+    Returns:
+        Ids of the rows, in order.
 
     Raises:
         UserError: the set holds neither images nor masks, or `path` does not end in .png.
@@ -86,7 +89,7 @@ def _field(text: str) -> np.ndarray:
 
 
 def _draw(cells: list[_Cell], names: list[str]) -> np.ndarray:
-    """All cells in a grid; every column as wide as the widest picture, rows as high as needed."""
+    """Draw all cells in a grid: columns as wide as the widest picture, rows as high as needed."""
     width = max(150, *(cell.picture.shape[1] for cell in cells))
     columns = max(min(_WIDEST // (width + _GAP), len(cells)), 1)
     grid = [cells[start:start + columns] for start in range(0, len(cells), columns)]

@@ -1,4 +1,4 @@
-"""One shard set → several, by share or by list, without decoding anything."""
+"""`python -m data_tools.split`: one shard set → several, by share or by list, without decoding."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from data_tools.build import build_set
-from data_tools.pool import command
-from data_tools.rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
-from more.data.shares import Share, assign, parse_parts
+from data_tools.copy_rows import LISTS, copy_rows, input_record, open_source, origin, rows_of
+from data_tools.tool import ShareSeed, Workers, command
+from more.data.split_parts import SplitPart, assign, parse_parts
 from more.errors import UserError
-from more.progress import Tally, console
+from more.progress import Tally, say
 
 
-def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard_size: int = 0,
+def split(path: Path, out: Path, parts: Sequence[SplitPart], seed: int = 0, *, shard_size: int = 0,
           workers: int = 0) -> Tally:
     """Write `out/NAME` for every part of the set `path`; resumable.
 
@@ -26,10 +26,13 @@ def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard
     Args:
         path: shard set of any kind.
         out: folder of the new sets.
-        parts: from `parse_parts`; see `assign` for who gets what.
+        parts: from `parse_parts`; see `assign` for which ids a part gets.
         seed: another seed, other images in the shares.
         shard_size: rows per shard, 0 = automatic.
         workers: processes, 0 = all cores.
+
+    Returns:
+        Counts of images.
 
     Raises:
         UserError: a damaged set, impossible parts, a part's folder that holds another set or
@@ -46,7 +49,7 @@ def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard
     extra = {key: value for key, value in source.manifest.extra.items() if key not in LISTS}
     tally = Tally("images")
     for name, ids in dealt.items():
-        console.print(f"{folders[name]}: {len(ids)} images", highlight=False, markup=False)
+        say(f"{folders[name]}: {len(ids)} images")
         provenance = {**origin([source]), "tool": "data_tools.split",
                       "parameters": {"part": name, "parts": recorded, "seed": seed},
                       "inputs": input_record(source)}
@@ -55,8 +58,7 @@ def split(path: Path, out: Path, parts: Sequence[Share], seed: int = 0, *, shard
                               shard_size=shard_size, workers=workers, extra=extra))
     unused = len(source) - sum(map(len, dealt.values()))
     if unused:
-        console.print(f"{unused} of {len(source)} images are in no part", highlight=False,
-                      markup=False)
+        say(f"{unused} of {len(source)} images are in no part")
     return tally
 
 
@@ -66,11 +68,10 @@ def main(
     part: Annotated[list[str], typer.Option(
         metavar="NAME=SHARE_OR_LIST", help="a part: its share of the images that no list names "
         "(0.8, 1/3), or a file with one id a line; several times")],
-    seed: Annotated[int, typer.Option(
-        min=0, max=2**32 - 1, help="another seed, other images in the shares")] = 0,
+    seed: ShareSeed = 0,
     shard_size: Annotated[int, typer.Option(
         min=0, help="images per shard; 0 = by part size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
+    workers: Workers = 0,
 ) -> int:
     """Split a shard set of any kind into parts; run it again to resume.
 

@@ -1,4 +1,4 @@
-"""Check a shard set: hashes, checksums, structure, and on request every image and mask."""
+"""`python -m data_tools.verify`: checks a shard set, on request with every image and mask."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from data_tools.pool import command, parallel
+from data_tools.tool import command, parallel
 from more.data.shards.manifest import REBUILD, read_manifest
-from more.data.shards.verify import verify_set
-from more.progress import console, track
+from more.data.shards.verification import verify_set
+from more.progress import say, track
 
 # Below this many bytes the work takes less time than starting processes.
 _SMALL = 32 * 1024 * 1024
@@ -45,13 +45,13 @@ def main(
                           "problems": [vars(problem) for problem in problems]}))
     broken = {problem.file for problem in problems}
     sound = sum(entry.file not in broken for entry in manifest.shards)
-    console.print(f"{shards}: {sound} of {len(manifest.shards)} shards are sound, "
-                  f"{len(problems)} problems; {manifest.rows} images, {total / 1e6:.1f} MB, "
-                  f"{total / 1e6 / seconds:.0f} MB/s", highlight=False, markup=False)
+    say(f"{shards}: {sound} of {len(manifest.shards)} shards are sound, "
+        f"{len(problems)} problems; {manifest.rows} images, {total / 1e6:.1f} MB, "
+        f"{total / 1e6 / seconds:.0f} MB/s")
     for problem in problems:
-        console.print(f"  {problem}", highlight=False, markup=False)
+        say(f"  {problem}")
     if problems:
-        console.print(f"  fix: {REBUILD}", highlight=False, markup=False)
+        say(f"  fix: {REBUILD}")
     return 1 if problems else 0
 
 

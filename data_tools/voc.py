@@ -1,26 +1,27 @@
-"""PASCAL VOC layout → image shards."""
+"""`python -m data_tools.voc`: a folder in PASCAL VOC layout → image shards."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from data_tools.build import check_ids
+from data_tools.class_lists import check_classes, read_classes, tags_from_file
 from data_tools.convert import Record, convert
 from data_tools.folder_files import by_its_tail
-from data_tools.images import probe_masks
+from data_tools.image_checks import probe_masks
 from data_tools.mask_meaning import Meaning, find_meaning
-from data_tools.pool import command
-from data_tools.tags import check_classes, read_classes, tags_from_file
+from data_tools.tool import MaskValues, ShardSize, SkipBad, Workers, command
 from data_tools.voc_files import (
     AUTO,
-    SomeMasks,
+    MixedMaskReader,
     find_files,
     find_root,
     find_sbd,
@@ -28,10 +29,9 @@ from data_tools.voc_files import (
     read_mask,
 )
 from data_tools.voc_lists import choose_split, list_images, read_split
-from more.data.tags import class_indices
-from more.data.voc import VOC_CLASSES
+from more.data.tags import VOC_CLASSES, class_indices
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 TAG_SOURCES = (AUTO, "masks", "xml", "csv", "none")
 TEST = "test"
@@ -43,7 +43,19 @@ def annotation(root: Path, image_id: str) -> Path:
 
 
 def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Classes of the objects in `Annotations/ID.xml`, difficult ones included."""
+    """Tags of an image by the objects in its annotation, difficult ones included.
+
+    Args:
+        root: folder in VOC layout.
+        image_id: the image.
+        class_names: all classes in order.
+
+    Returns:
+        Sorted class indices from 0.
+
+    Raises:
+        UserError: no readable annotation, or an unknown class.
+    """
     path = annotation(root, image_id)
     try:
         tree = ElementTree.parse(path)
@@ -57,8 +69,20 @@ def tags_from_xml(root: Path, image_id: str, class_names: Sequence[str]) -> tupl
 
 def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
                    records: Sequence[Record]) -> list[str]:
-    """`--classes`, else `classes.txt` or labelme's `class_names.txt`, else the names that values or
-    colours of masks mean, else those of the annotations where there is no mask, else VOC's.
+    """Find the list of classes.
+
+    The first of these that is there: the file of `--classes`, `classes.txt`, labelme's
+    `class_names.txt`, the names that values or colours of masks mean, the names in annotations (if
+    there is no mask), VOC's classes.
+
+    Args:
+        root: folder in VOC layout.
+        given: file of `--classes`.
+        meaning: of the masks' values or colours.
+        records: of the images.
+
+    Returns:
+        The classes in order.
 
     Raises:
         UserError: no usable names.
@@ -75,12 +99,12 @@ def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
         strange = shown - set(VOC_CLASSES)
         names = sorted(shown) if strange else list(VOC_CLASSES)
         where = root / "Annotations" if strange else "VOC (no list of classes there)"
-    console.print(f"classes, from {where}: {', '.join(names[:25])}", highlight=False, markup=False)
+    say(f"classes, from {where}: {', '.join(names[:25])}")
     return names
 
 
 def _annotated(root: Path, records: Sequence[Record]) -> set[str]:
-    """Names in the annotations that can be read; the others are told of where they are needed."""
+    """Names in all readable annotations; unreadable ones matter only if tags come from them."""
     names: set[str] = set()
     for record in records:
         with suppress(OSError, ElementTree.ParseError):
@@ -91,9 +115,19 @@ def _annotated(root: Path, records: Sequence[Record]) -> set[str]:
 
 def choose_source(root: Path, split: str | None, source: str, csv_file: Path | None,
                   records: list[Record]) -> str:
-    """What "auto" means here: the csv when given, else masks, else Annotations.
+    """Where tags come from; "auto" is the csv if given, else masks, else annotations.
 
-    Only the split `test` may do without: VOC publishes neither masks nor objects of its images.
+    Only the split `test` may have no tags: VOC publishes neither masks nor objects of its images.
+
+    Args:
+        root: folder in VOC layout.
+        split: name of the list, or None.
+        source: one of `TAG_SOURCES`.
+        csv_file: file of `--tags`.
+        records: of the images.
+
+    Returns:
+        "masks", "xml", "csv" or "none".
 
     Raises:
         UserError: an unknown source, or one without its file.
@@ -109,15 +143,25 @@ def choose_source(root: Path, split: str | None, source: str, csv_file: Path | N
     if all(record.mask for record in records):
         return "masks"
     if split == TEST and not all(annotation(root, r.id).is_file() for r in records):
-        console.print("tags: none, all zero (the split test has neither masks nor annotations)",
-                      highlight=False, markup=False)
+        say("tags: none, all zero (the split test has neither masks nor annotations)")
         return "none"
     return "xml" if (root / "Annotations").is_dir() else "masks"
 
 
 def add_tags(root: Path, records: list[Record], class_names: list[str], source: str,
              csv_file: Path | None, masks: str) -> list[Record]:
-    """Fill in the tags from `source`; for "masks" they stay None, workers read them.
+    """Fill in the tags; from masks they stay None, since workers read them.
+
+    Args:
+        root: folder in VOC layout.
+        records: of the images.
+        class_names: all classes in order.
+        source: "masks", "xml", "csv" or "none".
+        csv_file: file of `--tags`.
+        masks: folder of `--masks`.
+
+    Returns:
+        The records with tags.
 
     Raises:
         UserError: an image without mask, without csv line or without annotation.
@@ -136,6 +180,12 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
     if source == "xml":
         return [replace(record, tags=tags_from_xml(root, record.id, class_names))
                 for record in records]
+    return _csv_tags(records, class_names, csv_file)
+
+
+def _csv_tags(records: list[Record], class_names: list[str],
+              csv_file: Path | None) -> list[Record]:
+    """The records with tags from the lines of a tags file."""
     names = {name: record.id for record in records for name in (record.image.name, record.id)}
     tags: dict[str, tuple[int, ...]] = {}
     for text, found in (tags_from_file(csv_file, class_names) if csv_file else {}).items():
@@ -165,7 +215,17 @@ def _say_masks(used: dict[str, int], images: int) -> None:
     rest = images - sum(used.values())
     if rest:
         parts.append(f"{rest} images without")
-    console.print(f"masks: {', '.join(parts)}", highlight=False, markup=False)
+    say(f"masks: {', '.join(parts)}")
+
+
+def _mask_reader(records: Sequence[Record], class_names: list[str],
+                 meaning: Meaning | None) -> Callable[[Path], np.ndarray]:
+    """What reads the masks; some of them are read now to find a wrong list of classes."""
+    read = read_mask if meaning is None else MixedMaskReader(meaning.reader(class_names))
+    # Masks of SBD to the front: a missing package shows at once, too.
+    found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
+    probe_masks(found, len(class_names), read)
+    return read
 
 
 def main(
@@ -180,9 +240,7 @@ def main(
     tags_from: Annotated[str, typer.Option(
         help="auto, masks, xml, csv, or none (all zero)")] = AUTO,
     classes: Annotated[Path | None, typer.Option(help="class names, one a line")] = None,
-    mask_values: Annotated[list[str] | None, typer.Option(
-        metavar="VALUE=CLASS", help="what a value in the masks means, as 255=coin; give it once "
-                                    "for each value")] = None,
+    mask_values: MaskValues = None,
     colours: Annotated[Path | None, typer.Option(
         help="classes of the colours in the masks, one label:R,G,B a line; CVAT's labelmap.txt "
              "in VOC_ROOT is taken by itself")] = None,
@@ -191,10 +249,9 @@ def main(
              "SegmentationClassAug, then SBD")] = AUTO,
     sbd: Annotated[Path | None, typer.Option(
         help="the SBD release: its masks, and the list train_aug if VOC_ROOT has none")] = None,
-    shard_size: Annotated[int, typer.Option(
-        min=0, help="images per shard; 0 = by set size")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")] = 0,
-    skip_bad: Annotated[bool, typer.Option(help="leave unreadable images out")] = False,
+    shard_size: ShardSize = 0,
+    workers: Workers = 0,
+    skip_bad: SkipBad = False,
 ) -> int:
     """Convert a folder in VOC layout to image shards; run it again to resume.
 
@@ -215,10 +272,7 @@ def main(
     records = add_tags(root, records, class_names, source, tags, masks)
     check_ids(record.id for record in records)
     _say_masks(used, len(records))
-    read = read_mask if meaning is None else SomeMasks(meaning.reader(class_names))
-    # Masks of SBD to the front: a missing package shows at once, too.
-    found = sorted((r.mask for r in records if r.mask), key=lambda path: path.suffix != ".mat")
-    probe_masks(found, len(class_names), read)
+    read = _mask_reader(records, class_names, meaning)
     provenance = {"tool": "data_tools.voc",
                   "parameters": {"split": split, "tags_from": source, "masks": masks,
                                  "masks_from": used, "classes": class_names,

@@ -1,4 +1,4 @@
-"""What a VOC download and SBD, the further masks for its images, hold: folders and masks."""
+"""Folders and masks of a VOC download, and of SBD, which has more masks for VOC's images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.convert import Record
-from data_tools.images import read_index_png
+from data_tools.image_checks import read_index_png
 from data_tools.mask_meaning import MaskReader
 from data_tools.voc_lists import IMAGES
 from more.data.shards.format import IGNORE
-from more.errors import UserError
+from more.errors import UserError, need_folder
 
 AUTO = "auto"
 SBD = "SBD"
@@ -23,16 +23,21 @@ _HOME = Path("VOCdevkit") / "VOC2012"
 
 
 def find_root(given: Path) -> Path:
-    """The folder with `JPEGImages`: `given` itself, or VOC2012 as the archive unpacks it there.
+    """Find the folder with `JPEGImages`: the given one, or VOC2012 as the archive unpacks it there.
 
-    Exports in this layout do for it, too: CVAT's and labelme's have `JPEGImages`, Label Studio's
-    `images` and `Annotations`.
+    Exports in this layout are taken, too: those of CVAT and labelme have `JPEGImages`, those of
+    Label Studio `images` and `Annotations`.
+
+    Args:
+        given: by the user.
+
+    Returns:
+        The folder.
 
     Raises:
         UserError: no such folder, or not in VOC layout.
     """
-    if not given.is_dir():
-        raise UserError(f"{given}: no such folder", fix="give the folder that holds JPEGImages")
+    need_folder(given, "give the folder that holds JPEGImages")
     places = (given, given / _HOME.name, given / _HOME)
     root = next((place for place in places if (place / IMAGES[0]).is_dir()), given)
     if not (root / IMAGES[0]).is_dir() and not all((root / name).is_dir()
@@ -44,7 +49,13 @@ def find_root(given: Path) -> Path:
 
 
 def find_sbd(given: Path) -> Path:
-    """The folder with `cls`: `given` itself, or `dataset` as the SBD release unpacks it there.
+    """Find the folder with `cls`: the given one, or `dataset` as the SBD release unpacks it there.
+
+    Args:
+        given: by the user.
+
+    Returns:
+        The folder.
 
     Raises:
         UserError: no such folder, or no SBD in it.
@@ -59,12 +70,15 @@ def find_sbd(given: Path) -> Path:
 
 
 def mask_places(root: Path, masks: str, sbd: Path | None) -> dict[str, dict[str, Path]]:
-    """Mask files by id, place by place, the place that goes first at the front.
+    """Find mask files in all places that may hold them.
 
     Args:
         root: folder in VOC layout.
         masks: "auto" for VOC's two folders and SBD, or the only folder to take masks from.
         sbd: folder with `cls/ID.mat`.
+
+    Returns:
+        By name of the place, mask files by id; a mask is taken from the first place that has it.
 
     Raises:
         UserError: a folder was named that is not there.
@@ -89,7 +103,7 @@ def _by_id(folder: Path, ending: str) -> dict[str, Path]:
 
 def find_files(root: Path, ids: Sequence[str], places: dict[str, dict[str, Path]],
                images: Mapping[str, Path]) -> tuple[list[Record], dict[str, int]]:
-    """Image file and, where there is one, mask file of every id; tags still unknown.
+    """Make records of the images with their masks, still without tags.
 
     Args:
         root: folder in VOC layout, for messages.
@@ -121,13 +135,17 @@ def find_files(root: Path, ids: Sequence[str], places: dict[str, dict[str, Path]
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Index mask of VOC (PNG) or of SBD (.mat) → uint8 `[H, W]`."""
+    """Read an index mask of VOC (PNG) or SBD (.mat), uint8 `[H, W]`."""
     return read_sbd_mask(path) if path.suffix == ".mat" else read_index_png(path)
 
 
 @dataclass(frozen=True)
-class SomeMasks:
-    """`read_mask` for masks of values or colours that mean something; SBD's stay indices."""
+class MixedMaskReader:
+    """As `read_mask`, for masks with a meaning of values or colours; masks of SBD hold indices.
+
+    Attributes:
+        reader: for masks that are not of SBD.
+    """
 
     reader: MaskReader
 
@@ -137,7 +155,13 @@ class SomeMasks:
 
 
 def read_sbd_mask(path: Path) -> np.ndarray:
-    """`cls/ID.mat` of SBD: field `Segmentation` of the struct `GTcls` → uint8 `[H, W]`.
+    """Read a mask of SBD: field `Segmentation` of the struct `GTcls`.
+
+    Args:
+        path: `cls/ID.mat`.
+
+    Returns:
+        uint8 `[H, W]`.
 
     Raises:
         UserError: scipy is missing, or the file is damaged or something else.

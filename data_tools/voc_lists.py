@@ -1,4 +1,4 @@
-"""Images of a folder in VOC's layout, and the lists of them."""
+"""Images of a folder in VOC's layout, and its lists of images."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from collections.abc import Container
 from pathlib import Path
 
 from data_tools.folder_files import list_files
-from data_tools.tags import read_text
-from more.data.files import IMAGE_ENDINGS
+from more.data.image_files import IMAGE_ENDINGS
+from more.data.tags import read_text
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 LISTS = Path("ImageSets") / "Segmentation"
 IMAGES = ("JPEGImages", "images")  # VOC, CVAT and labelme; Label Studio beside Annotations
 
 
 def choose_split(root: Path, given: str | None) -> str | None:
-    """The list to take: the one given, the only one there, or None (all images) without any.
+    """Choose the list of images.
+
+    Args:
+        root: folder in VOC layout.
+        given: name of a list, or None.
+
+    Returns:
+        The list that is given, else the only one there is; None for all images if there is none.
 
     Raises:
         UserError: several lists and none given.
@@ -31,9 +38,14 @@ def choose_split(root: Path, given: str | None) -> str | None:
 
 
 def list_images(root: Path, sbd: Path | None = None) -> dict[str, Path]:
-    """Image files by id: the path in the folder of images without ending, `__` for `/`.
+    """Find all image files; SBD adds those that VOC's folder lacks.
 
-    Those of SBD come last, for what VOC's folder lacks.
+    Args:
+        root: folder in VOC layout.
+        sbd: folder with `img`, or None.
+
+    Returns:
+        Files by id: the path in the folder of images without ending, `__` for `/`.
 
     Raises:
         UserError: two images with one id, or a name that is not UTF-8.
@@ -48,12 +60,19 @@ def list_images(root: Path, sbd: Path | None = None) -> dict[str, Path]:
 
 def read_split(root: Path, split: str, sbd: Path | None = None,
                images: Container[str] = ()) -> list[str]:
-    """Image ids of `ImageSets/Segmentation/SPLIT.txt`; a line may also be a path to an image.
+    """Read `ImageSets/Segmentation/SPLIT.txt`; a line may also be a path to an image.
 
-    `images` are the ids there are, see `read_list`.
-
-    Two lists are made where they are missing: `trainval` from train and val, and `train_aug` from
+    Two lists are made if they are missing: `trainval` from train and val, and `train_aug` from
     VOC's train and both lists of SBD without VOC's val (10,582 images in the full data).
+
+    Args:
+        root: folder in VOC layout.
+        split: name of the list.
+        sbd: folder of SBD, or None.
+        images: known ids, see `read_list`.
+
+    Returns:
+        Image ids.
 
     Raises:
         UserError: no such list and no way to make it (names the lists that exist), or an empty one.
@@ -75,16 +94,22 @@ def read_split(root: Path, split: str, sbd: Path | None = None,
             f"leave --split out to take all images{made}" if known == "none" else
             f"--split NAME, lists there: {known}{made}"))
     source = "train and val" if split == "trainval" else "VOC train and SBD, without VOC val"
-    console.print(f"{split}: no such list, {len(ids)} images from {source}", highlight=False,
-                  markup=False)
+    say(f"{split}: no such list, {len(ids)} images from {source}")
     return ids
 
 
 def read_list(path: Path, images: Container[str] = ()) -> list[str]:
-    """Image ids of a list file: the first word of each line, without folder and image ending.
+    """Read a list file: the first word of each line, without folder and image ending.
 
-    Where `images` has an id that the whole line means (a name with blanks, a path below the folder
-    of images, both as CVAT writes them), it is that one.
+    CVAT writes names with blanks and paths below the folder of images. So if the whole line names
+    an image, it is that one.
+
+    Args:
+        path: the list.
+        images: known ids.
+
+    Returns:
+        Image ids.
 
     Raises:
         UserError: no such file, or nothing in it.

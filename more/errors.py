@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message names it and the remedy.
+    """Something outside the program is wrong; the message names it and says what to do.
 
     Args:
         message: what is wrong, with the file or key it is about.
@@ -26,10 +27,14 @@ class UserError(Exception):
 
 
 def from_system(error: OSError) -> UserError | None:
-    """The user's part of a system error: no space, no permission, too many open files; None for
-    anything else.
+    """A system error as a user error: no space, no permission, too many open files.
 
-    Errors that a defect of the program may cause as well (no such file) keep their traceback.
+    Args:
+        error: any system error.
+
+    Returns:
+        The user error; None for any other kind. Those that a defect of the program may cause as
+        well (no such file) are to keep their traceback.
     """
     remedies = {
         errno.ENOSPC: "free some space there, then run the same command again",
@@ -50,7 +55,13 @@ def from_system(error: OSError) -> UserError | None:
 
 
 def from_loading(error: RuntimeError) -> UserError | None:
-    """The user's part of an error of PyTorch's loader: a dead process, full shared memory; or None.
+    """An error of PyTorch's DataLoader as a user error: a dead process, full shared memory.
+
+    Args:
+        error: any error of a loader.
+
+    Returns:
+        The user error; None for any other kind.
     """
     text = str(error).split("\n")[0]
     shared = "shared memory" in text or ("/torch_" in text and os.strerror(errno.ENOSPC) in text)
@@ -66,8 +77,50 @@ def from_loading(error: RuntimeError) -> UserError | None:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The known names closest to `name` as a phrase: "a, b or c"; empty without candidates."""
+    """The known names most similar to a mistyped one, for "did you mean …?".
+
+    Args:
+        name: what was written.
+        known: all names.
+        count: how many to name at most.
+
+    Returns:
+        "a, b or c"; empty if none is similar.
+    """
     close = get_close_matches(name, list(known), n=count, cutoff=0.4)
     if not close:
         return ""
     return close[0] if len(close) == 1 else ", ".join(close[:-1]) + " or " + close[-1]
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """The first few names for a message: "a, b, …"."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def need_file(path: Path, fix: str) -> None:
+    """Refuse a path that is no file.
+
+    Args:
+        path: what the user gave.
+        fix: what to give instead.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix=fix)
+
+
+def need_folder(path: Path, fix: str) -> None:
+    """Refuse a path that is no folder.
+
+    Args:
+        path: what the user gave.
+        fix: what to give instead.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder", fix=fix)

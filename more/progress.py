@@ -1,4 +1,4 @@
-"""Progress with ETA and throughput, and the counts that every batch tool ends with."""
+"""What a job shows: progress with remaining time and rate, lines of text, tables, final counts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(stderr=True, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line for the user to stderr, as it is: brackets in names are no markup."""
+    console.print(text, highlight=False, markup=False)
 
 
 class PlainTable(Table):
@@ -59,7 +64,14 @@ class _Rate(ProgressColumn):
 
 
 class Tracker:
-    """What a running job reports to: `advance` after each unit, `note` for a line of text."""
+    """A running job reports its progress here.
+
+    Args:
+        total: number of units the job has.
+        description: what is being done.
+        unit: name of a unit in the plural.
+        progress: the bar; None prints plain lines.
+    """
 
     def __init__(self, total: int, description: str, unit: str, progress: Progress | None):
         self.total, self.description, self.unit = total, description, unit
@@ -104,6 +116,9 @@ def track(total: int, description: str, unit: str = "images",
         description: what is being done, for the start of the line.
         unit: name of a unit in the plural.
         disable: show nothing (ranks other than 0).
+
+    Yields:
+        What to report progress to.
     """
     if disable:
         yield _Silent(total, description, unit, None)
@@ -118,7 +133,15 @@ def track(total: int, description: str, unit: str = "images",
 
 @dataclass
 class Tally:
-    """Counts of a batch job: done, skipped, failed with the reason; and what else is to be said."""
+    """Counts of a job, and what its summary says.
+
+    Attributes:
+        what: name of a unit in the plural.
+        done: finished units.
+        skipped: units that were finished before or left out.
+        failures: name and reason of units that failed.
+        notes: further things to say, with the number of units each is about.
+    """
 
     what: str = "images"
     done: int = 0
@@ -139,7 +162,7 @@ class Tally:
         self.failures.append((name, why))
 
     def note(self, what: str, n: int = 1) -> None:
-        """Count something that happened to `n` units, to be said in the summary; 0 says nothing."""
+        """Count something that happened to `n` units; the summary names it if it ever happened."""
         if n:
             self.notes[what] = self.notes.get(what, 0) + n
 
@@ -168,4 +191,4 @@ class Tally:
 
     def print(self) -> None:
         """Write the summary to stderr."""
-        console.print(self.summary(), highlight=False, markup=False)
+        say(self.summary())

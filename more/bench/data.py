@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from more.bench.measure import Row, alternate, rows, timed
-from more.data.colours import prepare
+from more.data.batch_order import GlobalBatchSampler
+from more.data.colours import network_input
 from more.data.loader import Reading, make_train_loader
-from more.data.plan import GlobalBatchSampler
 from more.data.shards.codec import decode_image
 from more.data.shards.format import shard_name
 from more.data.shards.manifest import write_manifest
@@ -98,7 +98,7 @@ def bench_data(path: Path, scratch: Path, *, images: int = 256, crop: int = 448,
         "augment (8 bit)": lambda: timed(
             lambda i: transform(pixels[i], sample_generator(0, 0, i)), list(pixels)),
         "colours and normalise, per batch": lambda: timed(
-            lambda _: prepare(batch, cpu, MEAN, STD), list(range(4))) / len(batch["tags"]),
+            lambda _: network_input(batch, cpu, MEAN, STD), list(range(4))) / len(batch["tags"]),
         pure: lambda: _pure([blobs[i] for i in taken], transform, workers),
         loader: lambda: _loader(shards, transform, workers, images),
     }, rounds)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from more.config.schema import Config
-from more.data.colours import prepare
+from more.data.colours import network_input
 from more.data.shards.reader import ShardSet
 from more.method.batch import Batch
 from more.method.make_network import make_network
@@ -49,7 +49,7 @@ class Loop:
     def step(self) -> torch.Tensor:
         """One update; the loss before it."""
         data, config = self.batches[self.done % len(self.batches)], self.config
-        images = prepare(data, self.device, config.data.mean, config.data.std)
+        images = network_input(data, self.device, config.data.mean, config.data.std)
         tags = data["tags"].to(self.device)
         output = in_float32(self.model(images))
         cams, aux_cams = self.cams(images, tags, output, self.done)

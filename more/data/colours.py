@@ -1,7 +1,11 @@
-"""Colour jitter as numbers drawn in the loader and applied to whole batches on the device.
+"""Colour jitter: drawn as numbers in the loader, applied to whole batches on the device.
 
-Brightness, contrast and saturation are affine in RGB: one 3x4 matrix an image. Hue is a turn in
-HSV. What is drawn depends on the sample's generator alone, not on where it is applied.
+Brightness, contrast and saturation are affine maps of RGB, so together they are one 3x4 matrix per
+image. Hue is a rotation in HSV. The numbers depend only on the generator of the sample, not on the
+place where they are applied. `jitter_pil` is the other way, that of the released code: Pillow
+changes the pixels in the loader.
+
+B is the number of images in a batch, H and W the height and width, S the side of a square view.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional
 
-from more.constants import constant
-from more.data.boxes import box_mask
+from more.tensors import box_mask, constant
 
+_PILLOW_STEPS = (functional.adjust_brightness, functional.adjust_contrast,
+                 functional.adjust_saturation, functional.adjust_hue)
 _GREY = np.array([0.299, 0.587, 0.114])
 UNCHANGED = np.concatenate([np.eye(3, 4).reshape(-1), [0.0]]).astype(np.float32)
 _UNCHANGED = torch.from_numpy(UNCHANGED)
@@ -23,13 +30,14 @@ _UNCHANGED = torch.from_numpy(UNCHANGED)
 
 def draw_jitter(image: np.ndarray, strength: tuple[float, float, float, float],
                 rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation in random order, then hue, as numbers.
+    """Draw brightness, contrast and saturation in random order, then hue, as numbers.
 
-    Unlike the one-by-one form nothing is cut off at 0 and 255 in between.
+    Unlike in `jitter_pil`, values are not cut off at 0 and 255 between the steps.
 
     Args:
-        image: RGB uint8 `[H, W, 3]`; its mean is what contrast turns about.
+        image: RGB uint8 `[H, W, 3]`; contrast moves values towards or away from its mean.
         strength: brightness, contrast, saturation (factor 1 ± value) and hue (turn ± value).
+        rng: what the order and the factors are drawn from.
 
     Returns:
         float32 `[13]`: a 3x4 matrix by rows (last column: offset in grey levels) and the turn of
@@ -52,8 +60,30 @@ def draw_jitter(image: np.ndarray, strength: tuple[float, float, float, float],
     return np.append(np.column_stack([matrix, offset]).reshape(-1), turn).astype(np.float32)
 
 
+def jitter_pil(image: np.ndarray, strength: tuple[float, float, float, float],
+               rng: np.random.Generator) -> np.ndarray:
+    """Change colours as the released code does: in random order, one 8-bit step after another.
+
+    Each step is rounded and cut off at 0 and 255.
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`.
+        strength: brightness, contrast, saturation (factor 1 ± value) and hue (turn ± value).
+        rng: what the order and the factors are drawn from.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    picture = Image.fromarray(image)
+    for kind in rng.permutation(4):
+        centre = 0.0 if kind == 3 else 1.0
+        low = centre - strength[kind] if kind == 3 else max(0.0, centre - strength[kind])
+        picture = _PILLOW_STEPS[kind](picture, rng.uniform(low, centre + strength[kind]))
+    return np.array(picture)
+
+
 def apply_jitter(images: Tensor, jitter: Tensor) -> Tensor:
-    """Change the colours of each image.
+    """Change the colours of each image by the numbers of `draw_jitter`.
 
     Args:
         images: float `[B, 3, H, W]` in 0..255.
@@ -69,11 +99,14 @@ def apply_jitter(images: Tensor, jitter: Tensor) -> Tensor:
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the hue, HSV's value and saturation kept.
+    """Rotate the hue; value and saturation of HSV stay.
 
     Args:
         images: `[B, 3, H, W]`, any range from 0.
         turn: `[B]`, share of the full circle.
+
+    Returns:
+        `[B, 3, H, W]` in the same range.
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)
@@ -90,15 +123,16 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.addcmul(value[:, None], span[:, None], near, value=-1, out=near)
 
 
-def prepare(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float],
+def network_input(batch: dict[str, Tensor], device: torch.device, mean: Sequence[float],
             std: Sequence[float]) -> Tensor:
-    """A training batch's pixels as network input, on the device.
+    """Make network input of a training batch: copy to the device, jitter colours, normalise.
 
     Args:
         batch: `images` uint8 `[B, S, S, 3]`, `jitter` float32 `[B, 13]`, `box` int64 `[B, 4]`; on
-            the CPU, pinned where the copy shall not wait.
+            the CPU, in pinned memory if the copy to a GPU is not to wait.
         device: where to.
-        mean, std: of RGB in 0..255.
+        mean: of RGB in 0..255.
+        std: of RGB in 0..255.
 
     Returns:
         float32 `[B, 3, S, S]`, jittered inside the box (padding stays black) and normalised.

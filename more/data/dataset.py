@@ -1,4 +1,8 @@
-"""Torch datasets over a shard set."""
+"""Torch datasets: random views for training, the same views as stored tokens, images to evaluate.
+
+C is the number of classes, S the side of a view in pixels, s the side of its labels, T and D the
+number and the width of an image's tokens, H and W the height and width of an image.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from more.data.labels import OUTSIDE, Labels
-from more.data.ring import BatchRing
+from more.data.batch_memory import BatchRing
+from more.data.mask_labels import OUTSIDE, Labels
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
-from more.data.store import TokenStore
+from more.data.token_store import TokenStore
 from more.data.transforms import (
     MEAN,
     STD,
@@ -29,17 +33,27 @@ from more.data.transforms import (
 
 @dataclass(frozen=True)
 class Masks:
-    """Labels for views of images.
+    """Makes the labels of a view.
 
     Attributes:
-        labels: of the images. stride: one label for so many pixels in each direction.
+        labels: of the images.
+        stride: pixels of the view, in each direction, that share one label.
     """
 
     labels: Labels
     stride: int = 1
 
     def of_view(self, index: int, view: View, size: int) -> np.ndarray:
-        """uint8 `[s, s, 2]` for a view of `size` pixels."""
+        """Labels of one view.
+
+        Args:
+            index: number of the image.
+            view: which part of the image it shows.
+            size: side of the view in pixels.
+
+        Returns:
+            uint8 `[s, s, 2]`, see `Labels`.
+        """
         labels = labels_of_view(self.labels[index], view.window, view.box, size, OUTSIDE)
         return thinned(labels, self.stride)
 
@@ -52,9 +66,10 @@ class TrainDataset(Dataset):
         transform: how to make a view.
         seed: seed of the run; a view depends on (seed, epoch, index) alone.
         ring: shared memory for the pixels; None returns them with the sample.
-        masks: labels that come along with every view; None: tags only.
-        views: epoch e shows view e % views of an image; 0: each epoch shows another.
-        store: tokens of these views, which come along as well.
+        masks: makes the labels that a sample then holds as well; None: tags only.
+        views: number of different views of an image: epoch e shows view e % views; 0 makes a new
+            one in each epoch.
+        store: tokens of these views, which a sample then holds as well.
     """
 
     def __init__(self, shards: ShardSet, transform: TrainTransform, seed: int,
@@ -67,13 +82,20 @@ class TrainDataset(Dataset):
         return len(self.shards)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """One sample: images uint8 `[S,S,3]` (unless left in the ring), jitter float32 `[13]`,
-        box int64 `[4]`, window float64 `[5]` (see `View`), tags float32 `[C]`, indices, slots as
-        int; with masks labels uint8 `[s,s,2]` as well, see `Labels`; with a store tokens
-        float16."""
+        """Load one sample.
+
+        Args:
+            key: which image, in which epoch.
+
+        Returns:
+            images uint8 `[S, S, 3]` (with a ring they are left there, and chunk is the number of
+            the chunk), jitter float32 `[13]`, box int64 `[4]`, window float64 `[5]` (see `View`),
+            tags float32 `[C]`, indices and slots as int. With masks also labels uint8
+            `[s, s, 2]` (see `Labels`), with a store also tokens float16.
+        """
         epoch = key.epoch % self.views if self.views else key.epoch
         rng = sample_generator(self.seed, epoch, key.index)
-        out = None if self.ring is None else self.ring.place(key.parcel, key.place)
+        out = None if self.ring is None else self.ring.place(key.chunk, key.place)
         view = self.transform(self.shards.image(key.index), rng, out)
         sample = {"tags": self.shards.tags[key.index].astype(np.float32), "jitter": view.jitter,
                   "box": view.box, "window": view.window, "indices": key.index, "slots": key.slot}
@@ -83,7 +105,44 @@ class TrainDataset(Dataset):
             sample["tokens"], _ = self.store.read(epoch * len(self) + key.index)
         if self.ring is None:
             return {**sample, "images": torch.from_numpy(np.ascontiguousarray(view.pixels))}
-        return {**sample, "parcel": key.parcel}
+        return {**sample, "chunk": key.chunk}
+
+
+class TokenDataset(Dataset):
+    """Views of images as the tokens that frozen blocks make of them, with their labels.
+
+    Args:
+        store: a complete store.
+        views: number of views of each image; epoch e shows view e % views.
+        labels: of the images.
+        tags: `[n, C]` of the n images.
+        size: side of a view in pixels.
+        stride: pixels of the view, in each direction, that share one label.
+    """
+
+    def __init__(self, store: TokenStore, views: int, labels: Labels, tags: np.ndarray,
+                 size: int, stride: int):
+        self.store, self.views, self.labels, self.tags = store, views, labels, tags
+        self.size, self.stride = size, stride
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """Load one sample.
+
+        Args:
+            key: which image, in which epoch.
+
+        Returns:
+            tokens float16 `[T, D]`, labels uint8 `[s, s, 2]` (see `Labels`), tags float32 `[C]`,
+            indices and slots as int.
+        """
+        tokens, place = self.store.read(key.epoch % self.views * len(self) + key.index)
+        labels = labels_of_view(self.labels[key.index], place[:5], place[5:], self.size, OUTSIDE)
+        return {"tokens": tokens, "labels": thinned(labels, self.stride),
+                "tags": self.tags[key.index].astype(np.float32), "indices": key.index,
+                "slots": key.slot}
 
 
 class EvalDataset(Dataset):
@@ -92,8 +151,9 @@ class EvalDataset(Dataset):
     Args:
         shards: a set of kind "images".
         size: side of the square network input in pixels.
-        mean, std: of RGB in 0..255.
-        masks: also decode the label maps.
+        mean: of RGB in 0..255.
+        std: of RGB in 0..255.
+        masks: also decode the true label maps.
     """
 
     def __init__(self, shards: ShardSet, size: int, mean: tuple[float, ...] = MEAN,
@@ -105,8 +165,15 @@ class EvalDataset(Dataset):
         return len(self.shards)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """images float32 `[3,S,S]`, tags float32 `[C]`, indices int, sizes (height, width),
-        masks uint8 `[H,W]` tensor at the original size, or None."""
+        """Load one image.
+
+        Args:
+            index: row of the set.
+
+        Returns:
+            images float32 `[3, S, S]`, tags float32 `[C]`, indices int, sizes (height, width),
+            masks a uint8 tensor `[H, W]` at the original size, or None.
+        """
         image = inference_image(self.shards.image(index), self.size, self.mean, self.std)
         mask = self.shards.mask(index) if self.masks else None
         return {"images": torch.from_numpy(image),
@@ -116,7 +183,15 @@ class EvalDataset(Dataset):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack tensors and arrays, integers into int64 arrays; `masks` stay a list (sizes differ)."""
+    """Make a batch of samples.
+
+    Args:
+        samples: dictionaries with the same keys.
+
+    Returns:
+        By key: tensors and arrays stacked, integers as an int64 array; `masks` stay a list, since
+        their sizes differ.
+    """
     batch: dict[str, Any] = {}
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]

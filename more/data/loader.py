@@ -1,4 +1,17 @@
-"""Batches for training and inference: DataLoaders whose order is fixed beforehand."""
+"""Batches for training and inference: DataLoaders whose order is fixed beforehand.
+
+A training batch is a dictionary:
+
+| key | content |
+|---|---|
+| images | uint8 `[b, S, S, 3]`; `more.data.colours.network_input` makes network input of them |
+| jitter, box | float32 `[b, 13]` and int64 `[b, 4]`, what `network_input` needs beside them |
+| tags | float32 `[b, C]` |
+| indices, slots | int64 `[b]`: row of the set, place in the global batch |
+
+b is the number of images in a batch, C that of classes, S the side of a view or of the network
+input in pixels, H and W the height and width of an image.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +23,32 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from more.data.dataset import EvalDataset, Masks, TrainDataset, collate
-from more.data.pinned import pinned_ahead
-from more.data.plan import GlobalBatchSampler
-from more.data.processes import held_signals, start_worker
-from more.data.ring import BatchRing
-from more.data.sampler import MicroBatches, Parcels, SampleKey
+from more.data.batch_memory import BatchRing, pinned_ahead
+from more.data.batch_order import GlobalBatchSampler
+from more.data.dataset import EvalDataset, Masks, TokenDataset, TrainDataset, collate
+from more.data.loader_processes import held_signals, start_worker
+from more.data.sampler import Chunks, MicroBatches, SampleKey
 from more.data.shards.reader import ShardSet
-from more.data.store import TokenStore
-from more.data.tokens import TokenDataset
+from more.data.token_store import TokenStore
 from more.data.transforms import TrainTransform
 from more.errors import UserError
 from more.train.distributed import local_device
 
 
 class Batches:
-    """Iterates over a DataLoader; a user error inside a worker arrives here as it was raised.
+    """Iterates over a DataLoader; a user error inside a worker is raised here as it was there.
 
-    (A DataLoader by itself wraps it into the worker's traceback.) Small arrays come as NumPy's and
-    become tensors here: between processes every tensor costs a handshake, about a millisecond.
+    (A DataLoader by itself would wrap it into the worker's traceback.) Small arrays travel as NumPy
+    arrays and become tensors here: each tensor that passes between processes costs about a
+    millisecond.
 
     Attributes:
-        loader: the DataLoader. sampler: which samples make up which batch.
-        ring: where loader processes leave the pixels, if they do; then what arrives is a parcel of
-            several batches. copy: hand over copies of these pixels. pin: hand over copies of all
-            in pinned memory, which a thread makes.
+        loader: the DataLoader.
+        sampler: which samples make up which batch.
+        ring: where loader processes leave the pixels, or None. With a ring the loader delivers
+            chunks of several batches.
+        copy: hand over copies of the pixels in the ring.
+        pin: hand over copies in pinned memory, which a thread makes.
     """
 
     def __init__(self, loader: DataLoader, sampler: Any, ring: BatchRing | None = None,
@@ -59,11 +73,11 @@ class Batches:
                      for key, value in batch.items()}
             yield from [batch] if self.ring is None else self._unpack(batch)
 
-    def _unpack(self, parcel: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        numbers = parcel.pop("parcel").tolist()
+    def _unpack(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        numbers = chunk.pop("chunk").tolist()
         for first in range(0, len(numbers), self.sampler.micro_batch):
             part = slice(first, first + self.sampler.micro_batch)
-            yield {**{key: value[part] for key, value in parcel.items()},
+            yield {**{key: value[part] for key, value in chunk.items()},
                    "images": self.ring.take(numbers[0], part, self.copy and not self.pin)}
 
 
@@ -81,7 +95,7 @@ class _Guarded(Dataset):
 
 
 class _Failure:
-    """A user error on its way through a queue."""
+    """A user error that travels to the main process in place of a batch."""
 
     def __init__(self, message: str, fix: str | None):
         self.message, self.fix = message, fix
@@ -120,23 +134,23 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
                       tokens: TokenDataset | None = None) -> Batches:
     """The micro-batches of one rank, from global step `start_step` on.
 
-    A batch is a dict: images uint8 `[b,S,S,3]`, jitter float32 `[b,13]` and box int64 `[b,4]`
-    (`more.data.colours.prepare` makes network input of these), tags float32 `[b,C]`, indices and
-    slots int64 `[b]` (row of the set, place in the global batch).
-    `batches.sampler.accumulation` micro-batches make one global step. The same samples in the
-    same order, whatever rank count, micro-batch and number of workers.
+    `batches.sampler.accumulation` micro-batches make one global step. The samples and their order
+    do not depend on the number of ranks, the micro-batch or the number of workers.
 
     Args:
         shards: a set of kind "images".
-        transform: random view.
+        transform: makes a random view.
         plan: which samples make up which global step.
-        rank, world: this process and their number.
+        rank, world: number of this process, and of all.
         micro_batch: images per forward pass; None = the rank's whole share.
         start_step: global step to start or resume at.
         stop_step: end (exclusive); None never ends.
         reading: processes and memory.
         masks, views, store: see `TrainDataset`.
-        tokens: batches of these in place of images; `shards` and `transform` are then not used.
+        tokens: read these in place of images; `shards` and `transform` are then not used.
+
+    Returns:
+        The micro-batches, as at the top of this file.
 
     Raises:
         UserError: batch sizes that do not divide, or a damaged image.
@@ -149,30 +163,49 @@ def make_train_loader(shards: ShardSet, transform: TrainTransform, plan: GlobalB
     if not reading.workers:
         dataset = TrainDataset(shards, transform, plan.seed, None, masks, views, store)
         return Batches(_loader(dataset, batches, pin=False), batches, pin=pin)
-    size, ahead = parcels(reading, batches.micro_batch, batches.accumulation,
+    size, ahead = chunk_sizes(reading, batches.micro_batch, batches.accumulation,
                           transform.size ** 2 * 3)
-    # One place more than are under way: the parcel that is being taken.
+    # One place more than are under way: the chunk that is being taken.
     ring = BatchRing(reading.workers * ahead + 1, size * batches.micro_batch, transform.size)
     dataset = TrainDataset(shards, transform, plan.seed, ring, masks, views, store)
-    loader = _loader(dataset, Parcels(batches, size), reading.workers, reading.context, ahead,
+    loader = _loader(dataset, Chunks(batches, size), reading.workers, reading.context, ahead,
                      pin=False)
     return Batches(loader, batches, ring, reading.copy, pin)
 
 
 def make_view_loader(dataset: TrainDataset, keys: Sequence[SampleKey], batch_size: int,
                      workers: int = 0, context: str = "fork") -> Batches:
-    """Views of images by their keys, in order, each once: to compute what frozen blocks make of
-    them. A batch is that of `make_train_loader`, and window float64 `[b,5]`."""
+    """Given views of images, in order and each once: to compute what frozen blocks make of them.
+
+    Args:
+        dataset: makes the views.
+        keys: which views.
+        batch_size: images in a batch.
+        workers: loader processes; 0 loads in this process.
+        context: how they start, see `Reading`.
+
+    Returns:
+        Batches as those of `make_train_loader`, with window float64 `[b, 5]` in addition.
+    """
     sampler = [list(keys[first:first + batch_size]) for first in range(0, len(keys), batch_size)]
     return Batches(_loader(dataset, sampler, workers, context), sampler)
 
 
-def parcels(reading: Reading, micro_batch: int, accumulation: int, image_bytes: int
+def chunk_sizes(reading: Reading, micro_batch: int, accumulation: int, image_bytes: int
             ) -> tuple[int, int]:
-    """How many micro-batches make a parcel, and how many parcels each worker prepares ahead.
+    """How many micro-batches make a chunk, and how many chunks each worker loads ahead.
 
-    A parcel holds up to 16 images (more would leave the processor's cache), and two global steps
-    are prepared ahead, as far as `prefetch_mb` allows; at least one micro-batch and one parcel.
+    A chunk holds up to 16 images (more would leave the processor's cache), and two global steps are
+    loaded ahead, as far as `prefetch_mb` allows; at least one micro-batch and one chunk.
+
+    Args:
+        reading: number of workers and memory.
+        micro_batch: images per forward pass.
+        accumulation: micro-batches of one rank in a global step.
+        image_bytes: bytes of the pixels of one view.
+
+    Returns:
+        Micro-batches in a chunk, and chunks that each worker loads ahead.
     """
     images = reading.prefetch_mb * 2**20 // image_bytes  # that may wait
     size = max(1, min(16 // micro_batch, images // (2 * reading.workers * micro_batch)))
@@ -186,13 +219,22 @@ def make_eval_loader(shards: ShardSet, size: int, *, batch_size: int = 1, rank: 
                      std: tuple[float, ...] | None = None, context: str = "fork") -> Batches:
     """Every image once over all ranks: rank r takes rows r, r + world, …; nothing is repeated.
 
-    A batch is a dict: images `[b,3,S,S]`, tags `[b,C]`, indices `[b]`, sizes `[b,2]` (height,
-    width), masks: list of uint8 `[H,W]` tensors or None.
-
     Args:
-        indices: rows to take instead of all (before they are shared out).
-        mean, std: of RGB in 0..255; None = ImageNet's.
-        Others as in `make_train_loader`.
+        shards: a set of kind "images".
+        size: side of the square network input in pixels.
+        batch_size: images in a batch.
+        rank: number of this process.
+        world: number of processes.
+        workers: loader processes; 0 loads in this process.
+        masks: also decode the true label maps.
+        indices: rows to take instead of all, before they are shared among the ranks.
+        mean: of RGB in 0..255; None = ImageNet's.
+        std: of RGB in 0..255; None = ImageNet's.
+        context: how loader processes start, see `Reading`.
+
+    Returns:
+        Batches, each a dictionary: images `[b, 3, S, S]`, tags `[b, C]`, indices `[b]`, sizes
+        `[b, 2]` (height, width), masks a list of uint8 tensors `[H, W]` or None.
     """
     rows = list(range(len(shards)) if indices is None else indices)[rank::world]
     sampler = [rows[first:first + batch_size] for first in range(0, len(rows), batch_size)]

@@ -1,4 +1,4 @@
-"""The batch samplers of the training loader: micro-batches of one rank, in order, in parcels."""
+"""Batch samplers of the training loader: the micro-batches of one rank, in order and in chunks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from typing import NamedTuple
 
 from torch.utils.data import Sampler
 
-from more.data.plan import GlobalBatchSampler
+from more.data.batch_order import GlobalBatchSampler
 from more.errors import UserError
 
 
 class SampleKey(NamedTuple):
-    """One sample to load: row of the set, place in the global batch, epoch; and where it goes:
-    number of the parcel since the loader's start, place in it."""
+    """One sample to load, and where it goes.
+
+    Attributes:
+        index: row of the set.
+        slot: place in the global batch.
+        epoch: number of the epoch.
+        chunk: number of the chunk since the loader's start.
+        place: place in the chunk.
+    """
 
     index: int
     slot: int
     epoch: int
-    parcel: int = 0
+    chunk: int = 0
     place: int = 0
 
 
@@ -31,7 +38,8 @@ class MicroBatches(Sampler[list[SampleKey]]):
 
     Args:
         plan: the global order.
-        rank, world: this process and their number.
+        rank: number of this process.
+        world: number of processes.
         micro_batch: images per forward pass.
         start_step: first global step.
         stop_step: end (exclusive); None never ends.
@@ -67,15 +75,15 @@ class MicroBatches(Sampler[list[SampleKey]]):
         return max(self.stop_step - self.start_step, 0) * self.accumulation
 
 
-class Parcels(Sampler[list[SampleKey]]):
-    """Micro-batches in parcels, each of which a loader process loads in one go.
+class Chunks(Sampler[list[SampleKey]]):
+    """Groups micro-batches into chunks; a loader process loads one chunk at a time.
 
-    What passes between processes costs about half a millisecond, whatever it carries: as much as
-    half an image.
+    Handing something from one process to another costs about half a millisecond, whatever its
+    size: as much as loading half an image. So it is done once for several micro-batches.
 
     Args:
         batches: the micro-batches.
-        size: micro-batches in a parcel; the last one may hold fewer.
+        size: micro-batches in a chunk; the last one may hold fewer.
     """
 
     def __init__(self, batches: MicroBatches, size: int):
@@ -87,4 +95,4 @@ class Parcels(Sampler[list[SampleKey]]):
             keys = list(itertools.chain(*itertools.islice(batches, self.size)))
             if not keys:
                 return
-            yield [key._replace(parcel=number, place=place) for place, key in enumerate(keys)]
+            yield [key._replace(chunk=number, place=place) for place, key in enumerate(keys)]

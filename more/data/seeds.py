@@ -3,6 +3,8 @@
 Bytes of a seed (little endian): magic `SD1\\0`, uint16 K, uint16 h, uint16 w, uint16 keys `[K]`,
 float16 maps `[K, h, w]`. Key 0 is an explicit background (probabilities of the decoder); keys
 1..C are pixel values of classes. Seeds of CAM or LAM hold the image's classes only and no key 0.
+
+K is the number of maps, h and w their height and width, H and W those of the image.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class SeedItem:
     """Maps of one image.
 
     Attributes:
-        keys: [K] pixel values, strictly increasing; 0 only where the background is explicit.
-        maps: [K, h, w] float16 in 0..1.
+        keys: `[K]` pixel values, strictly increasing; 0 only where the background is explicit.
+        maps: `[K, h, w]` float16 in 0..1.
     """
 
     keys: np.ndarray
@@ -34,7 +36,13 @@ class SeedItem:
 
 
 def encode_seed(item: SeedItem) -> bytes:
-    """Seed → bytes; keys of any integer type, maps of any float type.
+    """The bytes of a seed, as shards store them.
+
+    Args:
+        item: keys of any integer type, maps of any float type.
+
+    Returns:
+        The bytes, see the top of this file.
 
     Raises:
         ValueError: shapes that do not fit, keys not increasing in 0..254, a value that is not
@@ -53,7 +61,13 @@ def encode_seed(item: SeedItem) -> bytes:
 
 
 def decode_seed(data: bytes) -> SeedItem:
-    """Bytes → seed with keys uint16 and maps float16.
+    """The seed in the bytes of `encode_seed`.
+
+    Args:
+        data: the bytes.
+
+    Returns:
+        The seed, keys uint16 and maps float16.
 
     Raises:
         ValueError: the bytes are not a seed, or were cut.
@@ -80,11 +94,11 @@ def seed_probabilities(item: SeedItem, size: tuple[int, int],
         item: the seed.
         size: height and width of the image.
         threshold: T in 0..1, the value of a class map at which class and background are equally
-            likely. The maps v are bent so that T comes to lie at 0.5: v/(2T) up to T, and
-            0.5 + (v - T)/(2(1 - T)) above; 0.5 leaves them as they are.
+            likely. The values v of the maps are changed so that T becomes 0.5: v/(2T) up to T,
+            and 0.5 + (v - T)/(2(1 - T)) above. T = 0.5 leaves them as they are.
 
     Returns:
-        keys [K] with 0 first, and probabilities [K, H, W] float32.
+        keys `[K]` with 0 first, and probabilities `[K, H, W]` float32.
 
     Raises:
         UserError: another threshold than 0.5 for a seed with an explicit background.
@@ -97,20 +111,20 @@ def seed_probabilities(item: SeedItem, size: tuple[int, int],
                             fix="leave the threshold out")
         return keys, maps
     if threshold != 0.5:
-        maps = _bend(maps, np.float32(threshold))
+        maps = _move_threshold(maps, np.float32(threshold))
     background = 1.0 - maps.max(0, initial=0.0, keepdims=True)
     return np.concatenate([[0], keys]).astype(np.uint16), np.concatenate([background, maps])
 
 
-def _bend(maps: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """Values 0..1 to 0..1, piecewise linear, with the threshold at 0.5."""
+def _move_threshold(maps: np.ndarray, threshold: np.float32) -> np.ndarray:
+    """Values 0..1 to 0..1, piecewise linear, so that the threshold becomes 0.5."""
     half = np.float32(0.5)
     return np.where(maps < threshold, maps * (half / threshold),
                     half + (maps - threshold) * (half / (1 - threshold)))
 
 
 def seed_label(item: SeedItem, size: tuple[int, int], threshold: float) -> np.ndarray:
-    """Plain label map without CRF.
+    """The label map of a seed without a CRF.
 
     Args:
         item: the seed.
@@ -119,7 +133,7 @@ def seed_label(item: SeedItem, size: tuple[int, int], threshold: float) -> np.nd
             is explicit.
 
     Returns:
-        uint8 [H, W]: 0 background, 1..C; first of equals.
+        uint8 `[H, W]`: 0 background, 1..C; of equal values the first class.
     """
     keys, maps = seed_probabilities(item, size)
     if len(item.keys) and item.keys[0] == 0:
@@ -131,7 +145,7 @@ def seed_label(item: SeedItem, size: tuple[int, int], threshold: float) -> np.nd
 
 
 def _resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[K, h, w] → float32 [K, H, W], bilinear with corners not aligned (torch's `bilinear`)."""
+    """`[K, h, w]` → float32 `[K, H, W]`, bilinear, corners not aligned, as PyTorch does."""
     height, width = size
     if not len(maps):
         return np.zeros((0, height, width), np.float32)

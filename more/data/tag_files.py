@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from more.data.tags import TagLine, read_text, special_name, tidy
-from more.errors import UserError
+from more.errors import UserError, need_file
 
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 # As tools and data sets write them, those that tell an image's file first.
@@ -24,18 +24,18 @@ _HEADER = "first line id,tags, or a column id and one column of 0 and 1 for each
 
 
 def read_tag_file(path: Path) -> tuple[dict[str, TagLine], str]:
-    """The lines of a tags file by what they call the image.
+    """Read a file of image tags.
 
-    Args: path: JSON or JSON lines by its ending, else csv with commas, semicolons or tabs.
+    Args:
+        path: JSON or JSON lines by its ending, else csv with commas, semicolons or tabs.
 
     Returns:
-        The lines, and what was found, for people.
+        The lines by what they call the image, and a text for the user about what was found.
 
     Raises:
         UserError: no such file, no known columns, an image twice, a line of another form.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix="give a csv or json file with the tags by id")
+    need_file(path, "give a csv or json file with the tags by id")
     if path.suffix.lower() in JSON_ENDINGS:
         return _unique(_read_json(path)), ""
     return _read_csv(path)

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from more.errors import UserError, nearest
 
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor")
 SEPARATORS = {"comma": ",", "semicolon": ";", "pipe": "|"}
 TAG_SEPARATORS = ("auto", "blank", *SEPARATORS, "none")
 _SPECIAL = {"background": "background", "bg": "background", "ignore": "ignore", "void": "ignore",
@@ -23,8 +27,8 @@ class TagLine:
 
     Attributes:
         where: file and line.
-        names: class names; empty while `cell` waits for the separator.
-        cell: text that may hold several names; None where `names` are already apart.
+        names: class names; empty as long as `cell` is not split.
+        cell: text that may hold several names; None once it is split into `names`.
     """
 
     where: str
@@ -33,8 +37,15 @@ class TagLine:
 
 
 def special_name(name: str) -> str | None:
-    """Whether a name stands for "background" or for pixels to "ignore": in any case, with or
-    without underscores around (`__ignore__`, `_background_`, `Unlabeled`); None for a class."""
+    """Whether a name stands for background or for pixels to ignore, and not for a class.
+
+    Args:
+        name: in any case, with or without underscores around (`__ignore__`, `_background_`,
+            `Unlabeled`).
+
+    Returns:
+        "background", "ignore", or None for a class.
+    """
     return _SPECIAL.get(tidy(name).strip("_ ").casefold())
 
 
@@ -44,7 +55,13 @@ def tidy(name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Content of a text file in UTF-8, with or without the mark that some editors put first.
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
 
     Raises:
         UserError: another encoding, or not a text.
@@ -57,9 +74,12 @@ def read_text(path: Path) -> str:
 
 
 class ClassNames:
-    """Finds class names; `traffic_light` and `traffic light` are one where no class differs so.
+    """Finds classes by name.
 
-    Args: names: the classes in order.
+    `traffic_light` also finds `traffic light`, unless both are classes.
+
+    Args:
+        names: the classes in order.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -71,12 +91,12 @@ class ClassNames:
         self.most_words = max((len(_plain(name).split("_")) for name in names), default=1)
 
     def find(self, name: str) -> int | None:
-        """Number of a class, from 0; None where it is none."""
+        """Number of the class of this name, from 0; None if there is none."""
         number = self._numbers.get(name)
         return self._plain.get(_plain(name)) if number is None else number
 
     def split(self, cell: str) -> list[str]:
-        """Names in a text of words, the longest that is a class first; other words alone."""
+        """Split a text at blanks into names; several words that name a class stay together."""
         words, found = cell.split(), []
         while words:
             count = next((count for count in range(min(self.most_words, len(words)), 1, -1)
@@ -91,9 +111,18 @@ def _plain(name: str) -> str:
 
 
 def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[int, ...]:
-    """Names → sorted 0-based indices; names of background name no class and are left out.
+    """Indices of classes by their names; names of background are left out.
 
-    Raises UserError for a name that is no class.
+    Args:
+        names: names of classes.
+        class_names: all classes in order.
+        where: file and line, for messages.
+
+    Returns:
+        Sorted indices from 0.
+
+    Raises:
+        UserError: a name that is no class.
     """
     classes, found = ClassNames(class_names), set()
     for name in names:
@@ -110,19 +139,20 @@ def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) 
 
 def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
                 separator: str | None = None) -> tuple[dict[str, TagLine], str]:
-    """Take the names in the cells of a tags file apart, all in the same way.
+    """Split the cells of a tags file into names, all cells in the same way.
 
-    Commas, semicolons or bars anywhere in the file's cells separate, and blanks then belong to
-    names. Without them, blanks separate where the classes are known (names of several words are
-    found first) or where each of the words also stands alone in some line.
+    If commas, semicolons or bars occur in the cells, they separate, and blanks belong to names.
+    Otherwise blanks separate, if the classes are known (names of several words are found first) or
+    if each of the words also stands alone in some line.
 
     Args:
         lines: by what the file calls the image.
         class_names: known classes, or None.
-        separator: one of `TAG_SEPARATORS`; None as "auto", where a user has no choice.
+        separator: one of `TAG_SEPARATORS`; None for "auto" in a command that has no such option.
 
     Returns:
-        The lines with names, and how the cells were read, for people ("" where none is joined).
+        The lines with names, and a text for the user about how the cells were split ("" if no cell
+        held several names).
 
     Raises:
         UserError: several ways to read the cells are possible.

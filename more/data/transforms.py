@@ -1,7 +1,9 @@
 """Image to network input: random views for training, plain resizing for inference.
 
-NumPy and OpenCV on 8-bit pixels; every random choice comes from the generator that is passed in,
-so a view is a pure function of (seed, epoch, index).
+NumPy and OpenCV on 8-bit pixels. Every random choice comes from the generator that is passed in, so
+a view is a pure function of (seed, epoch, index).
+
+H and W are the height and width of an image, S is the side of a view, K the number of maps.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from more.data.colours import UNCHANGED, draw_jitter
-from more.data.pil import jitter_pil, resize_pil
+from more.data.colours import UNCHANGED, draw_jitter, jitter_pil
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -27,7 +29,16 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 def normalise(image: np.ndarray, mean: tuple[float, ...] = MEAN,
               std: tuple[float, ...] = STD) -> np.ndarray:
-    """RGB `[H, W, 3]` in 0..255 → float32 `[3, H, W]`, (pixel - mean) / std."""
+    """(pixel - mean) / std.
+
+    Args:
+        image: RGB `[H, W, 3]` in 0..255.
+        mean: of RGB in 0..255.
+        std: of RGB in 0..255.
+
+    Returns:
+        float32 `[3, H, W]`.
+    """
     scale = 1 / np.asarray(std, np.float32)
     shifted = image.astype(np.float32) * scale - np.asarray(mean, np.float32) * scale
     return np.ascontiguousarray(shifted.transpose(2, 0, 1))
@@ -35,9 +46,18 @@ def normalise(image: np.ndarray, mean: tuple[float, ...] = MEAN,
 
 def inference_image(image: np.ndarray, size: int, mean: tuple[float, ...] = MEAN,
                     std: tuple[float, ...] = STD) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]` → float32 `[3, size, size]`: bilinear, aspect ratio lost.
+    """An image resized to a square and normalised; its aspect ratio is lost.
 
-    Resized in float and without smoothing, as the released inference does (method §4.12).
+    Bilinear, in float and without smoothing, as the released inference does (method §4.12).
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`.
+        size: side of the square in pixels.
+        mean: of RGB in 0..255.
+        std: of RGB in 0..255.
+
+    Returns:
+        float32 `[3, size, size]`.
     """
     resized = cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     return normalise(resized, mean, std)
@@ -45,20 +65,47 @@ def inference_image(image: np.ndarray, size: int, mean: tuple[float, ...] = MEAN
 
 def resize(image: np.ndarray, height: int, width: int,
            out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 resize: area average where both sides shrink (no aliasing), else bilinear.
+    """Resize by area average where both sides shrink (no aliasing), else bilinear.
 
-    With `out`, uint8 `[height, width, 3]`, that is what comes back.
+    Args:
+        image: uint8 `[H, W, 3]`.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        out: uint8 `[height, width, 3]` to write the result to.
+
+    Returns:
+        uint8 `[height, width, 3]`, `out` if it was given.
     """
     shrinks = height < image.shape[0] and width < image.shape[1]
     mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), dst=out, interpolation=mode)
 
 
+def resize_pil(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize as the released code does: Pillow's bilinear filter, which smooths when it shrinks.
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
 class View(NamedTuple):
-    """A random view: pixels uint8 `[S, S, 3]` RGB; jitter float32 `[13]` still to be applied (see
-    `more.data.colours`); box int64 `[4]` = y0, y1, x0, x1 of real content, ends exclusive; window
-    float64 `[5]` = top, left, height, width of what the box shows of the image, in pixels, and 1
-    where it is mirrored."""
+    """A random view of an image.
+
+    Attributes:
+        pixels: uint8 `[S, S, 3]`, RGB.
+        jitter: float32 `[13]`, colour changes still to be applied, see `more.data.colours`.
+        box: int64 `[4]`, y0, y1, x0, x1 of real content in the view, ends exclusive.
+        window: float64 `[5]`, what the box shows of the image: top, left, height and width in
+            pixels, and 1 if it is mirrored.
+    """
 
     pixels: np.ndarray
     jitter: np.ndarray
@@ -105,7 +152,10 @@ class TrainTransform:
         Args:
             image: RGB uint8 `[H, W, 3]`.
             rng: what every choice is drawn from.
-            out: uint8 `[S, S, 3]` to put the pixels in, which saves a copy.
+            out: uint8 `[S, S, 3]` to write the pixels to, which saves a copy.
+
+        Returns:
+            The view.
         """
         view = self._view(image, rng, out)
         if out is not None and view.pixels is not out:
@@ -143,10 +193,20 @@ class TrainTransform:
 def crop_window(height: int, width: int, area: tuple[float, float],
                 aspect: tuple[float, float], rng: np.random.Generator
                 ) -> tuple[int, int, int, int]:
-    """A random window (top, left, height, width) as torchvision's RandomResizedCrop draws it.
+    """A random window as torchvision's RandomResizedCrop draws it.
 
-    Area uniform, aspect ratio log-uniform; after ten misses the largest centred window whose
-    aspect ratio is allowed.
+    The area is uniform, the aspect ratio log-uniform. After ten windows that do not fit, the
+    largest centred window of an allowed aspect ratio is taken.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        area: smallest and largest share of the image.
+        aspect: smallest and largest width over height.
+        rng: what the window is drawn from.
+
+    Returns:
+        top, left, height and width in pixels.
     """
     for _ in range(10):
         target = height * width * rng.uniform(*area)
@@ -164,8 +224,18 @@ def scaled_cut(image: np.ndarray, size: int, scale: tuple[float, float],
                rng: np.random.Generator,
                rescale: Callable[[np.ndarray, int, int], np.ndarray] = resize
                ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The image scaled by a random factor, and a random window where it exceeds `size`; and that
-    window (top, left, height, width) in pixels of the image as it came."""
+    """Scale an image by a random factor, and cut a random window where it is larger than `size`.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        size: largest side of the result in pixels.
+        scale: smallest and largest factor.
+        rng: what factor and window are drawn from.
+        rescale: resizes an image to a height and width.
+
+    Returns:
+        The window, and its top, left, height and width in pixels of the original image.
+    """
     factor = rng.uniform(*scale)
     height, width = (max(round(side * factor), 1) for side in image.shape[:2])
     y, x = image.shape[0] / height, image.shape[1] / width
@@ -178,11 +248,12 @@ def scaled_cut(image: np.ndarray, size: int, scale: tuple[float, float],
 
 def labels_of_view(labels: np.ndarray, window: np.ndarray, box: np.ndarray, size: int,
                    outside: Sequence[int]) -> np.ndarray:
-    """What a view shows of maps that belong to the whole image, by nearest neighbour.
+    """What a view shows of maps of the whole image, by nearest neighbour.
 
     Args:
         labels: `[H, W, K]`.
-        window, box: of the view, see `View`.
+        window: of the view, see `View`.
+        box: of the view, see `View`.
         size: side S of the view.
         outside: K values for the padding.
 
@@ -202,19 +273,36 @@ def labels_of_view(labels: np.ndarray, window: np.ndarray, box: np.ndarray, size
 
 
 def thinned(labels: np.ndarray, stride: int) -> np.ndarray:
-    """Every `stride`-th pixel of `[S, S, K]`, from the middle of the first one's place on."""
+    """Keep every `stride`-th pixel in both directions, beginning with number `stride // 2`.
+
+    Args:
+        labels: `[S, S, K]`.
+        stride: pixels for each one that is kept.
+
+    Returns:
+        `[s, s, K]`.
+    """
     return np.ascontiguousarray(labels[stride // 2::stride, stride // 2::stride])
 
 
 def _nearest(start: float, length: float, count: int, limit: int) -> np.ndarray:
-    """The pixels that lie under the middles of `count` equal parts of a stretch."""
+    """Divide a stretch into `count` equal parts; the pixel under the middle of each."""
     middles = start + (np.arange(count) + 0.5) * (length / count)
     return np.clip(middles.astype(np.int64), 0, limit - 1)
 
 
 def pad(image: np.ndarray, size: int, rng: np.random.Generator
         ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Put an image of at most `size` at a random place on black; the crop and its box."""
+    """Put an image at a random place on a black square.
+
+    Args:
+        image: uint8 `[H, W, 3]`, both sides at most `size`.
+        size: side of the square in pixels.
+        rng: what the place is drawn from.
+
+    Returns:
+        uint8 `[size, size, 3]`, and y0, y1, x0, x1 of the image in it, ends exclusive.
+    """
     height, width = image.shape[:2]
     top = int(rng.integers(0, size - height + 1))
     left = int(rng.integers(0, size - width + 1))

@@ -42,8 +42,12 @@ def python() -> Iterator[Check]:
 
 
 def declared() -> list[str]:
-    """The project's dependencies with those of its extras: from the project folder, else as
-    installed; none where neither can be read."""
+    """Requirements of the project and its extras.
+
+    Returns:
+        Those in pyproject.toml of the project folder, else of the installed package; none if
+        neither can be read.
+    """
     file = ROOT / "pyproject.toml"
     with contextlib.suppress(ImportError):  # Python 3.10 has no tomllib
         import tomllib
@@ -85,7 +89,7 @@ def packages() -> Iterator[Check]:
 
 
 def device() -> Iterator[Check]:
-    """What training would run on: every GPU does a sum, or cores and threads."""
+    """What training would run on: each GPU adds numbers once; without any, cores and threads."""
     import torch
 
     if not torch.cuda.is_available():
@@ -141,7 +145,7 @@ def precision() -> Iterator[Check]:
 
 
 def deepspeed() -> Iterator[Check]:
-    """Its import and its C++ ops; builds nothing."""
+    """Whether DeepSpeed can be imported, and its C++ ops; builds nothing."""
     try:
         version = _deepspeed().__version__
     except Exception as error:  # noqa: BLE001 - its import looks for compilers and drivers
@@ -167,7 +171,7 @@ def deepspeed() -> Iterator[Check]:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed on this device, without its remarks about devices that are not there."""
+    """DeepSpeed for this device, without its warnings about devices that are not there."""
     import torch
 
     from more.train.distributed import import_deepspeed
@@ -179,7 +183,7 @@ def _deepspeed() -> Any:
 
 
 def extension_locks() -> Iterator[Check]:
-    """Builds of C++ ops that were killed: before filelock came in, PyTorch waited for ever."""
+    """Lock files of C++ builds that were killed: older PyTorch versions wait for them for ever."""
     from torch.utils import cpp_extension
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
@@ -202,7 +206,7 @@ def extension_locks() -> Iterator[Check]:
 
 
 def crf() -> Iterator[Check]:
-    """Which engine `more refine` takes."""
+    """Which CRF engine `more refine` takes."""
     from more.filtering.crf import available_engine
 
     engine, why = available_engine()

@@ -1,4 +1,4 @@
-"""Single questions to this machine for `more doctor`: disk, clock, locks, collectives."""
+"""Single tests of this machine for `more doctor`: disk, clock, locks, two processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """One answer: `state` is "ok", "warning" or "problem"; `fix` says what to do about it."""
+    """The result of one check.
+
+    Attributes:
+        name: of the check.
+        state: "ok", "warning" or "problem".
+        what: was found.
+        fix: what to do about it.
+    """
 
     name: str
     state: str
@@ -39,11 +46,11 @@ values = world.sum(torch.full((100_000,), world.rank + 1.0, device=world.device)
 assert world.size == 2 and bool((values == 3).all()), values
 teardown()
 """
-"""What each process of the pair does: the set-up of a training and one sum over ranks."""
+"""Program of each of the two processes: set up as for training, and one sum over ranks."""
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, or its nearest parent that is there."""
+    """The folder itself, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
@@ -58,6 +65,12 @@ def scratch(folder: Path) -> Iterator[Path]:
 def locks_work(place: Path) -> bool:
     """Whether a second lock on a file is refused while the first is held.
 
+    Args:
+        place: folder to try it in.
+
+    Returns:
+        Whether it is.
+
     Raises:
         OSError: the file system has no locks.
     """
@@ -67,7 +80,13 @@ def locks_work(place: Path) -> bool:
 
 
 def is_locked(descriptor: int) -> bool:
-    """Whether somebody else holds the lock of an open file; takes it for a moment if not.
+    """Whether another process holds the lock of an open file; takes it for a moment if not.
+
+    Args:
+        descriptor: of the file.
+
+    Returns:
+        Whether it is held.
 
     Raises:
         OSError: the file system has no locks.
@@ -83,6 +102,9 @@ def is_locked(descriptor: int) -> bool:
 def hdf5_works(place: Path) -> None:
     """Write an HDF5 file and read it back, with the library's own locks.
 
+    Args:
+        place: folder to try it in.
+
     Raises:
         OSError: it cannot be locked, written or read.
         ValueError: it reads otherwise than it was written.
@@ -97,7 +119,13 @@ def hdf5_works(place: Path) -> None:
 
 
 def replace_works(place: Path) -> float:
-    """Replace a file and a folder the way checkpoints are committed; seconds of one `fsync`.
+    """Replace a file and a folder in the way checkpoints are committed.
+
+    Args:
+        place: folder to try it in.
+
+    Returns:
+        Seconds that one `fsync` takes.
 
     Raises:
         OSError: no rename or no fsync there.
@@ -132,7 +160,15 @@ def steps_back(readings: int = 1000) -> bool:
 
 
 def autocast_error(device: torch.device, dtype: torch.dtype) -> str:
-    """Why a small product and its gradient fail under autocast; empty when they work."""
+    """Try a small matrix product and its gradient under autocast.
+
+    Args:
+        device: where.
+        dtype: of autocast.
+
+    Returns:
+        Why it fails; empty if it works.
+    """
     import torch
 
     try:
@@ -148,11 +184,14 @@ def autocast_error(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def pair_error(seconds: float, gpus: bool) -> str:
-    """Why two processes of this machine cannot add a tensor; empty when they can.
+    """Let two processes of this machine add a tensor.
 
     Args:
         seconds: time limit for both together.
         gpus: over NCCL with a GPU each; else over gloo.
+
+    Returns:
+        Why it fails; empty if it works.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -180,8 +219,10 @@ def pair_error(seconds: float, gpus: bool) -> str:
 
 
 def _wait(pair: list[subprocess.Popen], seconds: float) -> list[int | None]:
-    """Exit codes; None for a process that had to be ended. After a failure the other is not
-    waited for long."""
+    """Wait for the processes: exit codes, None for one that had to be ended.
+
+    Once one has failed, the other gets two more seconds.
+    """
     end = time.monotonic() + seconds
     while None in (codes := [process.poll() for process in pair]) and time.monotonic() < end:
         if any(codes):

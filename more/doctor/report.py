@@ -19,11 +19,14 @@ Question = Callable[[], Iterator[Check]]
 
 
 def checks(folder: Path, quick: bool = False) -> list[Check]:
-    """Every check; one that fails by itself becomes a warning.
+    """Make all checks; one that raises an error becomes a warning.
 
     Args:
-        folder: a run folder, made or not: where checkpoints would go. Nothing is left in it.
-        quick: leave out the two processes.
+        folder: a run folder, where checkpoints would go; it need not exist. Nothing is left in it.
+        quick: leave out the test with two processes.
+
+    Returns:
+        The results.
     """
     questions: dict[str, Question] = {
         "python": machine.python, "packages": machine.packages, "device": machine.device,
@@ -41,7 +44,15 @@ def checks(folder: Path, quick: bool = False) -> list[Check]:
 
 
 def guarded(name: str, ask: Question) -> list[Check]:
-    """The answers to one question; an error in it is an answer, too."""
+    """Make one check.
+
+    Args:
+        name: for a warning if the check itself fails.
+        ask: makes the check.
+
+    Returns:
+        Its results, or a warning with the error.
+    """
     found: list[Check] = []
     try:
         for check in ask():
@@ -54,7 +65,15 @@ def guarded(name: str, ask: Question) -> list[Check]:
 
 
 def report(found: list[Check], as_json: bool = False) -> int:
-    """Print the checks, and a remedy for each that is not ok; 1 if there is a problem, else 0."""
+    """Print the results, and what to do about each that is not ok.
+
+    Args:
+        found: the results.
+        as_json: print them as JSON.
+
+    Returns:
+        The exit code: 1 if there is a problem, else 0.
+    """
     if as_json:
         print(json.dumps([asdict(check) for check in found], indent=1))
     else:
@@ -71,5 +90,5 @@ def report(found: list[Check], as_json: bool = False) -> int:
 
 
 def doctor(folder: Path, quick: bool = False, as_json: bool = False) -> int:
-    """Check and report; the exit code."""
+    """Make all checks and print the results; see `checks` and `report`."""
     return report(checks(folder, quick), as_json)

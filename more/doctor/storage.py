@@ -14,7 +14,7 @@ from more.config.schema import Config
 from more.doctor import probes
 from more.doctor.probes import Check
 
-OPEN_FILES = 1024  # 64 shards and the pipes of loader processes fit many times
+OPEN_FILES = 1024  # several times what shards and pipes of loader processes need
 VIT_B = 1_400_000_000  # bytes of a checkpoint of ViT-B with an average
 
 
@@ -27,7 +27,7 @@ def settings(folder: Path) -> Config | None:
 
 
 def shared_memory(config: Config | None) -> Iterator[Check]:
-    """Room for the batches that loader processes hand over."""
+    """Whether batches of loader processes fit into shared memory."""
     import torch
 
     data, ranks = (config or Config()).data, max(1, torch.cuda.device_count())
@@ -49,7 +49,7 @@ def open_files() -> Iterator[Check]:
 
 
 def file_locks(folder: Path) -> Iterator[Check]:
-    """Locks of the file system, and those of HDF5."""
+    """Whether locks of the file system and of HDF5 work."""
     with probes.scratch(folder) as place:
         try:
             excluded = probes.locks_work(place)
@@ -69,7 +69,7 @@ def file_locks(folder: Path) -> Iterator[Check]:
 
 
 def replacing(folder: Path) -> Iterator[Check]:
-    """Whether a file or folder changes at once, as complete checkpoints need it."""
+    """Whether files and folders are replaced at once, so that no checkpoint is ever half made."""
     with probes.scratch(folder) as place:
         try:
             seconds = probes.replace_works(place)
@@ -85,7 +85,7 @@ def replacing(folder: Path) -> Iterator[Check]:
 
 
 def disk(folder: Path, config: Config | None) -> Iterator[Check]:
-    """Room for checkpoints."""
+    """Whether checkpoints fit on the disk."""
     size, kept, whose = VIT_B, 2, "ViT-B"
     if config is not None:
         from more.plan.memory import checkpoint_bytes, parameter_sizes
@@ -106,7 +106,7 @@ def disk(folder: Path, config: Config | None) -> Iterator[Check]:
 
 
 def clock(folder: Path) -> Iterator[Check]:
-    """Clocks of the disk and of this machine."""
+    """Whether the clocks of the disk and of this machine agree."""
     with probes.scratch(folder) as place:
         skew = probes.clock_skew(place)
     if probes.steps_back():

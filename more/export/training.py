@@ -8,7 +8,7 @@ from pathlib import Path
 from more.data.shards.format import make_folder, remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
-from more.data.shares import Share, assign
+from more.data.split_parts import SplitPart, assign
 from more.errors import UserError
 from more.export.common import (
     ENDINGS,
@@ -108,8 +108,8 @@ def split(ids: list[str], share: Fraction, seed: int = 0) -> tuple[list[str], li
     Raises:
         UserError: a share above 0 that gives no image, or one that leaves none to train on.
     """
-    parts = [Share("val", f"--val-share {float(share):g}", share)] if share else []
-    parts.append(Share("train", f"--val-share {float(share):g}, the rest", 1 - share))
+    parts = [SplitPart("val", f"--val-share {float(share):g}", share)] if share else []
+    parts.append(SplitPart("train", f"--val-share {float(share):g}, the rest", 1 - share))
     dealt = assign(ids, parts, seed)
     return dealt["train"], dealt.get("val", [])
 

@@ -15,7 +15,7 @@ from PIL import Image
 from more.data.shards.codec import UNREADABLE, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
-from more.data.voc import VOC_CLASSES
+from more.data.tags import VOC_CLASSES
 from more.errors import UserError
 from more.export.common import (
     mask_of,

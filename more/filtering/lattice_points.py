@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from more.constants import constant
+from more.tensors import constant
 
 _CODE_LIMIT = 2**62
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.constants import constant
 from more.filtering.lattice_points import enclosing_simplex, encode, span
+from more.tensors import constant
 
 _LARGEST = 1e6
 

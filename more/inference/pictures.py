@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
-from more.data.files import IMAGE_ENDINGS, check_utf8, files_below
+from more.data.image_files import IMAGE_ENDINGS, check_utf8, files_below
 from more.errors import UserError
 from more.progress import console
 

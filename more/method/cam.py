@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.transfer import upload
+from more.tensors import upload
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from more.constants import constant
-from more.data.boxes import box_mask
 from more.method.cam import PresentMaps, resize
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import box_mask, constant
 
 IGNORE = 255
 MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
@@ -25,6 +24,18 @@ SMALL = 2**16  # values of an image's maps below which picking the present ones 
 def mask_cams(cams: Tensor, tags: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` with those of absent classes (tags `[B, C]` zero) set to 0."""
     return cams * tags[:, :, None, None].to(cams.dtype)
+
+
+def scale_box(box: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """A box `[B, 4]` in pixels of `size` as one in cells of `new_size`, whole cells only.
+
+    Rounded inwards, so that no cell inside the new box touches a pixel outside the old one.
+    """
+    (height, width), (rows, columns) = size, new_size
+    new = constant((rows, rows, columns, columns), box)
+    old = constant((height, height, width, width), box)
+    up = constant((height - 1, 0, width - 1, 0), box)  # the first cell is rounded up
+    return (box * new + up) // old
 
 
 @torch.no_grad()

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from more.config.schema import CamConfig, Config, LossConfig
-from more.data.boxes import box_mask, scale_box
 from more.method.batch import Batch, Labels, Masks
 from more.method.cam import Present, PresentMaps, minmax, resize
-from more.method.labels import cam_to_label, denormalise, refined_label
+from more.method.labels import cam_to_label, denormalise, refined_label, scale_box
 from more.method.losses.classification import multilabel_soft_margin
 from more.method.losses.cre import confident_region_loss, positive_pairs
 from more.method.losses.decoder import decoder_terms, kind_counts
@@ -26,6 +25,7 @@ from more.method.losses.ptc import pair_counts, patch_contrast_loss
 from more.method.losses.ure import check_grid, select_uncertain, uncertain_region_loss
 from more.method.numerics import Reduce, full
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import box_mask
 
 TERMS = ("cls", "cls_aux", "mcl", "cre", "ure", "ptc", "seg", "energy")
 """The fields of TermConfig, in the order in which they are summed and reported."""

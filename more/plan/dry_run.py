@@ -14,7 +14,7 @@ from rich.console import Console
 
 from more.config.scale import scaled_settings
 from more.config.schema import Config
-from more.data.loader import Reading, parcels
+from more.data.loader import Reading, chunk_sizes
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.plan.activations import step_activations
@@ -112,7 +112,7 @@ def _loader(config: Config, split: BatchSplit) -> dict[str, Any]:
     facts = {"workers": data.workers, "crop": data.crop, "pipeline": data.pipeline,
              "augment": data.augment, "cache": data.cache, "shared_bytes": 0, "ahead": 0}
     if data.workers:
-        size, ahead = parcels(Reading(data.workers, data.prefetch_mb), split.micro,
+        size, ahead = chunk_sizes(Reading(data.workers, data.prefetch_mb), split.micro,
                               split.accumulation, image)
         facts["shared_bytes"] = (data.workers * ahead + 1) * size * split.micro * image
         facts["ahead"] = data.workers * ahead * size

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from more.config.schema import Config, DataConfig
+from more.data.batch_order import GlobalBatchSampler
 from more.data.loader import Batches, Reading, make_train_loader
-from more.data.plan import GlobalBatchSampler
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from more.config.schema import Config, TokensConfig
-from more.data.colours import prepare
+from more.data.colours import network_input
 from more.data.dataset import TrainDataset
 from more.data.loader import make_view_loader
 from more.data.sampler import SampleKey
 from more.data.shards.format import sha256_bytes
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
-from more.data.store import TokenStore, row_bytes
+from more.data.token_store import TokenStore, row_bytes
 from more.errors import UserError
 from more.method.network import MoReNetwork
 from more.progress import track
@@ -159,7 +159,7 @@ def _fill(store: TokenStore, own: range, network: MoReNetwork, views: TrainDatas
         for batch in make_view_loader(views, keys, config.inference.batch, data.workers):
             if stop.seen():
                 break
-            images = prepare(batch, world.device, data.mean, data.std)
+            images = network_input(batch, world.device, data.mean, data.std)
             with torch.autocast(world.device.type, torch.bfloat16, enabled=config.in_bf16):
                 tokens = network.encoder.lower(images, frozen)
                 if len(store.shape) == 3:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from more.tensors import Download
 from more.train.telemetry import Meter
-from more.transfer import Download
 
 
 class Means:

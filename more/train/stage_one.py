@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from more.config.schema import Config
-from more.data.colours import prepare
+from more.data.colours import network_input
 from more.data.loader import Batches
 from more.data.shards.reader import ShardSet
-from more.data.store import TokenStore
+from more.data.token_store import TokenStore
 from more.method.batch import Batch, Labels
 from more.method.cam import Present
 from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective, mean_counts
+from more.tensors import upload
 from more.train.average import WeightAverage
 from more.train.build import make_batches
 from more.train.cams import CamMaker
@@ -28,7 +29,6 @@ from more.train.frozen_tokens import kept_tokens
 from more.train.stop import StopRequest
 from more.train.timing import CAMS, FORWARD, LOSSES
 from more.train.warm_up import warm_heads
-from more.transfer import upload
 
 
 class TagStage:
@@ -95,7 +95,7 @@ class TagStage:
         device = self.world.device
         data = {**data, "tags": upload(data["tags"], device),
                 "present": Present.of(data["tags"]).to(device),
-                "images": prepare(data, device, self.config.data.mean, self.config.data.std)}
+                "images": network_input(data, device, self.config.data.mean, self.config.data.std)}
         data["inputs"] = self._as_weights(data["images"])
         if self.store is not None:
             tokens = data["tokens"].to(device, non_blocking=True)

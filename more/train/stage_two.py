@@ -2,7 +2,7 @@
 
 The masks come from stage one by way of `more refine` (tags stay the only supervision), or are the
 true ones (the fully supervised reference). Blocks that stay frozen are run once over some random
-views of every image, and what they make is kept (`more.data.tokens`).
+views of every image, and what they make is kept (`more.data.dataset`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 from more.config.schema import Config
-from more.data.colours import prepare
-from more.data.dataset import Masks
-from more.data.labels import joined
+from more.data.colours import network_input
+from more.data.dataset import Masks, TokenDataset
 from more.data.loader import Batches
+from more.data.mask_labels import match_masks
 from more.data.shards.format import sha256_file
 from more.data.shards.reader import ShardSet
-from more.data.tokens import TokenDataset
 from more.errors import UserError
 from more.inference.load import (
     exported_config,
@@ -34,6 +33,7 @@ from more.method.labels import IGNORE
 from more.method.losses.classification import image_tags_loss
 from more.method.losses.decoder import kind_counts, mask_loss
 from more.method.network import MoReNetwork, train_only
+from more.tensors import upload
 from more.train.average import WeightAverage
 from more.train.build import make_batches
 from more.train.deepspeed_settings import BatchSplit
@@ -42,7 +42,6 @@ from more.train.frozen_tokens import kept_tokens
 from more.train.stage_one import TagStage
 from more.train.stop import StopRequest
 from more.train.timing import FORWARD, LOSSES
-from more.transfer import upload
 
 
 class MaskStage:
@@ -71,7 +70,7 @@ class MaskStage:
                  init: Path | None = None):
         self.config, self.run, self.world, self.init = config, run, world, init
         self.stop = StopRequest()
-        self.labels, self.images, self.lacking = joined(masks, images)
+        self.labels, self.images, self.lacking = match_masks(masks, images)
         self.pretrained = init is None
         self.record = {"masks": masks.manifest.digest,
                        "init": world.agree(init_digest(init) if world.main else None)}
@@ -122,7 +121,7 @@ class MaskStage:
         """What an update needs of a micro-batch, on the device."""
         segment, device = self.config.segment, self.world.device
         if self.tokens is None:
-            inputs = prepare(data, device, self.config.data.mean, self.config.data.std)
+            inputs = network_input(data, device, self.config.data.mean, self.config.data.std)
         else:
             inputs = upload(data["tokens"], device)
         stored = upload(data["labels"], device)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from data_tools import coco, folder, inspect, merge, split, verify, voc
-from data_tools.pool import command
+from data_tools.tool import command
 from more.cli import main
 from tests.refine.sets import make_sets
 

@@ -11,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
-from more.data.colours import UNCHANGED, apply_jitter, draw_jitter, prepare, turn_hue
-from more.data.pil import jitter_pil
+from more.data.colours import (
+    UNCHANGED,
+    apply_jitter,
+    draw_jitter,
+    jitter_pil,
+    network_input,
+    turn_hue,
+)
 from more.data.transforms import MEAN, STD
 
 GREY = np.array([0.299, 0.587, 0.114])
@@ -115,7 +121,7 @@ def test_prepared_batch():
     jitter = torch.from_numpy(np.stack([UNCHANGED] * 3))
     jitter[1:, 3:12:4] = 20.0  # brighter by 20 levels
     batch = {"images": images, "jitter": jitter, "box": box}
-    ready = prepare(batch, torch.device("cpu"), MEAN, STD)
+    ready = network_input(batch, torch.device("cpu"), MEAN, STD)
     assert ready.shape == (3, 3, 16, 16) and ready.dtype == torch.float32
     levels = ready * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     levels = levels.permute(0, 2, 3, 1)
@@ -123,6 +129,6 @@ def test_prepared_batch():
     expected[1] = (expected[1] + 20).clamp(max=255)
     expected[2, :, :10] = (expected[2, :, :10] + 20).clamp(max=255)
     assert (levels - expected).abs().max() < 1e-3
-    plain = prepare({**batch, "jitter": torch.from_numpy(np.stack([UNCHANGED] * 3))},
+    plain = network_input({**batch, "jitter": torch.from_numpy(np.stack([UNCHANGED] * 3))},
                     torch.device("cpu"), MEAN, STD)
     assert torch.equal(plain[0], ready[0])

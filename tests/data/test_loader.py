@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from more.data.loader import Reading, make_eval_loader, make_train_loader, parcels
-from more.data.plan import GlobalBatchSampler
+from more.data.batch_order import GlobalBatchSampler
+from more.data.loader import Reading, chunk_sizes, make_eval_loader, make_train_loader
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
@@ -63,21 +63,21 @@ def test_ranks_and_micro_batches_make_up_the_same_steps(shards):
 
 
 @pytest.mark.parametrize(("workers", "micro", "accumulation", "megabytes", "expected"), [
-    (2, 8, 1, 256, (2, 2)),     # 16 images a parcel, two parcels a worker
+    (2, 8, 1, 256, (2, 2)),     # 16 images a chunk, two chunks a worker
     (2, 2, 1, 256, (8, 2)), (1, 64, 1, 256, (1, 2)),
     (2, 8, 40, 256, (2, 16)),   # two global steps of 40 micro-batches: wants 20, memory has 16
     (2, 8, 1, 32, (2, 2)), (2, 8, 1, 1, (1, 1)), (4, 8, 1, 64, (2, 2)), (4, 8, 1, 20, (1, 1))])
-def test_parcels_follow_the_batch(workers, micro, accumulation, megabytes, expected):
+def test_chunks_follow_the_batch(workers, micro, accumulation, megabytes, expected):
     """Two global steps ahead, unless the memory for waiting batches is less; never none."""
     reading = Reading(workers, prefetch_mb=megabytes)
-    size, ahead = parcels(reading, micro, accumulation, 512 * 1024)
+    size, ahead = chunk_sizes(reading, micro, accumulation, 512 * 1024)
     assert (size, ahead) == expected
     assert workers * size * ahead * micro <= max(2 * megabytes, workers * micro)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_pixels_hold_until_the_next_batch(shards, micro):
-    """Without copies, through many turns of the ring and an incomplete last parcel."""
+    """Without copies, through many turns of the ring and an incomplete last chunk."""
     plan = GlobalBatchSampler(len(shards), 4, 3, shards.shard_rows)
     options = {"stop_step": 150, "micro_batch": micro}
     transform = TrainTransform(16, "coco")

@@ -18,7 +18,7 @@ from more.data.shards.codec import decode_image, decode_mask, encode_mask, mask_
 from more.data.shards.format import check_id, sha256_file, shard_name
 from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from tests.data.sets import NAMES, picture, small_set
@@ -328,5 +328,5 @@ def test_codec():
 
 def test_no_torch_in_the_import_path():
     code = ("import sys, data_tools.voc, data_tools.shapes, data_tools.verify, "
-            "data_tools.inspect, more.data.plan; sys.exit('torch' in sys.modules)")
+            "data_tools.inspect, more.data.batch_order; sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

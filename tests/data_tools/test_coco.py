@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_tools import coco
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.coco_layout import CocoFolder, box, plain_folder, run, runs
 

@@ -31,7 +31,8 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "reading instances.json: 3/3 MB" in first.stderr
     run(folder, tmp_path / "one", shard_size=3, skip_bad=True)
     assert digests(out) == digests(tmp_path / "one")
-    monkeypatch.setattr("data_tools.sources._SETTLED", -60)  # files of this moment count as old
+    # Files of this moment count as old.
+    monkeypatch.setattr("data_tools.source_files._SETTLED", -60)
     assert run(folder, out, shard_size=3, skip_bad=True) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_tools import rows
+from data_tools import copy_rows
 from data_tools.build import build_set
 from data_tools.convert import Record, convert
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more.data.shards.reader import ShardSet
 from more.jobs.driver import Crew
 from tests.data_tools.layout import convert_voc, voc_folder
@@ -65,18 +65,18 @@ def test_without_skip_bad_a_crashing_image_is_a_failure_and_its_shard_waits(tmp_
 
 
 def _copy_or_crash(part):
-    copy = rows._copy
+    copy = copy_rows._copy
 
     def crash(writer, source, row):
         if row.id == "id3":
             segfault()
         copy(writer, source, row)
 
-    rows._copy = crash
+    copy_rows._copy = crash
     try:
-        return rows.copy_rows(part)
+        return copy_rows.copy_rows(part)
     finally:
-        rows._copy = copy
+        copy_rows._copy = copy
 
 
 @pytest.mark.timeout(120)
@@ -85,7 +85,7 @@ def test_a_row_that_kills_the_copying_worker_is_named(tmp_path):
     assert convert_voc(tmp_path / "voc", tmp_path / "set") == 0
     source = ShardSet(tmp_path / "set")
     tally = build_set(tmp_path / "copy", "images", source.class_names, {"tool": "test"},
-                      rows.rows_of(source), _copy_or_crash, shard_size=4, workers=1)
+                      copy_rows.rows_of(source), _copy_or_crash, shard_size=4, workers=1)
     assert tally.done == 4 and len(tally.failures) == 1
     assert "'id3'" in tally.failures[0][1] and str(tmp_path / "set") in tally.failures[0][1]
 
@@ -107,7 +107,7 @@ def test_a_dead_worker_costs_no_other_task():
 def test_workers_are_counted_by_the_cores_that_this_process_may_use(monkeypatch):
     asked = []
     here = Crew(lambda: ThreadPoolExecutor(1), lambda: 1)
-    monkeypatch.setattr("data_tools.pool.local_crew",
+    monkeypatch.setattr("data_tools.tool.local_crew",
                         lambda workers, make: asked.append(workers) or here)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7, 9})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

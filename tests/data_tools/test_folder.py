@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from data_tools.folder import main
 from data_tools.folder_files import Item, split_ids
-from more.data.files import IMAGE_ENDINGS
+from more.data.image_files import IMAGE_ENDINGS
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.layout import digests, pictures, save_mask, save_picture, tool
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_tools import inspect
-from data_tools.facts import count_pixels, describe, histogram_edges, payload_lengths
+from data_tools.set_facts import count_pixels, describe, histogram_edges, payload_lengths
 from data_tools.sheet import drawable, write_sheet
 from more.data.shards.codec import encode_mask
 from more.data.shards.format import shard_name

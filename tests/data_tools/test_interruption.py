@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from tests.data_tools.layout import digests, tool, voc_folder
 
 
@@ -80,7 +80,7 @@ def test_a_worker_whose_parent_died_during_its_start_ends(tmp_path):
 
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = ("import sys, time\n"
-            "from data_tools.pool import parallel\n"
+            "from data_tools.tool import parallel\n"
             "from tests.data_tools.test_interruption import _sleep_and_tell\n"
             "list(parallel(_sleep_and_tell, [(sys.argv[1], k) for k in range(2)], 2))\n")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

@@ -9,8 +9,8 @@ from data_tools.merge import merge
 from data_tools.split import split
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
-from more.data.shares import parse_parts
+from more.data.shards.verification import verify_set
+from more.data.split_parts import parse_parts
 from more.evaluation.routes import describe_route, seed_facts
 from more.refine.refine import refine
 from tests.data_tools.random_sets import ROUTE, a_set, content, ids

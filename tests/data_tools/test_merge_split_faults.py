@@ -19,7 +19,7 @@ from data_tools.merge import merge
 from data_tools.split import split
 from more.data.shards.format import shard_name
 from more.data.shards.reader import ShardSet
-from more.data.shares import parse_parts
+from more.data.split_parts import parse_parts
 from more.errors import UserError
 from tests.data.sets import flip_a_byte, small_set
 from tests.data_tools.layout import digests, tool

@@ -1,4 +1,4 @@
-"""Fault 19: every odd image, mask and name has a defined result (table in data_tools/images.py)."""
+"""Every odd image, mask and name has a defined result (table in data_tools/image_checks.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_tools.build import Part
+from data_tools.build import ShardJob
 from data_tools.convert import Record, _Options, convert, write_shard
-from data_tools.images import align_mask, exif_orientation, read_index_png
+from data_tools.image_checks import align_mask, exif_orientation, read_index_png
 from more.data.shards.codec import decode_image, image_size
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.odd import (
     ORIENTATION,
@@ -191,13 +191,13 @@ def test_masks_of_one_bit_and_small_palettes(tmp_path):
     assert np.array_equal(read_index_png(tmp_path / "few.png"), quadrants() % 4)
 
 
-def _two_images(folder: Path) -> Part:
+def _two_images(folder: Path) -> ShardJob:
     """The task of a shard of two good images with masks, `--skip-bad` given."""
     for name in "ab":
         (folder / f"{name}.png").write_bytes(encoded(ramp(), "PNG"))
         (folder / f"{name}-mask.png").write_bytes(encoded(Image.fromarray(quadrants()), "PNG"))
     rows = [Record(name, folder / f"{name}.png", folder / f"{name}-mask.png") for name in "ab"]
-    return Part(folder / "shard-00000.h5", "images", NAMES, {}, rows,
+    return ShardJob(folder / "shard-00000.h5", "images", NAMES, {}, rows,
                 _Options(read_index_png, True))
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from data_tools import verify
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more.data.shards.codec import encode_mask
 from more.data.shards.format import sha256_file, shard_name, to_json
 from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import ShardTask, verify_set, verify_shard
+from more.data.shards.verification import ShardTask, verify_set, verify_shard
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from tests.data.sets import NAMES, picture, small_set

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_tools import inspect, verify
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.layout import (
     convert_voc,
@@ -124,7 +124,7 @@ def _truncated(root):
 ])
 def test_one_bad_image_fails_its_shard_only(root, tmp_path, monkeypatch, change, text, capsys):
     """Faults 19 and 26."""
-    monkeypatch.setattr("data_tools.images.PROBES", 1)  # let the worker find it
+    monkeypatch.setattr("data_tools.image_checks.PROBES", 1)  # let the worker find it
     original = digests(root / "JPEGImages"), digests(root / "SegmentationClass")
     change(root)
     out = tmp_path / "set"

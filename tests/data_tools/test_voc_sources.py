@@ -13,7 +13,7 @@ from scipy.io import savemat
 from data_tools.voc_files import MASK_FOLDERS, find_root, read_mask, read_sbd_mask
 from data_tools.voc_lists import read_split
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from tests.data_tools.layout import (
     convert_voc,
@@ -200,7 +200,7 @@ def test_scipy_is_needed_for_masks_of_sbd_only(root, sbd, tmp_path, monkeypatch)
     write_list(root, "id0\nid9\n", "train_aug")
     assert convert_voc(root, tmp_path / "png", split="train_aug", sbd=sbd) == 0
     write_list(root, "".join(f"id{k}\n" for k in range(8)) + "x1\n", "train_aug")
-    monkeypatch.setattr("data_tools.images.PROBES", 1)
+    monkeypatch.setattr("data_tools.image_checks.PROBES", 1)
     with pytest.raises(UserError, match="need the package scipy .*\n.*requirements.txt"):
         convert_voc(root, tmp_path / "mat", split="train_aug", sbd=sbd)
     assert not (tmp_path / "mat").exists()

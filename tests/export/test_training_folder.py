@@ -18,7 +18,7 @@ from more.data.shards.lock import LOCK, folder_lock
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.data.shares import assign, parse_parts
+from more.data.split_parts import assign, parse_parts
 from more.errors import UserError
 from more.export import training
 from more.export.common import replace_file

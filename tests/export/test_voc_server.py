@@ -13,7 +13,7 @@ from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.data.voc import VOC_CLASSES
+from more.data.tags import VOC_CLASSES
 from more.errors import UserError
 from more.export import voc_palette
 from more.export import voc_server as module

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from more.data.boxes import box_mask, scale_box
 from more.method.cam import resize
 from more.method.labels import (
     cam_to_label,
     denormalise,
     refined_label,
+    scale_box,
     undo_normalisation,
 )
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import box_mask
 from tests.oracles import labels as oracle
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from more.filtering.crf import CRFParams, available_engine
 from more.refine.refine import refine

@@ -12,7 +12,7 @@ import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.data.shards.verify import verify_set
+from more.data.shards.verification import verify_set
 from more.errors import UserError
 from more.inference import seed_shard
 from more.inference.localize import localize

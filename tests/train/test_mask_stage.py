@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from more.config.load import config_from_dict, to_dict
-from more.data.colours import prepare
+from more.data.colours import network_input
 from more.data.dataset import TrainDataset
 from more.data.sampler import SampleKey
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
-from more.data.store import TokenStore
+from more.data.token_store import TokenStore
 from more.data.transforms import labels_of_view, thinned
 from more.errors import UserError
 from more.method.encoder import ClassTokenEncoder
@@ -107,7 +107,7 @@ def test_terms_are_those_of_the_labels_of_the_views(images, masks, tmp_path, seg
         whole[0, :, 0] = 255
         found = labels_of_view(whole, view["window"], view["box"], 56, (255, 0))
         labels.append(torch.from_numpy(thinned(found, config.segment.stride)))
-        inputs.append(prepare({"images": view["images"][None],
+        inputs.append(network_input({"images": view["images"][None],
                                "jitter": torch.from_numpy(view["jitter"])[None],
                                "box": torch.from_numpy(view["box"])[None]},
                               ALONE.device, config.data.mean, config.data.std))
@@ -215,7 +215,7 @@ def test_a_store_holds_what_frozen_blocks_make_of_the_views(images, tmp_path, mi
         view = dataset[SampleKey(row % 15, 0, row // 15)]
         batch = {"images": view["images"][None], **{
             key: torch.from_numpy(view[key])[None] for key in ("jitter", "box")}}
-        image = prepare(batch, ALONE.device, config.data.mean, config.data.std)
+        image = network_input(batch, ALONE.device, config.data.mean, config.data.std)
         found, place = store.read(row)
         assert np.array_equal(place, [*view["window"], *view["box"]])
         wanted = network.encoder.lower(image, 2)

@@ -12,6 +12,7 @@ from more.data.shards.reader import ShardSet
 from more.method.losses import ptc
 from more.method.losses.ptc import patch_contrast_loss
 from more.method.make_network import make_network
+from more.tensors import Download, upload
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 from more.train.distributed import World, import_deepspeed
 from more.train.means import Means
@@ -19,7 +20,6 @@ from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage
 from more.train.stop import LOOK_EVERY, StopRequest
 from more.train.telemetry import Meter
-from more.transfer import Download, upload
 from tests.claimed_gpu import GPU, OnGpu, claimed_gpu, put_on
 from tests.data.sets import mask_set, small_set
 from tests.processes import run_ranks

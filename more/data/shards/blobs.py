@@ -1,8 +1,8 @@
 """Payload bytes of a shard, read straight from the file.
 
-HDF5 says once where the chunks of a dataset lie; then a payload is one read of the system instead
-of a walk through HDF5's chunk index and checks of whole chunks. The caller compares the payload's
-own crc32, so nothing unverified comes back.
+HDF5 is asked once where the chunks of a dataset lie. After that, reading a payload is one system
+call, instead of a search in HDF5's chunk index and checks of whole chunks. The caller compares the
+payload's own crc32, so that no damaged bytes are used.
 """
 
 from __future__ import annotations
@@ -52,10 +52,15 @@ class BlobMap:
         self.runs = [0, *np.cumsum(gaps).tolist()]
 
     def read(self, file: int, start: int, stop: int) -> bytes | bytearray:
-        """Bytes `start` to `stop` (exclusive) of the dataset; fewer when the file is cut or closed.
+        """Read a part of the dataset.
 
         Args:
             file: descriptor of the shard, open for reading.
+            start: first byte.
+            stop: end, exclusive.
+
+        Returns:
+            The bytes; fewer if the file is cut or closed.
         """
         if stop <= start:
             return b""
@@ -75,7 +80,7 @@ class BlobMap:
             cuts = [(low, width), *[(0, width)] * (last - first - 1), (0, high)]
             return b"".join(os.pread(file, b - a, self.starts[chunk] + a)
                             for chunk, (a, b) in zip(range(first, last + 1), cuts, strict=True))
-        # One call for all chunks; the sums between them go to a place that nobody reads.
+        # One call for all chunks; the checksums between them go to memory that is not used.
         data, skipped = bytearray(stop - start), bytearray(_SUM_BYTES)
         view, at = memoryview(data), width - low
         parts: list[memoryview | bytearray] = [view[:at]]

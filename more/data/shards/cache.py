@@ -19,9 +19,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class ShardCache:
     """Copies each shard to a local folder when it is first read.
 
-    Files are named by their sha256, so sets may share the folder, and a copy gets its name only
-    after its content was hashed. Processes of one node wait for one another, none copies twice.
-    Nothing is ever deleted: that is left to the job's scratch space.
+    Files are named by their sha256, so several sets can share the folder. A copy gets its name only
+    after its hash was compared. Processes of one node wait for each other, so that each shard is
+    copied once. Nothing is ever deleted: the folder should be scratch space of the job.
 
     Args:
         folder: on the local disk; made when missing.
@@ -32,7 +32,14 @@ class ShardCache:
         self._full = False
 
     def fetch(self, source: Path, entry: ShardEntry) -> Path:
-        """The local copy of a shard; `source` itself once the local disk is full (and says so).
+        """The local copy of a shard, made now if needed.
+
+        Args:
+            source: the shard.
+            entry: what the manifest says of it.
+
+        Returns:
+            The copy; `source` itself once the local disk is full, which is printed.
 
         Raises:
             UserError: the source is not the file that the manifest describes.

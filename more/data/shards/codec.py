@@ -1,4 +1,7 @@
-"""Image and mask bytes to arrays and back (OpenCV; Pillow reads headers, GIF and rare formats)."""
+"""Image and mask bytes to arrays and back.
+
+OpenCV decodes; Pillow reads headers, GIF and rare formats. H and W are height and width.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +19,37 @@ _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-# First bytes of the formats that shards hold, and file endings; any reader of images knows these.
+# First bytes of the formats that shards hold, with their file endings: formats that every program
+# can read.
 COMMON = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"RIFF": "webp",
           b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
-# Others that sets of earlier versions may hold; those of a container stand behind its length.
+# Other formats that sets of earlier versions may hold.
 RARE = {b"\0\0\0\x0cjP  ": "jp2", b"\xff\x4f\xff\x51": "j2k", b"P1": "pbm", b"P4": "pbm",
         b"P2": "pgm", b"P5": "pgm", b"P3": "ppm", b"P6": "ppm", b"II+\0": "tif", b"MM\0+": "tif"}
+# Formats in a container, whose name follows the four bytes of its length.
 _CONTAINED = {b"ftypavif": "avif", b"ftypavis": "avif"}
 
 
 def file_ending(data: bytes | bytearray) -> str | None:
-    """`jpg`, `png`, …: what the content is; None where the first bytes are unknown."""
+    """The file ending that fits the content (`jpg`, `png`, …); None if the format is unknown."""
     known = {**COMMON, **RARE}
     found = next((ending for start, ending in known.items() if data.startswith(start)), None)
     return found or _CONTAINED.get(bytes(data[4:12]))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """The bytes of an image file → RGB uint8 `[H, W, 3]`; whatever OpenCV or Pillow decodes.
+    """Decode an image file of any format that OpenCV or Pillow knows.
 
-    The content decides the format, not a file name. Grey images become three equal channels,
-    CMYK becomes RGB, 16-bit becomes 8-bit, transparency is dropped, EXIF rotation is ignored,
-    of several frames the first one counts.
+    The content decides the format, not the file's name. Grey images become three equal channels,
+    CMYK becomes RGB, 16 bits become 8 bits, transparency is dropped, EXIF rotation is ignored, and
+    of several frames the first is taken.
 
     Args:
         data: the encoded file.
         name: what to call the image in an error.
+
+    Returns:
+        RGB uint8 `[H, W, 3]`.
 
     Raises:
         UserError: the bytes are not an image.
@@ -51,7 +59,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_whole(data: bytes, name: str) -> np.ndarray:
-    """`decode_image` for files from outside, which may have lost their end.
+    """`decode_image` for files from outside, which may be cut short.
+
+    Args:
+        data: the encoded file.
+        name: what to call the image in an error.
+
+    Returns:
+        RGB uint8 `[H, W, 3]`.
 
     Raises:
         UserError: not an image, or cut short (OpenCV would fill the missing part with grey).
@@ -66,13 +81,17 @@ def decode_whole(data: bytes, name: str) -> np.ndarray:
 
 
 def to_store(data: bytes, pixels: np.ndarray) -> bytes:
-    """What a shard holds of an image: its file as it is, or PNG, which loses nothing of `pixels`.
+    """What a shard stores of an image: its file as it is, or a PNG of its pixels.
 
-    PNG takes the place of formats and compressions that other readers may not know: AVIF, JPEG
-    2000, PPM, TIFF with a compression that OpenCV lacks, and whatever else Pillow opens.
+    A PNG replaces formats and compressions that other programs may not know: AVIF, JPEG 2000, PPM,
+    TIFF with a compression that OpenCV lacks, and whatever else Pillow opens.
 
     Args:
-        data: the file. pixels: from `decode_image`.
+        data: the file.
+        pixels: from `decode_image`.
+
+    Returns:
+        `data` itself, or the PNG.
     """
     common = any(data.startswith(start) for start in COMMON)
     if common and (data[:2] not in (b"II", b"MM") or _imdecode(data, _COLOUR) is not None):
@@ -81,7 +100,14 @@ def to_store(data: bytes, pixels: np.ndarray) -> bytes:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width that the header of an encoded image states; no pixel is decoded.
+    """Size of an encoded image by its header; no pixel is decoded.
+
+    Args:
+        data: the encoded image.
+        name: what to call the image in an error.
+
+    Returns:
+        Height and width.
 
     Raises:
         UserError: the bytes do not begin like an image.
@@ -94,7 +120,14 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Index PNG bytes → uint8 `[H, W]`; 0 background, 1..C classes, 255 ignore.
+    """Decode an index PNG.
+
+    Args:
+        data: the PNG.
+        name: what to call the mask in an error.
+
+    Returns:
+        uint8 `[H, W]`: 0 background, 1..C classes, 255 ignore.
 
     Raises:
         UserError: the bytes are not a one-channel 8-bit image.
@@ -107,7 +140,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """uint8 `[H, W]` → palette-free 8-bit PNG bytes."""
+    """Encode a mask uint8 `[H, W]` as an 8-bit PNG without palette."""
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is uint8 [H, W], got {mask.dtype} {mask.shape}")
     return cv2.imencode(".png", mask)[1].tobytes()
@@ -126,7 +159,7 @@ def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def _decode_pillow(data: bytes, name: str) -> np.ndarray:
-    """GIF, whose transparent pixels OpenCV paints in a colour of its own, and what it cannot."""
+    """Decode by Pillow: GIF (OpenCV changes its transparent pixels) and what OpenCV cannot read."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.mode.startswith("I;16"):

@@ -39,8 +39,8 @@ IGNORE = 255
 TEMPORARY = ".tmp."
 AGAIN = ".again.hdf5"
 """Ends the name of a shard with images tried again, until it replaces the one of that number."""
-# Our temporary names, one form a line: a file being written (`temporary_path`), the image in hand,
-# a mark of dask, a rank's state, and a file being written by earlier versions.
+# Our temporary names, one form a line: a file that is being written (`temporary_path`), the note of
+# the image a worker is at, a mark of dask, a rank's state, and one that an earlier version wrote.
 _OURS = re.compile("|".join((
     r".+\.tmp\.more-[A-Za-z0-9-]+-\d+-[0-9a-f]{8}(-journal|-wal|-shm)?",
     r"(shard|task)-.+\.tmp\.row",
@@ -56,9 +56,12 @@ def shard_name(number: int) -> str:
 
 
 def check_id(image_id: str) -> None:
-    """Ids become file names: refuse what cannot be one.
+    """Refuse an id that cannot be a file name, since commands make file names of ids.
 
-    Writers and readers ask: a shard from elsewhere must not lead out of an output folder.
+    Writers and readers both check: a shard from elsewhere must not lead out of an output folder.
+
+    Args:
+        image_id: the id.
 
     Raises:
         UserError: empty, "." or "..", over 200 bytes, with a slash, backslash, control
@@ -96,7 +99,13 @@ def is_temporary(name: str) -> bool:
 
 
 def make_folder(folder: Path | str) -> Path:
-    """Make an output folder and return it.
+    """Make an output folder.
+
+    Args:
+        folder: with its parents.
+
+    Returns:
+        The folder.
 
     Raises:
         UserError: it cannot be made (a file is in the way, no permission), or not be written.
@@ -113,10 +122,15 @@ def make_folder(folder: Path | str) -> Path:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Delete what our interrupted writers left in `folder`; the number of files removed.
+    """Delete the temporary files that interrupted writers of ours left.
 
-    Other people's files stay, whatever they are called. Call it only while holding the folder's
-    lock.
+    Files of users stay, whatever they are called. Call it only while holding the folder's lock.
+
+    Args:
+        folder: where to look.
+
+    Returns:
+        How many files were removed.
     """
     stale = sorted(path for path in folder.glob(f"*{TEMPORARY}*") if is_temporary(path.name))
     for path in stale:

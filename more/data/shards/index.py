@@ -20,15 +20,22 @@ class ShardIndex:
     """Ids, tags, sizes, offsets and checksums of one shard.
 
     Args:
-        path: the shard. entry: what the manifest says of it. class_names: those of the set.
+        path: the shard.
+        entry: what the manifest says of it.
+        class_names: those of the set.
 
-    Attributes:
-        ids: names. tags: uint8 `[n, C]`. sizes: int32 `[n, 2]`.
-        payloads: names of the payloads. offsets: int64 `[N+1]` by payload.
-        crc32: uint32 `[N, P]`. rows: place in the file of each of the n rows in use.
+    Attributes (N rows in the file, n of them in use, P payloads):
+        ids: names of the n images.
+        tags: uint8 `[n, C]`.
+        sizes: int32 `[n, 2]`, height and width.
+        payloads: names of the payloads.
+        offsets: int64 `[N+1]` by payload.
+        crc32: uint32 `[N, P]`.
+        rows: place in the file of each of the n rows.
 
     Raises:
-        OSError, KeyError, ValueError, IndexError, UnicodeDecodeError: not such a shard.
+        OSError: the file cannot be read. A KeyError, ValueError, IndexError or UnicodeDecodeError
+            means as well that it is not such a shard.
     """
 
     def __init__(self, path: Path, entry: ShardEntry, class_names: list[str]):
@@ -68,7 +75,15 @@ class ShardIndex:
         return other
 
     def extent(self, name: str, row: int) -> tuple[int, int, int]:
-        """Start and end of a payload in the dataset's bytes, and its crc32."""
+        """Where a payload lies.
+
+        Args:
+            name: of the payload.
+            row: number of the row, of those in use.
+
+        Returns:
+            Start and end in the bytes of the dataset, and the crc32.
+        """
         place = self.rows[row]
         start, stop = self.offsets[name][place:place + 2].tolist()
         return start, stop, int(self.crc32[place, self.payloads.index(name)])

@@ -24,11 +24,14 @@ STALE = 900.0
 
 @contextmanager
 def folder_lock(folder: Path | str) -> Iterator[None]:
-    """Hold the only writer's place in `folder` (made when missing).
+    """Be the only writer in `folder`, as long as the context is open.
 
-    The kernel drops the lock when its process dies, so a killed job on this host leaves nothing
-    to clean up. A lock file of another host is believed, since locks may not travel between hosts,
-    until it was not renewed for `STALE` seconds.
+    The kernel releases the lock when its process dies, so a killed job on this host leaves nothing
+    to clean up. Locks may not be visible between hosts; so the lock file of another host counts
+    until it has not been renewed for `STALE` seconds.
+
+    Args:
+        folder: made when missing.
 
     Raises:
         UserError: another process holds the folder (names its id and host), or the folder

@@ -76,6 +76,9 @@ def write_manifest(folder: Path | str, kind: str, class_names: list[str],
         provenance: JSON values only: tool, version, parameters, hashes of the inputs. Resuming
             compares it, so nothing in it may depend on time or machine.
         extra: further JSON values for readers.
+
+    Returns:
+        The manifest.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is not one of {KINDS}")
@@ -87,6 +90,12 @@ def write_manifest(folder: Path | str, kind: str, class_names: list[str],
 
 def read_manifest(folder: Path | str) -> Manifest:
     """Read and check `manifest.json`.
+
+    Args:
+        folder: the shard set.
+
+    Returns:
+        The manifest.
 
     Raises:
         UserError: no such folder, no manifest, not JSON, another format, or missing fields.
@@ -124,9 +133,17 @@ def write_sidecar(shard: Path, entry: ShardEntry, provenance: dict[str, Any]) ->
 
 
 def finished_shards(folder: Path | str, provenance: dict[str, Any]) -> dict[str, ShardEntry]:
-    """Shards in `folder` that are complete and verify, by file name, for a job that resumes.
+    """Shards that an interrupted job finished.
 
-    A shard without entry file, or whose size or sha256 differs, is not listed: it is made again.
+    A shard without entry file, or whose size or sha256 differs, is not among them: it is made
+    again.
+
+    Args:
+        folder: the shard set.
+        provenance: of the job that resumes.
+
+    Returns:
+        Entries by file name.
 
     Raises:
         UserError: something in the folder was made with other parameters.

@@ -1,7 +1,7 @@
-"""Descriptors of the files that were read lately: a bounded number in the whole process.
+"""File descriptors of shards: a limited number stays open in the whole process.
 
-Every shard set of a process takes its descriptors here, so their number depends neither on how
-many sets are open nor on how many threads read them nor on how many shards a set has.
+All shard sets of a process take their descriptors here. So the number of open files does not depend
+on the number of sets, of shards or of threads that read them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class _File:
 
 
 class Descriptors:
-    """Open files by owner and path, the longest unused closed first. Safe for threads.
+    """Open files by owner and path; the one that was unused longest is closed first.
 
-    A process that is forked starts with none of its own and leaves its parent's alone.
+    Safe for threads. A forked process starts with no open file and does not touch its parent's.
 
     Args:
         limit: how many files may be open; None: a quarter of what the system grants the process,
@@ -56,7 +56,7 @@ class Descriptors:
         return MOST if granted == resource.RLIM_INFINITY else min(MOST, max(granted // 4, 4))
 
     def held(self, owner: int) -> list[int]:
-        """Descriptors of an owner."""
+        """Descriptors of the owner's open files."""
         with self._lock:
             return [file.descriptor for key, file in self._files.items() if key[0] == owner]
 
@@ -67,8 +67,11 @@ class Descriptors:
         Args:
             owner: whose file it is.
             path: file to read.
-            fresh: open it anew; the old descriptor, which may be somebody else's by now, is
-                forgotten, not closed.
+            fresh: open it anew. The old descriptor may belong to another file by now, so it is
+                forgotten and not closed.
+
+        Yields:
+            The descriptor.
         """
         key = owner, path
         with self._lock:
@@ -96,7 +99,7 @@ class Descriptors:
             self._drop(owner)
 
     def forget(self, owner: int) -> None:
-        """`close` for an object's end, which may come while this thread holds the lock."""
+        """`close` for `__del__`, which may run while this thread already holds the lock."""
         self._gone.append(owner)
         if self._lock.acquire(blocking=False):
             try:
@@ -116,7 +119,7 @@ class Descriptors:
                 _close(file.descriptor)
 
     def _make_room(self, most: int) -> None:
-        """Close what was unused longest until `most` files are open, or all others are read."""
+        """Close unused files, the longest unused first, until at most `most` are open."""
         excess = len(self._files) - most
         if excess <= 0:
             return
@@ -151,7 +154,7 @@ class OpenFiles:
         return len(self.descriptors())
 
     def descriptors(self) -> list[int]:
-        """Those open now."""
+        """Descriptors that are open now."""
         return self._pool.held(self._owner)
 
     def reading(self, path: Path, fresh: bool = False):  # noqa: ANN201 - a context manager

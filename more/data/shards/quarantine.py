@@ -30,7 +30,7 @@ def open_checked(path: Path | str, *, quarantine: float = 0.0, share: tuple[int,
     Args:
         path: the shard set.
         quarantine: largest share of the images that may be left out, 0..1; 0 = none.
-        share: (rank, world) of this process.
+        share: number of this process, and of all.
         cache: see `ShardSet`.
 
     Returns:

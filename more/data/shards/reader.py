@@ -53,8 +53,11 @@ class ShardSet:
 
     Attributes:
         manifest: the manifest; `manifest.provenance` says where the set came from.
-        class_names: foreground classes in order. num_classes: their number C.
-        ids: names, `[N]`. tags: uint8 `[N, C]`. sizes: int32 `[N, 2]`, height and width.
+        kind: "images", "seeds" or "masks".
+        class_names: the C foreground classes in order.
+        ids: names of the N images.
+        tags: uint8 `[N, C]`.
+        sizes: int32 `[N, 2]`, height and width.
 
     Raises:
         UserError: not a shard set, another kind, or a shard missing, truncated, foreign, changed.
@@ -143,7 +146,17 @@ class ShardSet:
         return range(self._starts[shard], self._starts[shard + 1])
 
     def index_of(self, image_id: str) -> int:
-        """Row of an id. Raises UserError when the set has no such image."""
+        """Row of an image.
+
+        Args:
+            image_id: its id.
+
+        Returns:
+            The row.
+
+        Raises:
+            UserError: the set has no such image.
+        """
         if self._rows is None:
             self._rows = {name: row for row, name in enumerate(self.ids)}
         if image_id not in self._rows:
@@ -156,12 +169,15 @@ class ShardSet:
         return any(name in index.payloads for index in self._indexes)
 
     def blob(self, name: str, i: int, check: bool = True) -> bytes | bytearray:
-        """Bytes of payload `name` of row `i`; empty where the row has none.
+        """Bytes of a payload.
 
         Args:
             name: "image", "mask", "seed" or "confidence".
             i: row of the set.
-            check: compare the checksum; without it only the length (measurements).
+            check: compare the checksum; without it only the length (for measurements).
+
+        Returns:
+            The bytes; empty if the row has no such payload.
 
         Raises:
             UserError: the stored bytes are damaged.

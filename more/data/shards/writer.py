@@ -1,4 +1,4 @@
-"""Write one shard: a temporary file, verified, then renamed."""
+"""Writing one shard: to a temporary file, which is read back and then renamed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ShardWriter:
             image_id: unique in the shard, usable as a file name.
             tags: `[C]` of 0 and 1.
             size: height and width of the image in pixels.
-            image, mask, seed, confidence: encoded bytes, None where there are none.
+            image, mask, seed, confidence: encoded bytes, or None.
             file: the image's file name in its data set, with folders; "" where it has none.
 
         Raises:
@@ -94,7 +94,10 @@ class ShardWriter:
             self._payloads[name].append(bytes(data or b""))
 
     def close(self) -> ShardEntry:
-        """Write, verify and rename the file; the shard's entry for the manifest.
+        """Write, verify and rename the file.
+
+        Returns:
+            The shard's entry for the manifest.
 
         Raises:
             UserError: no row was added, or the file does not read back as written (a bad disk).

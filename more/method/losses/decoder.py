@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.config.schema import LossConfig
-from more.constants import constant
 from more.method.batch import Batch
 from more.method.forward_gradients import Summand, enlarge, with_forward_gradients
 from more.method.labels import IGNORE, undo_normalisation
@@ -27,6 +26,7 @@ from more.method.losses.energy import (
     shrunk,
 )
 from more.method.numerics import Reduce, counts, full
+from more.tensors import constant
 
 
 def balanced_cross_entropy(

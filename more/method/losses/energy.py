@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from more.data.boxes import box_mask
 from more.filtering.gaussian_attention import attention_engine, attention_filter
 from more.filtering.permutohedral import (
     PermutohedralLattice,
@@ -24,6 +23,7 @@ from more.method.cam import resize
 from more.method.forward_gradients import enlarge
 from more.method.labels import IGNORE
 from more.method.numerics import full
+from more.tensors import box_mask
 
 SCALE = 0.5  # working size as a part of the full one
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.plan import GlobalBatchSampler, epoch_order
+from more.data.batch_order import GlobalBatchSampler, epoch_order
 from more.data.sampler import MicroBatches
 from more.errors import UserError
 

@@ -1,4 +1,8 @@
-"""Loader processes and signals: what ends a whole group of processes is for their parent."""
+"""Start of loader processes: they ignore signals that are meant for the process that trains.
+
+Ctrl-C, the end of a container and batch systems signal every process of a group. A trainer whose
+loaders ended then could not load the rest of its step and write its checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Processes started inside are born deaf to `STOPS`; here they arrive at the end."""
+    """Block `STOPS` inside: processes started there inherit that; here the signals arrive later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -24,10 +28,10 @@ def held_signals() -> Iterator[None]:
 
 
 def start_worker(_: int) -> None:
-    """Begin a loader process: deaf to `STOPS`, but to a SIGTERM of its parent's.
+    """Set up a loader process: no threads of OpenCV, and only its parent's SIGTERM ends it.
 
-    Ctrl-C, a container's end and batch systems signal every process; a trainer that loses its
-    loaders to it could not write its checkpoint. OpenCV must not start threads of its own here.
+    Args:
+        _: number of the worker, which a DataLoader passes.
     """
     cv2.setNumThreads(0)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # where its starter did not hold them
@@ -35,6 +39,7 @@ def start_worker(_: int) -> None:
 
 
 def _obey(parent: int) -> None:
+    """Wait for a SIGTERM that the parent sent, then end the process."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)

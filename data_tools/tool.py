@@ -1,4 +1,4 @@
-"""Worker processes and the command-line frame of the data tools."""
+"""What every data tool is made with: its command line, options they share, worker processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,18 +20,32 @@ from more.jobs.driver import (
     usable_cores,
 )
 
+Workers = Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")]
+ShardSize = Annotated[int, typer.Option(min=0, help="images per shard; 0 = by set size")]
+SkipBad = Annotated[bool, typer.Option(help="leave unreadable images out")]
+ShareSeed = Annotated[int, typer.Option(
+    min=0, max=2**32 - 1, help="another seed, other images in the shares")]
+MaskValues = Annotated[list[str] | None, typer.Option(
+    metavar="VALUE=CLASS",
+    help="what a value in the masks means, as 255=coin; give it once for each value")]
+
 
 def parallel(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int = 0,
              revise: Callable[[Any], Any] | None = None) -> Iterator[tuple[Any, Any]]:
-    """Run `function` over tasks in spawned processes; pairs (task, result or exception).
+    """Run a function over tasks in spawned processes.
 
-    Pairs come as they finish. A worker that dies takes no other task along: its own is tried
-    again, and comes back as an exception when that fails, too.
+    If a worker dies, only its own task is affected: it is tried again, and ends with an exception
+    when that fails, too.
 
     Args:
+        function: of a module, since it is sent to workers.
+        tasks: what to call it with.
         workers: processes; 0 = all cores that this process may use.
-        revise: the task to try after a worker died on one (see `run_tasks`). Without it a single
-            worker is this process: what kills it could not be left out anyway.
+        revise: changes a task that a worker died on before it is tried again (see `run_tasks`).
+            Without it a single worker is this process itself.
+
+    Yields:
+        Pairs of a task and its result or exception, in the order in which tasks finish.
     """
     workers = min(workers if workers > 0 else usable_cores(), len(tasks))
     if workers <= 1 and revise is None:
@@ -59,7 +73,11 @@ def _told(error: BaseException | None) -> BaseException | None:
 
 
 def command(main: Callable[..., int]) -> None:
-    """Run a typer command; what the user can mend becomes a message and exit code 2."""
+    """Run a typer command; an error that the user can fix becomes a message and exit code 2.
+
+    Args:
+        main: the command; it returns the exit code.
+    """
 
     @functools.wraps(main)
     def guarded(*args: Any, **options: Any) -> None:

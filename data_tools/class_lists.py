@@ -1,4 +1,4 @@
-"""Class lists and image tags from text files."""
+"""Lists of classes: read from files, collected from tags, and checked."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from more.data.tags import (
     tidy,
 )
 from more.errors import UserError
-from more.progress import console
+from more.progress import say
 
 TAG_ENDINGS = (".csv", *JSON_ENDINGS)
 CLASS_FILES = ("classes.txt", "class_names.txt")
-MOST_CLASSES = 254
+MOST_CLASSES = 254  # 255 means "ignore" in a mask
 
 
 def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list[str]:
-    """Foreground classes in order: from a file, `classes.txt` of the root, or `default`.
+    """Read the foreground classes, one name a line.
 
-    One name a line. First lines that name background or what is ignored, as many tools write them
-    (`__ignore__`, `_background_`), are no classes, and it is said.
+    First lines that name background or what is ignored, as many tools write them (`__ignore__`,
+    `_background_`), are no classes, and that is printed.
+
+    Args:
+        root: folder that may hold `classes.txt`.
+        given: file to take in place of it.
+        default: the classes if there is no file.
+
+    Returns:
+        The classes in order.
 
     Raises:
         UserError: no such file, no class, a name twice, or background not first.
@@ -41,20 +49,20 @@ def read_classes(root: Path, given: Path | None, default: Sequence[str]) -> list
     names = [tidy(line) for line in read_text(path).splitlines() if line.strip()]
     first = _first_class(names)
     if first:
-        console.print(f"{path}: {' and '.join(names[:first])}: no class, numbers in masks begin "
-                      "with 1 after it", highlight=False, markup=False)
+        say(f"{path}: {' and '.join(names[:first])}: no class, numbers in masks begin "
+            "with 1 after it")
     check_classes(names[first:], str(path))
     return names[first:]
 
 
 def class_file(root: Path, given: Path | None) -> Path:
-    """The list of classes: the given one, or what lies in the root under a usual name."""
+    """The file of classes: the given one, else one of a usual name in the root, be it missing."""
     return given or next((root / name for name in CLASS_FILES if (root / name).is_file()),
                          root / CLASS_FILES[0])
 
 
 def _first_class(names: Sequence[str]) -> int:
-    """How many first lines are no classes: what is ignored (255 or -1 in masks), then number 0."""
+    """How many first lines are no classes: one for ignored pixels, then one for background."""
     kinds = [special_name(name) for name in names[:2]]
     if kinds[:1] == ["ignore"] and kinds[1:] == ["background"]:
         return 2
@@ -62,7 +70,16 @@ def _first_class(names: Sequence[str]) -> int:
 
 
 def check_classes(names: Sequence[str], where: str) -> None:
-    """Raise UserError unless these are 1 to 254 names that nobody can mistake for another."""
+    """Check a list of classes.
+
+    Args:
+        names: the classes in order.
+        where: what names them, for messages.
+
+    Raises:
+        UserError: none or more than 254, a name that means background or ignore, a name twice, or
+            names that differ in case, blanks or underscores alone.
+    """
     special = next((name for name in names if special_name(name) is not None), None)
     if special is not None:
         raise UserError(f"{where}: {special!r} is no class, but has a number in the middle of them",
@@ -80,7 +97,7 @@ def check_classes(names: Sequence[str], where: str) -> None:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that are one but for case, blanks and underscores."""
+    """Groups of names that differ in case, blanks and underscores alone."""
     groups = defaultdict(list)
     for name in names:
         groups[tidy(name.replace("_", " ")).casefold()].append(name)
@@ -88,8 +105,17 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def join_alike(lines: Mapping[str, TagLine], class_names: Sequence[str] = ()) -> dict[str, TagLine]:
-    """The lines with names that differ in case, blanks or underscores alone written in one way:
-    as the class list does, else as most lines do. What was joined is said."""
+    """Write names that differ in case, blanks or underscores alone in one way.
+
+    It is that of the class list, else that of most lines. What was joined is printed.
+
+    Args:
+        lines: by what the file calls the image, with names split.
+        class_names: the class list, if there is one.
+
+    Returns:
+        The changed lines.
+    """
     counts = Counter(name for line in lines.values() for name in set(line.names))
     known, spelling = set(class_names), {}
     for group in alike({**counts, **dict.fromkeys(class_names, 0)}):
@@ -97,16 +123,22 @@ def join_alike(lines: Mapping[str, TagLine], class_names: Sequence[str] = ()) ->
         others = [name for name in group if name != kept and name in counts]
         spelling.update(dict.fromkeys(others, kept))
         if others:
-            console.print(f"joined with {kept} ({counts[kept]} images): "
-                          f"{', '.join(f'{name} ({counts[name]})' for name in others)}",
-                          highlight=False, markup=False)
+            say(f"joined with {kept} ({counts[kept]} images): "
+                f"{', '.join(f'{name} ({counts[name]})' for name in others)}")
     return {key: replace(line, names=tuple(dict.fromkeys(spelling.get(name, name)
                                                          for name in line.names)))
             for key, line in lines.items()}
 
 
 def names_in(lines: Mapping[str, TagLine], where: str) -> list[str]:
-    """The classes that the tags name, sorted; names of background are none, and it is said.
+    """Collect the classes that tags name; names of background are none, and that is printed.
+
+    Args:
+        lines: with names split.
+        where: the tags' file, for messages.
+
+    Returns:
+        The classes, sorted.
 
     Raises:
         UserError: see `check_classes`.
@@ -114,16 +146,22 @@ def names_in(lines: Mapping[str, TagLine], where: str) -> list[str]:
     counts = Counter(name for line in lines.values() for name in line.names)
     special = sorted(name for name in counts if special_name(name) is not None)
     if special:
-        console.print(f"{where}: no class: "
-                      f"{', '.join(f'{name} ({counts[name]} images)' for name in special)}",
-                      highlight=False, markup=False)
+        say(f"{where}: no class: "
+            f"{', '.join(f'{name} ({counts[name]} images)' for name in special)}")
     names = sorted(counts.keys() - set(special))
     check_classes(names, f"the tags of {where}")
     return names
 
 
 def tags_from_file(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """A tags file of known classes → class indices by what the file calls the image.
+    """Read a tags file of known classes.
+
+    Args:
+        path: the file.
+        class_names: all classes in order.
+
+    Returns:
+        Sorted class indices from 0 by what the file calls the image.
 
     Raises:
         UserError: see `read_tag_file`, `split_cells`; an unknown class.

@@ -1,4 +1,4 @@
-"""Image files below a folder, for everything that takes a user's own pictures."""
+"""Finding image files below a folder, and file names in messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import features
 
-from more.errors import UserError
+from more.errors import UserError, first_few
 
 # The endings of images; the last ones where Pillow was built with their decoders.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
@@ -17,7 +17,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".ti
 
 
 def shown(name: str) -> str:
-    """A file name for messages; one that is not UTF-8 as bash takes it: `$'caf\\xe9.jpg'`."""
+    """A file name for messages; if it is not UTF-8, as bash writes it: `$'caf\\xe9.jpg'`."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -27,26 +27,33 @@ def shown(name: str) -> str:
 
 
 def check_utf8(names: Iterable[str], where: str) -> None:
-    """Raise UserError, with those names, unless all are UTF-8: shards and lists hold text.
+    """Refuse file names that are not UTF-8, since shards and lists hold text.
 
     Args:
         names: file names or paths, as the system gave them.
         where: what holds the files, for the message.
+
+    Raises:
+        UserError: some are not (names the first ones).
     """
     odd = [text for name in names if (text := shown(name)) != name]
     if odd:
         raise UserError(f"{shown(where)}: {len(odd)} file names are not UTF-8: "
-                        f"{', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}",
+                        f"{first_few(odd)}",
                         fix=f"rename them (in bash, mv {odd[0]} NEW finds the first; for all of "
                             "them, convmv -f latin1 -t utf8 -r FOLDER)")
 
 
 def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Files at any depth in the order of their names, hidden ones left out; links are followed.
+    """Files at any depth in the order of their names, without hidden ones; links are followed.
 
     Args:
         folder: where to look.
-        above: real paths that are not entered; a link to a folder above would go round for ever.
+        above: real paths of folders not to enter. The folders above belong to them: a link to one
+            would lead in a circle.
+
+    Yields:
+        The files.
     """
     real = os.path.realpath(folder)
     if real in above:

@@ -1,4 +1,4 @@
-"""Rows of finished shard sets, copied to new shards without decoding: for merge and split."""
+"""Copying rows of finished shard sets to new shards without decoding: for merge and split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data_tools.build import Part, PartResult
+from data_tools.build import ShardJob, ShardResult
 from more.data.shards.format import PAYLOADS
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
@@ -24,7 +24,14 @@ _WRITING = ("tool", "version", "shard_size", "rows_per_shard", "parameters", "in
 
 @dataclass(frozen=True)
 class Row:
-    """A row to copy: id, folder of its set, number of its shard, place in that shard."""
+    """A row to copy.
+
+    Attributes:
+        id: of the image.
+        folder: of its set.
+        shard: number of its shard.
+        place: number of the row in that shard.
+    """
 
     id: str
     folder: str
@@ -38,8 +45,14 @@ def rows_of(shards: ShardSet) -> list[Row]:
             for row, image_id in enumerate(shards.ids)]
 
 
-def copy_rows(part: Part) -> PartResult:
+def copy_rows(part: ShardJob) -> ShardResult:
     """Write one shard from `Row`s: payload bytes as they are, each checksum compared.
+
+    Args:
+        part: what to write.
+
+    Returns:
+        What became of it.
 
     Raises:
         UserError: a source shard is missing, or rows of it are damaged (names all of them).
@@ -63,7 +76,7 @@ def copy_rows(part: Part) -> PartResult:
         raise UserError("; ".join(damaged),
                         fix="run data_tools.verify on the set, and make what it names again")
     entry = writer.close()
-    return PartResult(entry, len(writer), [])
+    return ShardResult(entry, len(writer), [])
 
 
 def _copy(writer: ShardWriter, source: ShardSet, row: Row) -> None:
@@ -75,7 +88,7 @@ def _copy(writer: ShardWriter, source: ShardSet, row: Row) -> None:
 
 
 def open_source(path: Path) -> ShardSet:
-    """A set to copy from, every file hashed: its digest, kept in provenance, is then true."""
+    """Open a set to copy from; every file is hashed, since its digest goes into provenance."""
     return ShardSet(path, check="full")
 
 
@@ -88,8 +101,12 @@ def input_record(shards: ShardSet) -> dict[str, Any]:
 def origin(sets: Sequence[ShardSet]) -> dict[str, Any]:
     """How seeds or masks were made (map, tags, scales, CRF, …), as far as all sets agree.
 
-    It goes to the top of the new provenance, where refining and scoring look for it. Empty for
-    images.
+    Args:
+        sets: of one kind.
+
+    Returns:
+        Values for the top level of the new provenance, where refining and scoring look for them;
+        none for images.
     """
     if sets[0].kind == "images":
         return {}
@@ -98,13 +115,20 @@ def origin(sets: Sequence[ShardSet]) -> dict[str, Any]:
 
 
 def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of localizing and refining count; those of an earlier merge or split do not."""
+    """How seeds or masks were made: not the parameters of an earlier merge or split."""
     copied = str(provenance.get("tool", "")).startswith("data_tools.")
     return provenance if copied else facts(provenance)
 
 
 def agreed(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The keys that all dictionaries hold with an equal value; inner ones likewise."""
+    """What several dictionaries have in common.
+
+    Args:
+        values: the dictionaries, which may hold others.
+
+    Returns:
+        The keys that all hold with an equal value; inner dictionaries are compared likewise.
+    """
     first, rest = values[0], values[1:]
     common: dict[str, Any] = {}
     for key, value in first.items():

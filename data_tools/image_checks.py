@@ -1,4 +1,4 @@
-"""Checks of image and mask files before they enter a shard, and what becomes of odd ones.
+"""Checks of image and mask files before they enter a shard, and what becomes of unusual ones.
 
 | input | result |
 |---|---|
@@ -46,7 +46,14 @@ PROBES = 40  # masks looked at before the work starts
 
 
 def check_image(data: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
-    """What to store of an encoded image (see `to_store`), and its height and width there.
+    """Check an image and choose what to store of it.
+
+    Args:
+        data: the encoded image.
+        path: its file, for messages.
+
+    Returns:
+        What to store (see `to_store`), and its height and width.
 
     Raises:
         UserError: not an image, or cut short (OpenCV would fill the missing part with grey).
@@ -56,7 +63,13 @@ def check_image(data: bytes, path: Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def read_index_png(path: Path) -> np.ndarray:
-    """Index mask file → uint8 `[H, W]`; the palette's colours do not matter.
+    """Read an index mask; the colours of its palette do not matter.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 `[H, W]`.
 
     Raises:
         UserError: no such file, not an image, lossy, in colour, stretched to 8 bits, or indices
@@ -81,17 +94,20 @@ def read_index_png(path: Path) -> np.ndarray:
 
 
 def align_mask(mask: np.ndarray, size: tuple[int, int], image: bytes, name: str) -> np.ndarray:
-    """The mask on the image's pixels as they are stored.
+    """Turn a mask so that it lies on the image's pixels as they are stored.
 
-    Images keep their stored orientation (see `decode_image`). A mask that was drawn on the image
-    as viewers turn it by its EXIF tag is turned back, where its size shows that; a mask of the
-    image's own size is taken to lie on the stored pixels.
+    Images keep their stored orientation (see `decode_image`). A mask may have been drawn on the
+    image as viewers turn it by its EXIF tag; where its size shows that, it is turned back. A mask
+    of the image's own size is taken to lie on the stored pixels.
 
     Args:
         mask: uint8 `[H, W]`.
         size: height and width of the stored image.
         image: the encoded image.
         name: what to call the mask in an error.
+
+    Returns:
+        uint8 `[H, W]`, of the size of the image.
 
     Raises:
         UserError: the mask has another size.
@@ -123,7 +139,16 @@ _EXIF_BACK = {5: lambda m: m.T, 6: lambda m: np.rot90(m, 1), 7: lambda m: np.rot
 
 
 def check_values(mask: np.ndarray, num_classes: int, path: Path | None) -> None:
-    """Raise UserError when a mask holds a class that the list of classes does not have."""
+    """Refuse a mask with a value that is no class.
+
+    Args:
+        mask: uint8 `[H, W]`.
+        num_classes: foreground classes.
+        path: its file, for messages.
+
+    Raises:
+        UserError: it holds one that is neither 0..`num_classes` nor 255.
+    """
     values = mask_values(mask)
     strange = values[(values > num_classes) & (values != IGNORE)]
     if len(strange):

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from more import constants
-from more.constants import constant, counting
-from more.data.boxes import box_mask, scale_box
-from more.data.colours import prepare
+from more import tensors
+from more.data.colours import network_input
 from more.method.forward_gradients import enlarge
 from more.method.labels import (
     MEAN,
     STD,
     denormalise,
     refined_label,
+    scale_box,
     undo_normalisation,
 )
 from more.method.par import PixelAdaptiveRefinement
+from more.tensors import box_mask, constant, counting
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.research.launches import Launches
 
@@ -32,7 +32,7 @@ def batch():
 
 
 def prepared():
-    return prepare(batch(), GPU, MEAN, STD)
+    return network_input(batch(), GPU, MEAN, STD)
 
 
 def grid_box():
@@ -81,13 +81,13 @@ def test_a_second_pass_uploads_only_what_is_its_own(work):
 def test_nothing_writes_to_a_kept_tensor(work, monkeypatch):
     kept = []
     for name in ("_constant", "_counting"):
-        made = getattr(constants, name)
+        made = getattr(tensors, name)
 
         def noted(*args, made=made):
             part = made(*args)
             kept.append((part, part.cpu().clone()))
             return part
-        monkeypatch.setattr(constants, name, noted)
+        monkeypatch.setattr(tensors, name, noted)
     with claimed_gpu():
         work()
     assert all(torch.equal(part.cpu(), before) for part, before in kept)
@@ -119,5 +119,5 @@ def test_the_number_of_kept_constants_is_bounded():
     like = torch.zeros(1)
     for value in range(300):
         constant((float(value), -1.0), like), counting(value, like)
-    kept = constants._constant.cache_info(), constants._counting.cache_info()
+    kept = tensors._constant.cache_info(), tensors._counting.cache_info()
     assert all(info.currsize <= info.maxsize <= 128 for info in kept)

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from more.config.schema import TokensConfig
-from more.data.dataset import Masks, TrainDataset
-from more.data.labels import joined
+from more.data.batch_order import GlobalBatchSampler
+from more.data.dataset import Masks, TokenDataset, TrainDataset
 from more.data.loader import Reading, make_train_loader
-from more.data.plan import GlobalBatchSampler
+from more.data.mask_labels import match_masks
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
-from more.data.store import RECORD, TokenStore, row_bytes
-from more.data.tokens import TokenDataset
+from more.data.token_store import RECORD, TokenStore, row_bytes
 from more.data.transforms import TrainTransform, sample_generator
 from more.errors import UserError
 from more.train.frozen_tokens import rank_rows, views_that_fit
@@ -184,7 +183,7 @@ def views(tmp_path_factory):
 def loader(views, kept: bool, workers: int = 0, stride: int = 4, **options):
     """The same views with their labels, by way of the store or of the images."""
     images, transform, store = views
-    labels = joined(images, images)[0]
+    labels = match_masks(images, images)[0]
     tokens = TokenDataset(store, VIEWS, labels, images.tags, SIZE, stride) if kept else None
     return list(make_train_loader(
         images, transform, GlobalBatchSampler(len(images), 4, 3), masks=Masks(labels, stride),
@@ -256,7 +255,7 @@ def test_a_disk_that_takes_no_file_at_all_is_named(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("more.data.store.open_memmap", full)
+    monkeypatch.setattr("more.data.token_store.open_memmap", full)
     with pytest.raises(UserError, match="views need"):
         TokenStore(tmp_path, FACTS, ROWS, SHAPE).create()
 

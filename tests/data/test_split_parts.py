@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.shares import Share, assign, parse_parts
+from more.data.split_parts import SplitPart, assign, parse_parts
 from more.errors import UserError
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=6)
@@ -23,10 +23,11 @@ def problems(draw):
     listed = draw(st.permutations(ids))
     given_weights, unused = draw(weights), draw(st.integers(0, 5))
     total = sum(given_weights) + unused
-    parts = [Share(f"s{k}", f"s{k}", share=Fraction(weight, total))
+    parts = [SplitPart(f"s{k}", f"s{k}", share=Fraction(weight, total))
              for k, weight in enumerate(given_weights)]
-    parts.insert(draw(st.integers(0, len(parts))), Share("l0", "l0", ids=tuple(listed[:cut[0]])))
-    parts.append(Share("l1", "l1", ids=tuple(listed[cut[0]:sum(cut)])))
+    first = SplitPart("l0", "l0", ids=tuple(listed[:cut[0]]))
+    parts.insert(draw(st.integers(0, len(parts))), first)
+    parts.append(SplitPart("l1", "l1", ids=tuple(listed[cut[0]:sum(cut)])))
     return ids, parts, draw(st.integers(0, 2**32 - 1))
 
 
@@ -113,11 +114,11 @@ def test_shares_of_ten_tenths_are_not_more_than_one():
 
 
 @pytest.mark.parametrize(("parts", "message"), [
-    ([Share("a", "a=l", ids=("x", "nobody"))], "a=l: 1 listed ids are not in the set: nobody"),
-    ([Share("a", "a=l", ids=("x",)), Share("b", "b=m", ids=("y", "x"))],
+    ([SplitPart("a", "a=l", ids=("x", "nobody"))], "a=l: 1 listed ids are not in the set: nobody"),
+    ([SplitPart("a", "a=l", ids=("x",)), SplitPart("b", "b=m", ids=("y", "x"))],
      "b=m: 1 ids are also in the list of a: x"),
-    ([Share("a", "a=0.1", share=Fraction(1, 10))], "a=0.1: no id is left for this part"),
-    ([Share("a", "a=l", ids=("x", "y", "z")), Share("b", "b=1", share=Fraction(1))],
+    ([SplitPart("a", "a=0.1", share=Fraction(1, 10))], "a=0.1: no id is left for this part"),
+    ([SplitPart("a", "a=l", ids=("x", "y", "z")), SplitPart("b", "b=1", share=Fraction(1))],
      "b=1: no id is left")])
 def test_impossible_parts_are_refused(parts, message):
     with pytest.raises(UserError) as caught:

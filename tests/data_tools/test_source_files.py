@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from data_tools import coco, sources
+from data_tools import coco, source_files
 from data_tools.convert import Record, convert
 from data_tools.voc_files import read_mask
 from more.data.shards.manifest import read_manifest
@@ -31,7 +31,7 @@ def _swap_bytes(path):
 def age(request, monkeypatch):
     """With notes of the files' times, and without (files that have just changed get none)."""
     if request.param == "settled":
-        monkeypatch.setattr(sources, "_SETTLED", -60)
+        monkeypatch.setattr(source_files, "_SETTLED", -60)
 
 
 @pytest.mark.parametrize("folder", ["JPEGImages", "SegmentationClass"])
@@ -50,7 +50,7 @@ def test_a_source_replaced_by_another_of_its_size_is_refused(tmp_path, age, fold
 
 
 def test_the_changed_file_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_SETTLED", -60)
+    monkeypatch.setattr(source_files, "_SETTLED", -60)
     root, out = voc_folder(tmp_path / "voc"), tmp_path / "set"
     assert convert_voc(root, out) == 0
     _swap_bytes(root / "JPEGImages/id3.jpg")
@@ -79,11 +79,12 @@ def test_a_mere_copy_of_the_sources_goes_on(tmp_path, age, capsys):
 
 
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_SETTLED", -60)
+    monkeypatch.setattr(source_files, "_SETTLED", -60)
     root, out = voc_folder(tmp_path / "voc"), tmp_path / "set"
     assert convert_voc(root, out) == 0
     read = []
-    monkeypatch.setattr(sources, "sha256_file", lambda path: read.append(path.name) or "0" * 64)
+    monkeypatch.setattr(source_files, "sha256_file",
+                        lambda path: read.append(path.name) or "0" * 64)
     assert convert_voc(root, out) == 0 and not read
 
 
@@ -91,7 +92,7 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path):
     """Two changes within a step of the file system's clock look like one."""
     root, out = voc_folder(tmp_path / "voc"), tmp_path / "set"
     assert convert_voc(root, out) == 0
-    assert sources.read_notes(out) == {}
+    assert source_files.read_notes(out) == {}
 
 
 def _as_an_earlier_version_wrote_it(out, records):
@@ -99,9 +100,9 @@ def _as_an_earlier_version_wrote_it(out, records):
     for path in out.glob("*.json"):
         about = json.loads(path.read_text())
         del about["provenance"]["sources"]
-        about["provenance"]["inputs"]["sha256"] = sources._sizes_digest(records)
+        about["provenance"]["inputs"]["sha256"] = source_files._sizes_digest(records)
         path.write_text(json.dumps(about))
-    (out / sources.NOTES).unlink()
+    (out / source_files.NOTES).unlink()
 
 
 def _records(root):
@@ -151,7 +152,7 @@ def test_an_unreadable_file_fails_its_image_only(tmp_path):
 
 
 def test_finished_coco_sets_are_recognised_without_reading_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_SETTLED", -60)
+    monkeypatch.setattr(source_files, "_SETTLED", -60)
     folder, out = plain_folder(tmp_path / "coco"), tmp_path / "set"
     assert run(folder, out) == 0
     monkeypatch.setattr(coco, "read_work", None)

@@ -1,8 +1,8 @@
-"""Check a shard set from end to end."""
+"""Checks of a whole shard set: manifest, hashes, checksums, headers, and pixels on request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,10 @@ def verify_set(path: Path | str, decode: bool = False,
         decode: also decode every image and mask and look at the mask values (slow).
         progress: called with the number of rows just checked.
         run: gives pairs (task, result or exception) of a function over `ShardTask`s, in any
-            order; `data_tools.pool.parallel` for several processes. Results do not depend on it.
+            order; `data_tools.tool.parallel` for several processes. Results do not depend on it.
+
+    Returns:
+        The problems, in the order of the shards.
     """
     folder = Path(path)
     try:
@@ -90,6 +93,12 @@ def verify_set(path: Path | str, decode: bool = False,
         checks[task.number] = result
         if progress is not None:
             progress(task.rows)
+    return problems + _of_shards(tasks, checks)
+
+
+def _of_shards(tasks: Sequence[ShardTask], checks: Mapping[int, ShardCheck]) -> list[Problem]:
+    """Problems of all shards in order, and ids that come twice."""
+    problems: list[Problem] = []
     seen: dict[str, str] = {}
     for task in tasks:
         problems += checks[task.number].problems
@@ -102,7 +111,7 @@ def verify_set(path: Path | str, decode: bool = False,
 
 
 def verify_shard(task: ShardTask) -> ShardCheck:
-    """Check one shard with all its rows. It travels to workers, hence one thread."""
+    """Check one shard with all its rows, in one thread, since several processes may do this."""
     cv2.setNumThreads(0)
     shard, found = None, []
     for check in ("full", "quick"):  # a wrong hash still lets the damaged item be found

@@ -1,4 +1,4 @@
-"""What a shard set holds, in numbers."""
+"""Numbers about a shard set: counts, sizes, images and pixels per class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data_tools.pool import parallel
+from data_tools.tool import parallel
 from more.data.shards.format import IGNORE, PAYLOADS
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -19,7 +19,14 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def describe(shards: ShardSet) -> dict[str, Any]:
-    """Kind, counts, sizes, images per class and provenance, as JSON values."""
+    """Describe a set.
+
+    Args:
+        shards: the set.
+
+    Returns:
+        Kind, counts, sizes, images per class and provenance, as JSON values.
+    """
     counts = shards.tags.astype(np.int64).sum(0)
     lengths = {name: payload_lengths(shards, name) for name in PAYLOADS if shards.has(name)}
     per_image = shards.tags.sum(1)
@@ -38,8 +45,15 @@ def describe(shards: ShardSet) -> dict[str, Any]:
 
 
 def describe_sizes(sizes: np.ndarray) -> dict[str, Any]:
-    """Height and width `[N, 2]`: least, median and largest of each side; percentiles of the
-    longer side and of width by height; how many images have which longer side."""
+    """Describe the sizes of images.
+
+    Args:
+        sizes: `[N, 2]`, height and width.
+
+    Returns:
+        Smallest, median and largest of each side; percentiles of the longer side and of width by
+        height; a histogram of the longer side.
+    """
     longer, aspect = sizes.max(1), sizes[:, 1] / sizes[:, 0]
     edges = histogram_edges(longer)
     counts = np.histogram(longer, edges)[0]
@@ -54,7 +68,15 @@ def describe_sizes(sizes: np.ndarray) -> dict[str, Any]:
 
 
 def histogram_edges(values: np.ndarray, most: int = 10) -> list[int]:
-    """At most `most` equal bins of 1, 2 or 5 times a power of ten that hold whole numbers."""
+    """Edges of bins for whole numbers.
+
+    Args:
+        values: the numbers.
+        most: largest number of bins.
+
+    Returns:
+        The edges of equal bins, whose width is 1, 2 or 5 times a power of ten.
+    """
     low, high = int(values.min()), int(values.max())
     step = next(step for power in range(12) for step in (10 ** power * k for k in (1, 2, 5))
                 if high // step - low // step < most)
@@ -63,7 +85,15 @@ def histogram_edges(values: np.ndarray, most: int = 10) -> list[int]:
 
 
 def payload_lengths(shards: ShardSet, name: str) -> np.ndarray:
-    """Bytes of payload `name` in every row of a whole set, int64 `[N]`; 0 where it has none."""
+    """How many bytes a payload has in each row.
+
+    Args:
+        shards: a whole set.
+        name: of the payload.
+
+    Returns:
+        int64 `[N]`; 0 for rows without it.
+    """
     lengths = []
     for entry in shards.manifest.shards:
         with h5py.File(shards.path / entry.file, "r", locking=False) as file:
@@ -81,7 +111,14 @@ class _Shard:
 
 
 def count_pixels(shards: ShardSet, workers: int = 0) -> dict[str, dict[str, int]]:
-    """Pixels and images of background, every class and `ignore` in the masks; decodes them all.
+    """Count pixels and images per class in the masks, all of which are decoded.
+
+    Args:
+        shards: the set.
+        workers: processes, 0 = all cores.
+
+    Returns:
+        "pixels" and "images" by name: background, the classes, ignore.
 
     Raises:
         UserError: the set has no masks, or a mask is damaged or holds a value that is no class.

@@ -1,12 +1,18 @@
-"""What frozen blocks make of views of images, computed once and kept in a folder.
+"""Tokens that frozen blocks make of views of images, computed once and kept in a folder.
 
-A store is a folder named by a hash of all that decides its content: frozen weights, images, views,
-precision. Its rows are the views of the images, view after view: row `v · n + i` is view v of image
-number i. Files (NumPy's format, mapped into memory, so that all processes of a machine share what
-they read): `tokens.npy` float16 `[rows, T, D]` (`[rows, 2, T, D]` with the mirrored view),
-`places.npy` float64 `[rows, 9]` (window and box of the view, see `more.data.transforms.View`),
-`sums.npy` int64 `[rows]` (crc32 of tokens and places, plus 2^32 in rows that are finished), and
-`store.json` once all rows are there.
+A store is a folder named by a hash of everything that decides its content: frozen weights, images,
+views, precision. Its rows are the views of the images, view after view: row `v · n + i` is view v
+of image number i. Its files are in NumPy's format and mapped into memory, so that all processes of
+a machine share what they read:
+
+| file | content |
+|---|---|
+| `tokens.npy` | float16 `[rows, T, D]`; `[rows, 2, T, D]` with the mirrored view |
+| `places.npy` | float64 `[rows, 9]`: window and box of the view, see `more.data.transforms.View` |
+| `sums.npy` | int64 `[rows]`: crc32 of tokens and places, plus 2^32 in rows that are finished |
+| `store.json` | what decides the content; written once all rows are there |
+
+T is the number of an image's tokens, D their width.
 """
 
 from __future__ import annotations
@@ -31,10 +37,10 @@ class TokenStore:
     """A store of tokens; several processes may fill different rows of it at a time.
 
     Args:
-        folder: what holds stores; made when missing.
+        folder: the folder of all stores; made when missing.
         facts: JSON values that decide the content.
-        rows: views of all images.
-        shape: (T, D) or (2, T, D) of a view's tokens.
+        rows: number of views of all images together.
+        shape: (T, D) or (2, T, D), of the tokens of one view.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], rows: int, shape: tuple[int, ...]):
@@ -55,7 +61,7 @@ class TokenStore:
         return (self.path / RECORD).is_file()
 
     def create(self) -> None:
-        """Make the files, or keep those of an interrupted filling; one process calls it.
+        """Make the files, or keep those of an interrupted run; only one process calls it.
 
         Raises:
             UserError: too little space.
@@ -80,20 +86,39 @@ class TokenStore:
             new.rename(file)
 
     def missing(self, rows: range) -> list[int]:
-        """Those of `rows` that are not there yet, or not as they were written."""
+        """Rows that are not there yet, or whose checksum is wrong.
+
+        Args:
+            rows: the rows to look at.
+
+        Returns:
+            Their numbers.
+        """
         sums = self._map("sums")
         return [row for row in rows if not sums[row] or sums[row] != self._sum(row)]
 
     def write(self, row: int, tokens: np.ndarray, place: np.ndarray) -> None:
-        """Fill a row: tokens of its shape, place `[9]`."""
+        """Fill a row.
+
+        Args:
+            row: its number.
+            tokens: of the store's shape.
+            place: `[9]`, window and box of the view.
+        """
         self._map("tokens")[row], self._map("places")[row] = tokens, place
         self._map("sums")[row] = self._sum(row)
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens float16 and place `[9]` of a row.
+        """Read a row.
+
+        Args:
+            row: its number.
+
+        Returns:
+            Tokens float16, and window and box of the view, float64 `[9]`.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the row is damaged.
         """
         tokens, place = np.array(self._map("tokens")[row]), np.array(self._map("places")[row])
         if self._map("sums")[row] != _sum(tokens, place):
@@ -102,11 +127,11 @@ class TokenStore:
         return tokens, place
 
     def finish(self) -> None:
-        """All rows are there and flushed; one process calls it."""
+        """Mark the store as complete, once all rows are there and flushed; one process calls it."""
         write_atomic(self.path / RECORD, to_json(self.facts))
 
     def flush(self) -> None:
-        """Bring this process's rows to the disk."""
+        """Write this process's rows to the disk."""
         for held in self._maps.values():
             held.flush()
 

@@ -1,8 +1,9 @@
-"""Whether the files that a set is made from are still the same: compared by their whole content.
+"""Whether the files that a set was made from are still the same, compared by their whole content.
 
 The digest in a set's provenance covers ids, tags, sizes and sha256 of all image and mask files, so
-it is the same for a copy of them. `.sources` in the set's folder notes size and times of each file
-when it was hashed: a file with these unchanged is not read again. It is no part of the set.
+it is the same for a copy of them. A file `.sources` in the set's folder notes size and times of
+each file at the time it was hashed; a file that still has them is not read again. `.sources` does
+not belong to the set.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from more.data.shards.format import sha256_bytes, sha256_file, to_json, write_at
 from more.data.shards.manifest import recorded_provenance
 from more.errors import UserError
 from more.jobs.driver import usable_cores
-from more.progress import console, track
+from more.progress import say, track
 
 NOTES = ".sources"
 COMPARED = "ids, tags, and the content (sha256) of every image and mask file"
 _SETTLED = 2.0  # seconds: a file changed later than that before its hash may change once more
-_LOT = 32  # files that a thread takes at a time
+_GROUP = 32  # files that a thread hashes in one call
 Stat = tuple[int, int, int]  # bytes, modification and change time in ns
 
 
@@ -37,7 +38,7 @@ class Note:
 
 
 def with_sources(out: Path, records: Sequence[Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """The provenance of `out`, with what stands for the files of its records.
+    """Add a digest of the source files to a set's provenance.
 
     Args:
         out: folder of the set, locked; the notes there are renewed.
@@ -45,8 +46,8 @@ def with_sources(out: Path, records: Sequence[Any], provenance: dict[str, Any]) 
         provenance: as the tool has it.
 
     Returns:
-        With "sources": {"files", "sha256"}; a set that an earlier version began keeps what that
-        version compared.
+        The provenance with "sources": {"files", "sha256"}. If an earlier version began the set,
+        what that version compared.
 
     Raises:
         UserError: `out` was made from other files (names them as far as they are known).
@@ -73,11 +74,15 @@ def _agrees(recorded: dict[str, Any], provenance: dict[str, Any]) -> bool:
 
 
 def unchanged(out: Path, recorded: dict[str, Any], folder: Path) -> bool:
-    """Whether all files of a set lie in `folder` and have the size and times that were noted.
+    """Whether all source files lie in a folder and have the size and times that were noted.
 
-    It reads no file; False says that their content has to be compared.
+    Args:
+        out: folder of the set.
+        recorded: provenance of the set.
+        folder: of the source files.
 
-    Args: recorded: provenance of the set.
+    Returns:
+        True if so, without reading a file; False if their content has to be compared.
     """
     notes, root = read_notes(out), os.path.abspath(folder)
     return len(notes) == recorded.get("sources", {}).get("files") and all(
@@ -86,7 +91,14 @@ def unchanged(out: Path, recorded: dict[str, Any], folder: Path) -> bool:
 
 
 def read_notes(out: Path) -> dict[str, Note]:
-    """Notes by path; a line that is no note, or a missing file, only costs reading again."""
+    """Read the notes of a set.
+
+    Args:
+        out: folder of the set.
+
+    Returns:
+        Notes by path. Damaged lines are left out: these files are just read again.
+    """
     try:
         lines = (out / NOTES).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
@@ -100,7 +112,7 @@ def read_notes(out: Path) -> dict[str, Note]:
 
 
 def _write_notes(out: Path, notes: dict[str, Note]) -> None:
-    """Without files that may change once more unseen: times have steps, and "\\n" ends a line."""
+    """Write the notes, without files changed just now: their times may miss a second change."""
     latest = (time.time() - _SETTLED) * 1e9
     lines = ["\t".join([*map(str, note.stat), note.sha256, path])
              for path, note in notes.items() if max(note.stat[1:]) < latest and "\n" not in path]
@@ -108,13 +120,13 @@ def _write_notes(out: Path, notes: dict[str, Note]) -> None:
 
 
 def _files(record: Any) -> list[Path]:
-    """Image and mask file; what is no file (annotations in a list) the tool itself compares."""
+    """Image and mask file of a record; annotations in one common file are compared by the tool."""
     mask = getattr(record.mask, "path", record.mask)
     return [record.image, *([mask] if isinstance(mask, Path) else [])]
 
 
 def _hashed(paths: Sequence[str], before: dict[str, Note]) -> dict[str, Note]:
-    """A note of every file; only those that differ from their note are read, by many threads."""
+    """Make a note of every file; many threads read those that differ from their old note."""
     notes: dict[str, Note] = {}
     todo = []
     for path in paths:
@@ -122,13 +134,13 @@ def _hashed(paths: Sequence[str], before: dict[str, Note]) -> dict[str, Note]:
             notes[path] = before[path]
         else:
             todo.append(path)
-    lots = [todo[start:start + _LOT] for start in range(0, len(todo), _LOT)]
+    groups = [todo[start:start + _GROUP] for start in range(0, len(todo), _GROUP)]
     pool = ThreadPoolExecutor(min(16, 2 * usable_cores()))  # hashing and reading both leave Python
     try:
         with track(len(todo), "comparing files", "files", disable=not todo) as bar:
-            for lot, made in zip(lots, pool.map(_notes, lots), strict=True):
-                notes.update(zip(lot, made, strict=True))
-                bar.advance(len(lot))
+            for group, made in zip(groups, pool.map(_notes, groups), strict=True):
+                notes.update(zip(group, made, strict=True))
+                bar.advance(len(group))
     finally:
         pool.shutdown(cancel_futures=True)
     return {path: notes[path] for path in paths}
@@ -163,7 +175,7 @@ def _digest(records: Sequence[Any], notes: dict[str, Note]) -> str:
 
 
 def _changed(notes: dict[str, Note], before: dict[str, Note]) -> str:
-    """Files whose content is not that of their notes."""
+    """Names the files whose content has changed."""
     names = [path for path, note in notes.items()
              if path in before and before[path].sha256 != note.sha256]
     if not names:
@@ -174,9 +186,9 @@ def _changed(notes: dict[str, Note], before: dict[str, Note]) -> str:
 def _as_before(out: Path, records: Sequence[Any], recorded: dict[str, Any],
                provenance: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a set that an earlier version made or began: what that version compared."""
-    console.print(f"{out}: begun by an earlier version, which noted no content of files; a file "
-                  "that was replaced by another of its size is not noticed here. To be sure, "
-                  "convert to a new folder.", highlight=False, markup=False)
+    say(f"{out}: begun by an earlier version, which noted no content of files; a file "
+        "that was replaced by another of its size is not noticed here. To be sure, "
+        "convert to a new folder.")
     old, inputs = recorded.get("inputs"), provenance.get("inputs", {})
     if not isinstance(old, dict) or "sha256" not in old:
         return inputs

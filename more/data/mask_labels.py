@@ -1,4 +1,4 @@
-"""Labels for training on masks: a set of masks joined to a set of images by id, and checked."""
+"""Labels for training on masks: a set of masks matched to a set of images by id, and checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from more.data.shards.codec import decode_mask
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
+from more.errors import UserError, first_few
 
 CERTAIN = 255
 OUTSIDE = (IGNORE, 0)
@@ -19,7 +19,7 @@ class Labels:
 
     Args:
         masks: a set of kind "masks", or of kind "images" with true masks (the supervised case).
-        images: the set of images; `joined` gives both without what has no partner.
+        images: the set of images, each with a mask; `match_masks` makes both.
     """
 
     def __init__(self, masks: ShardSet, images: ShardSet):
@@ -27,9 +27,13 @@ class Labels:
         self.rows = [masks.index_of(name) for name in images.ids]
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 `[H, W, 2]` of image number `index`: label (255: none) and confidence (0..255).
+        """Labels of one image. Where masks store no confidence, it is 255 everywhere.
 
-        Masks that store no confidence are certain everywhere.
+        Args:
+            index: number of the image.
+
+        Returns:
+            uint8 `[H, W, 2]`: label (255: none) and confidence (0..255) of each pixel.
 
         Raises:
             UserError: damaged bytes, or values outside the classes.
@@ -45,37 +49,29 @@ class Labels:
         return np.stack([label, certain], axis=-1)
 
 
-def joined(masks: ShardSet, images: ShardSet) -> tuple[Labels, ShardSet, list[str]]:
-    """Labels, the images that have one, and the ids of those that have none.
+def match_masks(masks: ShardSet, images: ShardSet) -> tuple[Labels, ShardSet, list[str]]:
+    """Match masks and images by id.
+
+    Args:
+        masks: a set of kind "masks", or of kind "images" with true masks.
+        images: the set of images.
+
+    Returns:
+        The labels, the set of the images that have a mask, and the ids of those that have none.
 
     Raises:
         UserError: other classes; masks of another data set, or of images that the set lacks, or of
             another size, all named; or no image with a mask.
     """
-    if masks.kind not in ("masks", "images"):
-        raise UserError(f"{masks.path}: holds {masks.kind}, not masks",
-                        "give what `more refine` wrote, or a set of images with true masks")
-    if masks.class_names != images.class_names:
-        raise UserError(f"{masks.path}: its classes differ from those of {images.path}",
-                        "take masks that were made from these images")
+    _check_origin(masks, images)
     where = {name: row for row, name in enumerate(images.ids)}
-    strangers = [name for name in masks.ids if name not in where]
-    own = masks.manifest.provenance.get("data") if masks.kind == "masks" else None
-    same = images.manifest.digest in (own, masks.manifest.digest)
-    if strangers and not same:  # of the same set: images that are left out because of damage
-        raise UserError(f"{masks.path}: {len(strangers)} of its {len(masks)} masks belong to no "
-                        f"image of {images.path}: {_some(strangers)}",
-                        "give the image set that the masks were made from")
-    if own is not None and not same:
-        raise UserError(f"{masks.path}: made from another content of the same ids than "
-                        f"{images.path} has now", "make the masks again from this set")
     masked = [row for row, name in enumerate(masks.ids) if name in where
               and (masks.kind == "masks" or masks.blob("mask", row, check=False))]
     wrong = [masks.ids[row] for row in masked
              if tuple(masks.sizes[row]) != tuple(images.sizes[where[masks.ids[row]]])]
     if wrong:
         raise UserError(f"{masks.path}: {len(wrong)} masks are not as large as their images: "
-                        f"{_some(wrong)}", "make the masks again from this set")
+                        f"{first_few(wrong)}", "make the masks again from this set")
     known = {masks.ids[row] for row in masked}
     lacking = [name for name in images.ids if name not in known]
     if len(lacking) == len(images):
@@ -84,5 +80,22 @@ def joined(masks: ShardSet, images: ShardSet) -> tuple[Labels, ShardSet, list[st
     return Labels(masks, rest), rest, lacking
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+def _check_origin(masks: ShardSet, images: ShardSet) -> None:
+    """Raise UserError unless the masks were made from these images."""
+    if masks.kind not in ("masks", "images"):
+        raise UserError(f"{masks.path}: holds {masks.kind}, not masks",
+                        "give what `more refine` wrote, or a set of images with true masks")
+    if masks.class_names != images.class_names:
+        raise UserError(f"{masks.path}: its classes differ from those of {images.path}",
+                        "take masks that were made from these images")
+    known = set(images.ids)
+    strangers = [name for name in masks.ids if name not in known]
+    own = masks.manifest.provenance.get("data") if masks.kind == "masks" else None
+    same = images.manifest.digest in (own, masks.manifest.digest)
+    if strangers and not same:  # of the same set: images that are left out because of damage
+        raise UserError(f"{masks.path}: {len(strangers)} of its {len(masks)} masks belong to no "
+                        f"image of {images.path}: {first_few(strangers)}",
+                        "give the image set that the masks were made from")
+    if own is not None and not same:
+        raise UserError(f"{masks.path}: made from another content of the same ids than "
+                        f"{images.path} has now", "make the masks again from this set")

@@ -1,4 +1,4 @@
-"""Parts of a set by share or by list: `NAME=0.8`, `NAME=1/3`, `NAME=ids.txt`."""
+"""Splitting a set into parts by share or by list: `NAME=0.8`, `NAME=1/3`, `NAME=ids.txt`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 
 from more.data.shards.format import check_id, sha256_bytes
 from more.data.tags import read_text
-from more.errors import UserError
+from more.errors import UserError, first_few
 
 _NUMBER = re.compile(r"-?\d*\.?\d+(/\d+)?")
 
 
 @dataclass(frozen=True)
-class Share:
-    """One part to make, by share or by list: of `share` and `ids` exactly one is not None.
+class SplitPart:
+    """One part of a set, given by a share or by a list: either `share` or `ids` is None.
 
     Attributes:
         name: name of the part.
@@ -36,15 +36,15 @@ class Share:
 
     @property
     def recorded(self) -> str:
-        """The share, or number and sha256 of the listed ids: what provenance keeps of a part."""
+        """What provenance says of the part: its share, or number and sha256 of the listed ids."""
         if self.ids is None:
             return str(self.share)
         lines = "\n".join(sorted(self.ids))
         return f"{len(self.ids)} ids, sha256 {sha256_bytes(lines.encode('utf-8'))}"
 
 
-def parse_parts(texts: Sequence[str], option: str = "--part") -> list[Share]:
-    """`NAME=SHARE_OR_LIST` texts → parts, in the order given. Reads the list files.
+def parse_parts(texts: Sequence[str], option: str = "--part") -> list[SplitPart]:
+    """Read texts such as `NAME=SHARE` and `NAME=LIST`, and the files of lists.
 
     A share is a number (`0.8`) or a fraction (`1/3`). Anything else is a text file with one id a
     line (a file whose name is a number: `./1`).
@@ -53,13 +53,16 @@ def parse_parts(texts: Sequence[str], option: str = "--part") -> list[Share]:
         texts: what the user wrote.
         option: name of the option, for messages.
 
+    Returns:
+        The parts, in the order given.
+
     Raises:
         UserError: no part, a bad or repeated name, a share out of range, shares above 1 in sum,
             no such file, an empty list, an id twice in a list.
     """
     if not texts:
         raise UserError(f"{option}: no part", fix=f"give {option} NAME=SHARE or NAME=LIST.txt")
-    parts: list[Share] = []
+    parts: list[SplitPart] = []
     for text in texts:
         part = _parse(text, option)
         if any(part.name == other.name for other in parts):
@@ -73,7 +76,7 @@ def parse_parts(texts: Sequence[str], option: str = "--part") -> list[Share]:
     return parts
 
 
-def _parse(text: str, option: str) -> Share:
+def _parse(text: str, option: str) -> SplitPart:
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
         raise UserError(f"{option} {text}: not NAME=SHARE or NAME=LIST",
@@ -88,11 +91,11 @@ def _parse(text: str, option: str) -> Share:
     except (ValueError, ZeroDivisionError):
         share = None
     if share is None:
-        return Share(name, text, ids=_read_list(Path(value), text, option))
+        return SplitPart(name, text, ids=_read_list(Path(value), text, option))
     if not 0 < share <= 1:
         raise UserError(f"{option} {text}: a share is above 0 and at most 1",
                         fix="write 0.8 for 80 %; for a list whose file name is a number: ./NAME")
-    return Share(name, text, share=share)
+    return SplitPart(name, text, share=share)
 
 
 def _read_list(path: Path, text: str, option: str) -> tuple[str, ...]:
@@ -105,16 +108,16 @@ def _read_list(path: Path, text: str, option: str) -> tuple[str, ...]:
         raise UserError(f"{path}: the list is empty", fix="write one id a line")
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: {_some(twice)} twice in the list", fix="remove one of them")
+        raise UserError(f"{path}: {first_few(twice)} twice in the list", fix="remove one of them")
     return ids
 
 
-def assign(ids: Sequence[str], parts: Sequence[Share], seed: int = 0) -> dict[str, list[str]]:
-    """The ids of every part; which ones does not depend on the order of `ids`.
+def assign(ids: Sequence[str], parts: Sequence[SplitPart], seed: int = 0) -> dict[str, list[str]]:
+    """Assign ids to parts; which ids a part gets does not depend on the order of `ids`.
 
-    Listed parts get their lists. The other ids are sorted, permuted by `seed` and dealt out in
-    the order of the parts; sizes are exact by largest remainder. Ids that are left over belong to
-    no part.
+    Parts with a list get the ids in it. The other ids are sorted, permuted by `seed` and handed out
+    in the order of the parts; their numbers are rounded by the largest remainder. Ids that are left
+    over belong to no part.
 
     Args:
         ids: all ids, in the order of the set.
@@ -122,7 +125,7 @@ def assign(ids: Sequence[str], parts: Sequence[Share], seed: int = 0) -> dict[st
         seed: 0 to 2^32 - 1.
 
     Returns:
-        By name of the part its ids, in the order of `ids`; no id in two parts.
+        By name of the part its ids, in the order of `ids`; no id is in two parts.
 
     Raises:
         UserError: an id twice in `ids`, a listed id that is not in `ids` or is in two lists, or a
@@ -149,31 +152,27 @@ def assign(ids: Sequence[str], parts: Sequence[Share], seed: int = 0) -> dict[st
     return dealt
 
 
-def _listed(known: set[str], parts: Sequence[Share]) -> dict[str, str]:
-    """Part by listed id."""
+def _listed(known: set[str], parts: Sequence[SplitPart]) -> dict[str, str]:
+    """By id that a list names, the name of the part."""
     owner: dict[str, str] = {}
     for part in parts:
         strangers = [name for name in part.ids or () if name not in known]
         if strangers:
             raise UserError(f"{part.text}: {len(strangers)} listed ids are not in the set: "
-                            f"{_some(strangers)}", fix="correct the list")
+                            f"{first_few(strangers)}", fix="correct the list")
         both = [name for name in part.ids or () if name in owner]
         if both:
             raise UserError(f"{part.text}: {len(both)} ids are also in the list of "
-                            f"{owner[both[0]]}: {_some(both)}", fix="keep each in one list")
+                            f"{owner[both[0]]}: {first_few(both)}", fix="keep each in one list")
         owner.update(dict.fromkeys(part.ids or (), part.name))
     return owner
 
 
 def _sizes(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Whole numbers nearest to `total * share`; what no share claims takes part as one more."""
+    """Divide `total` by shares, rounded by the largest remainder; the rest counts as one more."""
     quotas = [total * share for share in (*shares, 1 - sum(shares, Fraction(0)))]
     sizes = [int(quota) for quota in quotas]
     by_rest = sorted(range(len(quotas)), key=lambda k: sizes[k] - quotas[k])
     for k in by_rest[:total - sum(sizes)]:
         sizes[k] += 1
     return sizes[:-1]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

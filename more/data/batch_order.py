@@ -1,13 +1,13 @@
 """Which samples make up which global batch: pure functions of (seed, step), no torch.
 
-The order does not know ranks, workers or micro-batches. So it is the same for every world size,
-and one integer, the global step, is the whole state of the sampler.
+The order does not depend on ranks, workers or micro-batches. So it is the same for every world
+size, and one integer, the global step, is the whole state of the sampler.
 
-Kept local, an epoch's order looks like this: the shards, in random order, form one long row of
-samples. It is cut into as many pieces as a batch has places, one after the other, and place k of
-every batch is fed from piece k. A rank owns neighbouring places, hence a whole stretch of that row:
-it reads whole shards that hardly any other rank reads, however many ranks there are, while the
-samples of one batch come from all over the set.
+With local reads, an epoch's order is made like this: the shards, in random order, form one long
+sequence of samples. It is cut into as many pieces as a batch has places, and place k of every batch
+takes its samples from piece k. A rank owns neighbouring places, hence a whole stretch of the
+sequence: it reads whole shards that hardly any other rank reads, however many ranks there are,
+while the samples of one batch come from all over the set.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ LAST_BATCH = ("drop", "carry")
 
 def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None = None, *,
                 places: int = 1, window: int = 8, used: int | None = None) -> np.ndarray:
-    """A permutation of the samples for one epoch, int64 `[n]`, in the order of their use.
+    """The order in which the samples of one epoch are used.
 
     Args:
         n: number of samples.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
-        shard_rows: rows of each shard, to keep reads local (see above). None mixes all.
-        places: places in a global batch; each is fed from a stretch of its own.
-        window: a stretch is shuffled inside runs of as many rows as this many shards have.
-        used: the samples after this position are left out by the caller; they are drawn evenly.
+        shard_rows: rows of each shard, to keep reads local (see the top of this file). None mixes
+            all samples.
+        places: places in a global batch; each takes its samples from a stretch of its own.
+        window: a stretch is shuffled inside runs as long as this many shards.
+        used: the caller leaves out the samples after this position; they are drawn evenly.
+
+    Returns:
+        int64 `[n]`, a permutation.
     """
     rng = np.random.default_rng([seed, epoch])
     if shard_rows is None:
@@ -58,17 +62,18 @@ def epoch_order(n: int, seed: int, epoch: int, shard_rows: Sequence[int] | None 
 
 
 class GlobalBatchSampler:
-    """Global batch number `step` of an endless run over `n` samples.
+    """Which of `n` samples make up global batch number `step` of an endless run.
 
-    Within an epoch no sample comes twice. What is left after its last full batch is dropped
-    (`last="drop"`: other samples each time), or goes into a batch with the first samples of the
-    next epoch (`last="carry"`: then no epoch misses one).
+    Within an epoch no sample comes twice. The samples after its last full batch are left out
+    (`last="drop"`: other ones each time), or share a batch with the first samples of the next epoch
+    (`last="carry"`: then no epoch misses one).
 
     Args:
         n: number of samples.
         global_batch: images per optimiser step over all ranks.
         seed: seed of the run.
-        shard_rows, window: see `epoch_order`.
+        shard_rows: see `epoch_order`.
+        window: see `epoch_order`.
         last: "drop" or "carry".
 
     Raises:
@@ -88,11 +93,18 @@ class GlobalBatchSampler:
         self._orders: dict[int, np.ndarray] = {}
 
     def epoch_of(self, step: int) -> int:
-        """Epoch, from 0, of the first sample of global step `step`."""
+        """Number of the epoch, from 0, of the first sample of global step `step`."""
         return step * self.global_batch // self.per_epoch
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of global step `step` and the epoch of each, both int64 `[global_batch]`."""
+        """Samples of a global step.
+
+        Args:
+            step: number of the step, from 0.
+
+        Returns:
+            The samples and the epoch of each, both int64 `[global_batch]`.
+        """
         position = step * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
         epochs = position // self.per_epoch
         samples = np.concatenate([
@@ -109,7 +121,14 @@ class GlobalBatchSampler:
         return self._orders[epoch]
 
     def rank_slice(self, rank: int, world: int) -> slice:
-        """Places in the global batch that `rank` of `world` ranks works on.
+        """Places in the global batch that one rank works on.
+
+        Args:
+            rank: number of the rank.
+            world: number of ranks.
+
+        Returns:
+            A stretch of `global_batch / world` places.
 
         Raises:
             UserError: the global batch cannot be shared equally.

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from more.data.batch_order import GlobalBatchSampler
 from more.data.dataset import Masks
-from more.data.labels import OUTSIDE, joined
 from more.data.loader import Reading, make_train_loader, make_view_loader
-from more.data.plan import GlobalBatchSampler
+from more.data.mask_labels import OUTSIDE, match_masks
 from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform, labels_of_view, thinned
@@ -165,7 +165,7 @@ def images(tmp_path_factory) -> Path:
 def test_masks_of_a_set_are_joined_by_id(images, tmp_path):
     source = ShardSet(images)
     masks = ShardSet(mask_set(tmp_path / "masks", images, rows=reversed(range(15))))
-    labels, rest, lacking = joined(masks, source)
+    labels, rest, lacking = match_masks(masks, source)
     assert rest is source and lacking == [] and masks.ids == source.ids[::-1]
     for row in range(15):
         found = labels[row]
@@ -176,14 +176,14 @@ def test_masks_of_a_set_are_joined_by_id(images, tmp_path):
 
 def test_without_confidence_masks_are_certain(images, tmp_path):
     plain = mask_set(tmp_path / "masks", images, confidence=None)
-    labels = joined(ShardSet(plain), ShardSet(images))[0]
+    labels = match_masks(ShardSet(plain), ShardSet(images))[0]
     assert (labels[4][..., 1] == 255).all()
 
 
 def test_images_without_a_mask_are_listed_and_left_out(images, tmp_path):
     kept = [0, 3, 4, 9, 14]
     source = ShardSet(images)
-    labels, rest, lacking = joined(ShardSet(mask_set(tmp_path / "masks", images, rows=kept)),
+    labels, rest, lacking = match_masks(ShardSet(mask_set(tmp_path / "masks", images, rows=kept)),
                                    source)
     assert rest.ids == [source.ids[row] for row in kept] and len(source) == 15
     assert lacking == [name for name in source.ids if name not in rest.ids]
@@ -196,7 +196,7 @@ def test_images_without_a_mask_are_listed_and_left_out(images, tmp_path):
 def test_damaged_images_that_are_left_out_are_no_strangers(images, tmp_path):
     masks = ShardSet(mask_set(tmp_path / "masks", images))
     few = ShardSet(images).without([2, 7])
-    labels, rest, lacking = joined(masks, few)
+    labels, rest, lacking = match_masks(masks, few)
     assert rest is few and lacking == []
     assert labels[2].shape[:2] == tuple(few.sizes[2]) == (33, 40), "what was row 3"
 
@@ -204,16 +204,16 @@ def test_damaged_images_that_are_left_out_are_no_strangers(images, tmp_path):
 def test_true_masks_are_those_of_the_images_that_have_one(tmp_path):
     folder = small_set(tmp_path / "set", bare=(1, 8))
     source = ShardSet(folder)
-    labels, rest, lacking = joined(ShardSet(folder), source)
+    labels, rest, lacking = match_masks(ShardSet(folder), source)
     assert lacking == ["image_1", "image_8"] and len(rest) == 13
     assert (labels[1][1:, :, 0] == 3).all() and (labels[1][..., 1] == 255).all(), "image_2"
     few = source.without([0])
-    assert joined(ShardSet(folder), few)[1].ids == rest.ids[1:]
+    assert match_masks(ShardSet(folder), few)[1].ids == rest.ids[1:]
 
 
 def refusal(masks: Path, images: Path) -> str:
     with pytest.raises(UserError) as caught:
-        joined(ShardSet(masks), ShardSet(images))
+        match_masks(ShardSet(masks), ShardSet(images))
     assert caught.value.fix
     return caught.value.message
 
@@ -243,12 +243,12 @@ def test_masks_of_another_content_under_the_same_ids_are_refused(images, tmp_pat
     assert ShardSet(other).ids == ShardSet(images).ids
     folder = mask_set(tmp_path / "masks", other)
     assert "another content of the same ids" in refusal(folder, images)
-    joined(ShardSet(folder), ShardSet(other))
+    match_masks(ShardSet(folder), ShardSet(other))
 
 
 def test_masks_without_a_record_are_joined_by_their_ids(images, tmp_path):
     folder = mask_set(tmp_path / "masks", images, provenance={})
-    assert joined(ShardSet(folder), ShardSet(images))[2] == []
+    assert match_masks(ShardSet(folder), ShardSet(images))[2] == []
     cut = mask_set(tmp_path / "cut", images, rows=range(3, 6), provenance={},
                    size=lambda height, width: (height, width - 1))
     text = refusal(cut, images)
@@ -265,7 +265,7 @@ def test_seeds_and_sets_without_any_mask_are_refused(images, tmp_path):
 
 def test_labels_above_the_classes_are_refused_where_they_are_read(images, tmp_path):
     masks = ShardSet(mask_set(tmp_path / "masks", images, label=lambda row: row % 3 + 1 + row // 9))
-    labels = joined(masks, ShardSet(images))[0]
+    labels = match_masks(masks, ShardSet(images))[0]
     assert (labels[9][1:, :, 0] == 2).all(), "255 is no class, and the largest class is one"
     with pytest.raises(UserError, match=f"'image_11' holds a label above {len(NAMES)}"):
         labels[11]
@@ -275,7 +275,7 @@ def test_labels_above_the_classes_are_refused_where_they_are_read(images, tmp_pa
 def test_damaged_masks_are_named(images, tmp_path, payload):
     folder = mask_set(tmp_path / "masks", images)
     damage(folder, [6], payload)
-    labels = joined(ShardSet(folder), ShardSet(images))[0]
+    labels = match_masks(ShardSet(folder), ShardSet(images))[0]
     assert labels[5].any()
     with pytest.raises(UserError, match=f"{payload} of 'image_6' is damaged"):
         labels[6]
@@ -293,7 +293,7 @@ def pictures(tmp_path_factory) -> ShardSet:
 def batches(pictures, stride=1, **options):
     options = {"stop_step": 7, **options}
     plan = GlobalBatchSampler(len(pictures), 4, 3)
-    masks = Masks(joined(pictures, pictures)[0], stride)
+    masks = Masks(match_masks(pictures, pictures)[0], stride)
     transform = TrainTransform(48, "coco", area=(1, 1), jitter_probability=0)
     return list(make_train_loader(pictures, transform, plan, masks=masks, **options))
 
@@ -329,7 +329,7 @@ def test_a_limited_number_of_views_comes_again(pictures, workers):
     def by_image(views):
         found: dict[int, list[list[torch.Tensor]]] = {}
         plan = GlobalBatchSampler(6, 6, 3)  # an epoch a step
-        masks = Masks(joined(pictures, pictures)[0])
+        masks = Masks(match_masks(pictures, pictures)[0])
         for batch in make_train_loader(pictures, TrainTransform(48, "coco"), plan, masks=masks,
                                        stop_step=5, views=views, reading=Reading(workers)):
             for place, index in enumerate(batch["indices"].tolist()):

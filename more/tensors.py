@@ -1,0 +1,114 @@
+"""Helpers for tensors that the whole package uses: constants, box masks, copies without waiting.
+
+Making a constant anew costs a copy to a GPU, or a kernel launch, in every pass. So it is made once
+for each device and kept. All users share it: they read it and never write to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """Some numbers as a tensor that is made once and then kept; it must not be written to.
+
+    Args:
+        values: n numbers.
+        like: a tensor of the wanted type on the wanted device.
+
+    Returns:
+        `[n]`.
+    """
+    return _constant(tuple(values), like.dtype, like.device)
+
+
+def counting(number: int, like: Tensor) -> Tensor:
+    """0, 1 … `number` - 1 as a tensor that is made once and then kept; it must not be written to.
+
+    Args:
+        number: how many.
+        like: a tensor on the wanted device.
+
+    Returns:
+        int64 `[number]`.
+    """
+    return _counting(number, like.device)
+
+
+# Kept tensors also serve passes with gradient, which refuse those made in inference mode.
+@lru_cache(maxsize=128)
+@torch.inference_mode(mode=False)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)
+def _counting(number: int, device: torch.device) -> Tensor:
+    return torch.arange(number, device=device)
+
+
+def box_mask(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels lie inside a box.
+
+    Args:
+        box: `[B, 4]` as (y0, y1, x0, x1), ends excluded, in pixels.
+        size: (height, width).
+
+    Returns:
+        bool `[B, H, W]`.
+    """
+    height, width = size
+    sides = box.unflatten(1, (2, 2, 1))  # of rows and of columns: first, end
+    places = counting(max(size), box)
+    inside = (places >= sides[:, :, 0]) & (places < sides[:, :, 1])
+    return inside[:, 0, :height, None] & inside[:, 1, None, :width]
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device without waiting; on the CPU it is returned as it is.
+
+    For a GPU the values go through pinned memory. From other memory, the CPU might have to wait
+    until the GPU has finished all its earlier work. Tensors that are pinned already are not copied
+    once more.
+
+    Args:
+        values: a tensor in the CPU's memory.
+        device: where to.
+
+    Returns:
+        The values on `device`.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    if not values.is_pinned():  # PyTorch keeps such memory and hands it out again
+        values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
+    return values.to(device, non_blocking=True)
+
+
+class Download:
+    """A copy of a device tensor to the CPU that runs in the background; only `read` waits for it.
+
+    Args:
+        values: the tensor; it may change afterwards.
+    """
+
+    def __init__(self, values: Tensor):
+        self.arrived: torch.cuda.Event | None = None
+        if values.device.type != "cuda":
+            self.values = values.detach().clone()
+            return
+        self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self.values.copy_(values.detach(), non_blocking=True)
+        self.arrived = torch.cuda.Event()
+        self.arrived.record()
+
+    def read(self) -> list:
+        """The values as Python numbers, nested as the tensor is."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
