@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from more.filtering import crf
-from more.filtering.crf import CRFParams
-from more.filtering.permutohedral import (
-    PermutohedralLattice,
-    bilateral_features,
-    bilateral_filter,
-)
+from more.filtering.bilateral import bilateral_features, bilateral_filter
+from more.filtering.parameters import CRFParams
+from more.filtering.permutohedral import PermutohedralLattice
 from more.method.losses.energy import dense_energy
 from tests.refine.sets import smooth_maps, textured
 

@@ -8,7 +8,7 @@ is saved is work that changes nothing. In reading order:
 - `bilateral`: the filter alone for tensors, for the dense energy (imports torch).
 - `vectors`: the channels of a point as one vector.  `jit`: compiling once for all processes.
 
-Importing it takes 0.3 s, for numba; `prepare` compiles or loads the machine code.
+Importing it takes 0.3 s, for numba; `load` compiles or loads the machine code.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.passes import filter_image
 from more.filtering.fast.vectors import WIDTHS
 
-__all__ = ["TooFineError", "marginals", "prepare"]
+__all__ = ["TooFineError", "marginals", "load"]
 
 
 @lru_cache(maxsize=1)
-def prepare() -> float:
+def load() -> float:
     """Compile the engine or load what was compiled; says so where it takes long.
 
     Every process calls it before its first image. The first one on a machine compiles, others
