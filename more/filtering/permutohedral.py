@@ -65,8 +65,13 @@ class PermutohedralLattice:
     def _number_points(self, ordered: Tensor, valid: Tensor, bounds: Tensor) -> list[list[int]]:
         """The points' numbers, code by code; their total is read, with all that is checked.
 
-        Args: ordered: codes, sorted; valid: whether all features are; bounds: of the codes.
-        Returns: bounds as numbers.
+        Args:
+            ordered: codes, sorted.
+            valid: whether all features are.
+            bounds: of the codes.
+
+        Returns:
+            The bounds as numbers.
         """
         rises = torch.zeros_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=rises[1:])
@@ -89,7 +94,9 @@ class PermutohedralLattice:
         Row by row: (columns, weights) to add up; `offsets` where the rows have no fixed length. The
         splat has one row more, for nothing: neighbours that are missing.
 
-        Args: order: places of the sorted codes, pixel by pixel. weights: [B·N, d+1].
+        Args:
+            order: places of the sorted codes, pixel by pixel.
+            weights: [B·N, d+1].
         """
         numbers, index = self._numbers, self._numbers.dtype
         every = torch.arange(self.points + 1, dtype=index, device=self.device)
