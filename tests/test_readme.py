@@ -10,8 +10,9 @@ import typer
 from typer.main import get_command
 
 from more.cli import app
+from more.config.fields import limits_of
 from more.config.load import flatten
-from more.config.schema import CHOICES, PAPER, Config
+from more.config.schema import PAPER, Config, fields
 from tests.conftest import ROOT
 from tests.data.sets import small_set
 
@@ -104,7 +105,8 @@ def test_the_table_of_options_is_the_schema():
     released = {key: value for key, value, _ in flatten(Config())}
     expected = {key: (str(released[key]), str(value)) for key, value in PAPER.items()}
     assert {key: (plain, paper) for key, plain, paper in rows} == expected
-    assert all(value in CHOICES.get(key, (value,)) for key, *values in rows for value in values
+    choices = {key: limits_of(item).choices for key, item in fields()}
+    assert all(value in (choices[key] or (value,)) for key, *values in rows for value in values
                if value not in ("True", "False"))
 
 

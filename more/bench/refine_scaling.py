@@ -24,7 +24,7 @@ from more.bench.refine_rates import (
 )
 from more.bench.tables import Line
 from more.data.shards.reader import ShardSet
-from more.filtering.crf import prepare_engine
+from more.filtering.crf import load_engine
 from more.jobs.driver import local_crew, local_executor, run_tasks
 from more.refine.shard import ShardSpec
 
@@ -111,7 +111,7 @@ def _driven(function: Callable, tasks: list, pools: list[Executor]) -> Spent:
 
 def _ready(_: int) -> None:
     """Load what a worker needs for its first image."""
-    prepare_engine(HOW.engine)
+    load_engine(HOW.engine)
 
 
 def _timed_bare(pair: Pair) -> float:

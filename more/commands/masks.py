@@ -95,7 +95,7 @@ def refine(
     from dataclasses import asdict
 
     from more.config.load import load_config
-    from more.filtering.crf import ENGINES, CRFParams
+    from more.filtering.parameters import ENGINES, CRFParams
     from more.progress import Tally
     from more.refine.refine import refine as job
     from more.refine.settings import Refinement

@@ -52,7 +52,7 @@ def tune(
     from rich.console import Console
 
     from more.config.load import load_config
-    from more.filtering.crf import ENGINES, CRFParams
+    from more.filtering.parameters import ENGINES, CRFParams
     from more.progress import Tally
     from more.refine.settings import Refinement
     from more.tuning.result import TuneResult, refine_command

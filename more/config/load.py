@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from more.config.check import check
+from more.config.fields import Limits, limits_of
 from more.config.recipes import find_recipe
 from more.config.scale import check_unambiguous, scaled
-from more.config.schema import OFF_IS_EMPTY, PAPER, TAKES_NONE, Config
+from more.config.schema import PAPER, Config
 from more.errors import UserError, nearest
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
@@ -28,6 +29,9 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = (),
             `more.config.recipes`); None: the defaults alone.
         overrides: `"train.lr=1e-4"` strings; values are Python literals, else plain text.
         stage: 2 puts the file's `stage_two` over its other settings, below the overrides.
+
+    Returns:
+        The settings of that stage, scaled where `train.scale_to` asks for it.
 
     Raises:
         UserError: no such file or recipe, unknown key (names the nearest), wrong type or value.
@@ -73,7 +77,13 @@ def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
 def changed(config: Config, overrides: typing.Sequence[str], section: str) -> Config:
     """A run's settings with others of one section, for what is computed after training.
 
-    Args: overrides: `"section.key=value"` strings; section: its name.
+    Args:
+        config: the run's settings.
+        overrides: `"section.key=value"` strings.
+        section: its name.
+
+    Returns:
+        The checked settings; the same object where there are no overrides.
 
     Raises:
         UserError: a key of another section, or what `load_config` refuses.
@@ -178,9 +188,10 @@ def _build(kind: type, tree: Any, prefix: str, source: str) -> Any:
             near = _nearest_setting(prefix, key, hints)
             raise UserError(f"{source}: unknown setting {prefix}{key}",
                             f"did you mean {near}?" if near else f"known: {', '.join(hints)}")
+    limits = {item.name: limits_of(item) for item in dataclasses.fields(kind)}
     values = {key: _build(hint, tree[key], f"{prefix}{key}.", source)
               if dataclasses.is_dataclass(hint)
-              else _cast(tree[key], hint, f"{prefix}{key}", source)
+              else _cast(tree[key], hint, f"{prefix}{key}", source, limits[key])
               for key, hint in hints.items() if key in tree}
     return kind(**values)
 
@@ -194,7 +205,8 @@ def _nearest_setting(prefix: str, key: str, hints: typing.Iterable[str]) -> str:
             or nearest(f"{prefix}{key}", full))
 
 
-def _cast(value: Any, hint: type, key: str, source: str) -> Any:
+def _cast(value: Any, hint: type, key: str, source: str, limits: Limits) -> Any:
+    """A value as the type of its setting, or a refusal; key and source are for its message."""
     where = f"{source}: {key}"
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -203,12 +215,12 @@ def _cast(value: Any, hint: type, key: str, source: str) -> Any:
             raise UserError(f"{where} = {tuple(value)!r} holds something that is no number",
                             f"give {_PLAIN[tuple]}")
         return tuple(value)
-    if hint is str and (value is None or key in OFF_IS_EMPTY and value in ("none", "None")):
-        if key in TAKES_NONE:
+    if hint is str and (value is None or limits.empty_is_off and value in ("none", "None")):
+        if limits.takes_none:
             return "none"
         raise UserError(f"{where} = {value!r} is not text that it takes",
                         f"write {key}='' where it shall be off, else give a text"
-                        if key in OFF_IS_EMPTY else "give a text, or leave it out")
+                        if limits.empty_is_off else "give a text, or leave it out")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where} = {value!r} is not {_PLAIN[hint]}", f"give {_PLAIN[hint]}")
     return value

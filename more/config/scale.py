@@ -43,7 +43,8 @@ def scaled(config: Config) -> Config:
 def check_unambiguous(settings: Sequence[tuple[str, Any]]) -> None:
     """Refuse `--set` of `train.scale_to` together with what it changes.
 
-    Args: settings: keys and values of the command line.
+    Args:
+        settings: keys and values of the command line.
 
     Raises:
         UserError: it cannot be known whether the value is meant before or after scaling.

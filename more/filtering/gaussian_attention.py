@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from more.filtering.permutohedral import bilateral_filter
+from more.filtering.bilateral import bilateral_filter
 
 LATTICE_GAIN = 0.58
 """Part of the true sum that the permutohedral lattice gives (0.53 to 0.61): the energy's released

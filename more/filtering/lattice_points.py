@@ -81,8 +81,7 @@ def encode(cells: Tensor, last: Tensor, batch: int) -> Codes:
     Corner c has the coordinates c + (d+1)·k_i with k_i = cells_i - [c > last_i]: all of them leave
     the remainder c, the class of the point. Its code has the digits (image, c, k_1 … k_d); the last
     coordinate follows from the zero sum. Neighbours have the digits k_i - 1 to k_i + 1, so one
-    spare
-    value a digit keeps a neighbour's code from being that of another point.
+    spare value a digit keeps a neighbour's code from being that of another point.
 
     Args:
         cells, last: [d+1, P] as from `enclosing_simplex`, P = B·N.
@@ -113,8 +112,15 @@ def span(bounds: Sequence[Sequence[int]], batch: int) -> list[int]:
     """What one more adds to a code, by digit: the d cells, the class and the image; and at the end
     a number that codes and those of neighbours stay below.
 
-    Args: bounds: of `Codes`, as numbers.
-    Raises: ValueError where codes do not fit in 62 bits.
+    Args:
+        bounds: of `Codes`, as numbers.
+        batch: B.
+
+    Returns:
+        One number a digit, and that limit.
+
+    Raises:
+        ValueError: codes do not fit in 62 bits.
     """
     radix = [high - low + 3 for low, high in zip(*bounds, strict=True)]
     radix += [len(radix) + 1, batch + 1]

@@ -10,12 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from more.filtering.crf import CRFParams
-from more.filtering.permutohedral import (
-    PermutohedralLattice,
-    bilateral_features,
-    spatial_features,
-)
+from more.filtering.bilateral import bilateral_features, spatial_features
+from more.filtering.parameters import CRFParams
+from more.filtering.permutohedral import PermutohedralLattice
 
 
 class _NormalisedKernel:

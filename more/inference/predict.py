@@ -21,7 +21,7 @@ from more.data.tag_files import read_tag_file
 from more.data.tags import class_indices, split_cells
 from more.errors import UserError
 from more.evaluation.palettes import palette
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
 from more.inference.localizer import Localizer, Request

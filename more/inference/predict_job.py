@@ -16,7 +16,7 @@ from more.data.shards.codec import decode_whole
 from more.data.shards.format import sha256_bytes
 from more.errors import UserError
 from more.evaluation.palettes import palette
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.inference.localize import seed_threshold
 from more.inference.localizer import Localizer
 from more.inference.pictures import Picture

@@ -14,7 +14,7 @@ from uuid import uuid4
 from more.data.shards.format import MANIFEST, TEMPORARY
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
-from more.filtering.crf import prepare_engine, resolve_engine
+from more.filtering.crf import load_engine, resolve_engine
 from more.refine.settings import Refinement
 
 Task = TypeVar("Task")
@@ -62,7 +62,7 @@ def look_around(spec: Job, sign: str) -> tuple[str, str] | None:
     except OSError as error:
         return f"cannot write to {spec.out} ({error.strerror})", "correct the permissions"
     try:
-        prepare_engine(resolve_engine(spec.how.engine))
+        load_engine(resolve_engine(spec.how.engine))
     except UserError as error:
         return error.message, "install the same requirements there, or choose another --engine"
     return None

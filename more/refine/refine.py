@@ -27,7 +27,7 @@ from more.data.shards.format import make_folder, remove_temporaries
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.crf import available_engine, crf_devices, prepare_engine, resolve_engine
+from more.filtering.crf import available_engine, crf_devices, load_engine, resolve_engine
 from more.jobs.driver import Outcome, local_executor, one_thread_each, run_tasks
 from more.jobs.executors import Choice, choose
 from more.jobs.in_hand import Crumbs
@@ -237,7 +237,7 @@ def announced_engine(engine: str) -> str:
     if engine == "auto":
         console.print(f"dense CRF: engine {resolved} ({available_engine()[1]})", highlight=False,
                       markup=False)
-    prepare_engine(resolved)
+    load_engine(resolved)
     return resolved
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from more.errors import UserError
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 
 RELEASED_THRESHOLD = 0.5
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from more.errors import UserError, nearest
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.refine.settings import Refinement
 
 KEYS = ("threshold", "ignore_below", *(f"crf.{item.name}" for item in fields(CRFParams)))

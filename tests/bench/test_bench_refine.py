@@ -24,7 +24,8 @@ from more.bench.refine_sets import draw_sets, take_sets
 from more.bench.tables import show_tables
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.permutohedral import PermutohedralLattice, bilateral_features
+from more.filtering.bilateral import bilateral_features
+from more.filtering.permutohedral import PermutohedralLattice
 from more.refine.refine import ROWS_PER_SHARD
 from tests.refine.sets import make_sets
 from tests.train.conftest import ROOT, command

@@ -10,9 +10,10 @@ import torch
 
 from more.errors import UserError
 from more.filtering import crf
-from more.filtering.crf import CRFParams, refine, resolve_engine
+from more.filtering.crf import refine, resolve_engine
 from more.filtering.exact import ExactGaussian
 from more.filtering.mean_field import mean_field
+from more.filtering.parameters import FINEST, CRFParams
 from tests.refine.sets import smooth_maps, textured
 
 
@@ -118,7 +119,7 @@ def test_a_deviation_so_fine_that_an_engine_would_crash_is_refused(field):
     for value in (1e-8, 0.099):
         with pytest.raises(UserError, match=f"crf.{field} is") as caught:
             CRFParams(**{field: value})
-        assert f"at least {crf.FINEST}" in caught.value.fix
+        assert f"at least {FINEST}" in caught.value.fix
 
 
 @pytest.mark.parametrize("engine", ["fast", "pydensecrf", "lattice"])
@@ -127,7 +128,7 @@ def test_every_engine_takes_the_finest_deviation(field, engine):
     if engine != "lattice":
         pytest.importorskip({"fast": "numba"}.get(engine, engine))
     image, probs = scene(2, 24, 30)
-    q = refine(image, probs, CRFParams(iterations=2, **{field: crf.FINEST}), engine)
+    q = refine(image, probs, CRFParams(iterations=2, **{field: FINEST}), engine)
     np.testing.assert_allclose(q.sum(0), 1, atol=1e-4)
 
 

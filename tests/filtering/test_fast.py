@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from more.filtering import crf
-from more.filtering.crf import CRFParams, refine
-from more.filtering.permutohedral import PermutohedralLattice, bilateral_features
+from more.filtering.bilateral import bilateral_features
+from more.filtering.crf import refine
+from more.filtering.parameters import CRFParams
+from more.filtering.permutohedral import PermutohedralLattice
 from tests.filtering.test_crf import scene
 from tests.refine.sets import textured
 
@@ -22,7 +24,7 @@ BILATERAL = CRFParams(gaussian_compat=0)
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    fast.prepare()
+    fast.load()
 
 
 def noise(labels, height, width, seed=0):
@@ -184,8 +186,8 @@ def test_blur_is_the_formula():
     (2, (12, 17), 1.0), (7, (31, 20), 0.3), (21, (40, 40), 1.7)])
 def test_the_filter_alone_is_that_of_the_lattice_in_torch(labels, size, colours):
     """Batches, any number of maps, colours beyond 0..255 and between whole numbers."""
-    from more.filtering.fast.bilateral import lattice_filter
-    from more.filtering.permutohedral import bilateral_filter
+    from more.filtering.bilateral import bilateral_filter
+    from more.filtering.fast.torch_filter import lattice_filter
 
     generator = torch.Generator().manual_seed(labels)
     images = 255 * colours * torch.rand(3, 3, *size, generator=generator) - 20
@@ -197,7 +199,7 @@ def test_the_filter_alone_is_that_of_the_lattice_in_torch(labels, size, colours)
 
 
 def test_the_filter_leaves_to_torch_what_it_cannot_do():
-    from more.filtering.fast.bilateral import lattice_filter
+    from more.filtering.fast.torch_filter import lattice_filter
 
     images, values = torch.rand(1, 3, 9, 9) * 255, torch.rand(1, 2, 9, 9)
     assert lattice_filter(images, values.double(), 5.0, 10.0).dtype == torch.float64

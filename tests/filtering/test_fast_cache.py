@@ -16,8 +16,8 @@ NOWHERE = "/proc/no-such-folder"  # cannot be made, even by root
 PREPARE = """
 import sys, numba
 numba.__version__ = sys.argv[1] or numba.__version__
-from more.filtering.fast import jit, prepare
-prepare()
+from more.filtering.fast import jit, load
+load()
 print(any(sum(made.stats.cache_misses.values()) for made in jit._functions), jit.FOLDER)
 """
 
@@ -51,9 +51,9 @@ def test_four_processes_on_a_cold_cache_compile_once(tmp_path):
 
 AFTERWARDS = """
 import numpy as np, torch
-from more.filtering.fast import jit, marginals, prepare
-from more.filtering.fast.bilateral import lattice_filter
-prepare()
+from more.filtering.fast import jit, load, marginals
+from more.filtering.fast.torch_filter import lattice_filter
+load()
 before = sum(sum(made.stats.cache_misses.values()) for made in jit._functions)
 image = np.random.default_rng(0).integers(0, 255, (9, 8, 3), np.uint8)
 for labels in range(1, 12):

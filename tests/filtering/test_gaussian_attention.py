@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from more.filtering.bilateral import bilateral_features, bilateral_filter
 from more.filtering.exact import ExactGaussian
 from more.filtering.gaussian_attention import AttentionGaussian, attention_filter
-from more.filtering.permutohedral import bilateral_features, bilateral_filter
 from tests.claimed_gpu import OnGpu, claimed_gpu
 from tests.filtering.test_permutohedral import pictures, random
 from tests.oracles.gaussian import sampled_filter

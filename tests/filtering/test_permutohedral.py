@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from more.filtering.bilateral import bilateral_features, bilateral_filter
 from more.filtering.exact import ExactGaussian
-from more.filtering.permutohedral import (
-    PermutohedralLattice,
-    bilateral_features,
-    bilateral_filter,
-)
+from more.filtering.permutohedral import PermutohedralLattice
 from tests.claimed_gpu import OnGpu, claimed_gpu
 from tests.filtering.oracle import lattice_filter
 from tests.research.launches import Launches

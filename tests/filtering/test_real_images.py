@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from more.data.seeds import SeedItem, seed_probabilities
-from more.filtering.crf import CRFParams, refine, resolve_engine
+from more.filtering.crf import refine, resolve_engine
+from more.filtering.parameters import CRFParams
 
 DATA = Path(os.environ.get("MORE_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
 VOC = DATA / "voc12sub"

@@ -10,9 +10,9 @@ import torch
 
 from more.config.load import load_config
 from more.filtering import crf
-from more.filtering.crf import CRFParams
+from more.filtering.bilateral import bilateral_features
 from more.filtering.gaussian_attention import AttentionGaussian
-from more.filtering.permutohedral import bilateral_features
+from more.filtering.parameters import CRFParams
 from more.method.gcr import GraphCategoryRepresentation
 from more.method.labels import refined_label
 from more.method.make_network import make_network

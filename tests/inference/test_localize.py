@@ -23,7 +23,7 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
 from more.errors import UserError
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.inference import seed_shard
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.progress import Tally
 from more.refine.refine import refine
 from more.refine.settings import Refinement

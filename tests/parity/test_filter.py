@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from more.filtering.bilateral import bilateral_filter
 from more.filtering.exact import ExactGaussian
-from more.filtering.permutohedral import PermutohedralLattice, bilateral_filter
+from more.filtering.permutohedral import PermutohedralLattice
 from tests.parity.compare import close
 
 TOLERANCE = {"main": 5e-4, "constant": 5e-4, "ones": 5e-4, "narrow": 2e-2}

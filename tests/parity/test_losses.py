@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
+from more.filtering.bilateral import bilateral_filter
 from more.filtering.exact import ExactGaussian
-from more.filtering.permutohedral import bilateral_filter
 from more.method.labels import undo_normalisation
 from more.method.losses.cre import confident_region_loss
 from more.method.losses.decoder import balanced_cross_entropy

@@ -19,7 +19,7 @@ from more.data.seeds import SeedItem, encode_seed
 from more.data.shards import writer as writer_module
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.jobs.in_hand import read_crumb
 from more.refine import shard as module
 from more.refine.settings import Refinement

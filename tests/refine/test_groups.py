@@ -13,7 +13,8 @@ import pytest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering import crf
-from more.filtering.crf import CRFParams, crf_devices
+from more.filtering.crf import crf_devices
+from more.filtering.parameters import CRFParams
 from more.jobs.in_hand import Crumbs, read_crumb
 from more.refine import shard as module
 from more.refine.groups import lots

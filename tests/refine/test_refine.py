@@ -14,7 +14,8 @@ import pytest
 from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set
 from more.errors import UserError
-from more.filtering.crf import CRFParams, available_engine
+from more.filtering.crf import available_engine
+from more.filtering.parameters import CRFParams
 from more.refine.refine import refine
 from more.refine.settings import Refinement
 from tests.refine.sets import (

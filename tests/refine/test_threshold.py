@@ -16,7 +16,7 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.refine.refine import refine
 from more.refine.settings import Refinement
 from more.refine.threshold import BINS, otsu, strongest_values, with_threshold

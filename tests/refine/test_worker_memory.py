@@ -19,7 +19,7 @@ from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.refine import shard, worker_memory
 from more.refine.images import refine_item
 from more.refine.refine import plan, refine

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from more.data.seeds import decode_seed
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.inference.load import load_run
 from more.inference.localize import Request, localize
 from more.refine.refine import refine

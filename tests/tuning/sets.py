@@ -16,7 +16,7 @@ from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.refine.settings import Refinement
 from more.tuning import count as module
 from more.tuning.tune import Search

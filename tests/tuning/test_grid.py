@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from more.errors import UserError
-from more.filtering.crf import CRFParams
+from more.filtering.parameters import CRFParams
 from more.refine.settings import Refinement
 from more.tuning.grid import (
     DEFAULT,

@@ -19,6 +19,7 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.evaluate import evaluate
 from more.filtering import crf
+from more.filtering.parameters import CRFParams
 from more.jobs.ranks import Rank
 from more.refine.refine import refine
 from more.refine.settings import Refinement
@@ -360,7 +361,7 @@ def test_released_settings_are_called_so(sets, tmp_path):
     search = Search(("crf.iterations=1",), images=2)
     result, _ = tune(*sets, tmp_path, search, **INLINE)
     assert result.reference_name == "released" and len(result.points) == 2
-    assert result.points[result.reference].params == crf.CRFParams()
+    assert result.points[result.reference].params == CRFParams()
     cells = [list(map(str, column.cells)) for column in result.table().columns]
     assert cells[0] == [f"{n:g}" for n in (1, 10)][::1 if result.best == 0 else -1] + ["10"]
     assert cells[2][-1] == "+0.00" and "over the released settings" in " ".join(result.notes())

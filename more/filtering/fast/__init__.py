@@ -3,12 +3,14 @@
 Same model, same number of updates, same lattice (so nearly every pixel gets the same label); what
 is saved is work that changes nothing. In reading order:
 
-- `simplex`: where pixels lie in the lattice.  `lattice`: its points and chains of neighbours.
-- `passes`: splat, blur and slice.  `mean_field`: the updates.
-- `bilateral`: the filter alone for tensors, for the dense energy (imports torch).
+- `simplex`: where pixels lie in the lattice.
+- `point_table`: numbers for its points.  `neighbours`: their chains.  `lattice`: all of it.
+- `passes`: splat, blur and slice.
+- `place_kernel`, `softmax`, `iterations`: the mean-field updates.
+- `torch_filter`: the filter alone for tensors, for the dense energy (imports torch).
 - `vectors`: the channels of a point as one vector.  `jit`: compiling once for all processes.
 
-Importing it takes 0.3 s, for numba; `prepare` compiles or loads the machine code.
+Importing it takes 0.3 s, for numba; `load` compiles or loads the machine code.
 """
 
 from __future__ import annotations
@@ -17,21 +19,24 @@ from functools import lru_cache
 
 import numpy as np
 
-from more.filtering.fast.inference import marginals
+from more.filtering.fast.iterations import marginals
 from more.filtering.fast.jit import FOLDER, FOLDER_NOTE, compiled_before, warm_up
 from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.passes import filter_image
 from more.filtering.fast.vectors import WIDTHS
 
-__all__ = ["TooFineError", "marginals", "prepare"]
+__all__ = ["TooFineError", "load", "marginals"]
 
 
 @lru_cache(maxsize=1)
-def prepare() -> float:
+def load() -> float:
     """Compile the engine or load what was compiled; says so where it takes long.
 
     Every process calls it before its first image. The first one on a machine compiles, others
-    that start meanwhile wait for it. Returns the seconds it took.
+    that start meanwhile wait for it.
+
+    Returns:
+        Seconds that it took.
     """
     if FOLDER_NOTE:
         _say(FOLDER_NOTE)

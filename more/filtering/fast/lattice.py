@@ -19,14 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from more.filtering.fast.jit import jit
+from more.filtering.fast.neighbours import find_neighbours, make_chains, note_neighbours
+from more.filtering.fast.point_table import make_points, make_table, number_codes
 from more.filtering.fast.simplex import corners_of_row, make_grid, make_row
-from more.filtering.fast.vectors import prefetch
 
-F, U8, U64 = np.float32, np.uint8, np.uint64
-EMPTY = U64(2**64 - 1)
-_GOLDEN = U64(0x9E3779B97F4A7C15)  # an odd number whose high product bits spread codes well
+F = np.float32
 _LARGEST = 2**31 - 2
-_AHEAD = 16  # look-ups from the fetch of a slot to its use
 
 
 class Lattice(NamedTuple):
@@ -46,37 +44,6 @@ class Lattice(NamedTuple):
     chains: np.ndarray
     starts: np.ndarray
     points: int
-
-
-class Table(NamedTuple):
-    """Hash table of codes with linear probing, and a Bloom filter before it.
-
-    Attributes:
-        slots: uint64, code · 2^index_bits + number of the point, or EMPTY.
-        shift: 64 less the bits of a slot's number. index_bits: of a point's number.
-        bloom: uint64, one bit for each hash of a code that is there.
-        bloom_shift: 64 less the bits of a place in the filter.
-    """
-
-    slots: np.ndarray
-    shift: np.uint64
-    index_bits: np.uint64
-    bloom: np.ndarray
-    bloom_shift: np.uint64
-
-
-class Points(NamedTuple):
-    """What is known of the points while the lattice is built.
-
-    Attributes:
-        codes: int64 [room].
-        following: int32 [6, room], the next point along each axis, -1 where there is none.
-        preceded: uint8 [room], bit j set where a point comes before along axis j.
-    """
-
-    codes: np.ndarray
-    following: np.ndarray
-    preceded: np.ndarray
 
 
 class TooFineError(ValueError):
@@ -110,7 +77,7 @@ def build(image: np.ndarray, sigma_xy: float, sigma_rgb: float,
         if room > _LARGEST or grid.bits + index_bits > 64:
             raise TooFineError(f"lattice points of {height}×{width} pixels at deviations of "
                                f"{sigma_xy:g} and {sigma_rgb:g} exceed 64 bits")
-        table, points = _make_table(4 * room // 3, index_bits), _make_points(room)
+        table, points = make_table(4 * room // 3, index_bits), make_points(room)
         found = add_points(image, F(sigma_xy), F(sigma_rgb), grid, table, points, corners, weights)
         if found >= 0:
             break
@@ -120,17 +87,6 @@ def build(image: np.ndarray, sigma_xy: float, sigma_rgb: float,
     chains, starts = np.empty(6 * found + 1, np.int32), np.empty(7, np.int64)
     used = make_chains(found, points.following, points.preceded, chains, starts)
     return Lattice(corners, weights, chains[:used + 1], starts, found)
-
-
-def _make_table(codes: int, index_bits: int) -> Table:
-    bits = codes.bit_length()
-    bloom_bits = bits + 3
-    return Table(np.full(1 << bits, EMPTY), U64(64 - bits), U64(index_bits),
-                 np.zeros(1 << (bloom_bits - 6), U64), U64(64 - bloom_bits))
-
-
-def _make_points(room: int) -> Points:
-    return Points(np.empty(room, np.int64), np.empty((6, room), np.int32), np.empty(room, U8))
 
 
 @jit
@@ -153,9 +109,10 @@ def add_points(image, sigma_xy, sigma_rgb, grid, table, points, corners, weights
         first = y * width
         corners_of_row(image[y], y, sigma_xy, sigma_rgb, grid, row, weights[first:first + width])
         count = _unshared(row.codes, above, todo)
-        found = _number(row.codes, todo[:count], table, points, corners[first:first + width], found)
+        found = number_codes(row.codes, todo[:count], table, points,
+                             corners[first:first + width], found)
         _share(row.codes, above, corners, first)
-        _note_neighbours(todo[:count], row.axes, corners[first:first + width], points)
+        note_neighbours(todo[:count], row.axes, corners[first:first + width], points)
         above[:] = row.codes
     return found
 
@@ -175,39 +132,6 @@ def _unshared(codes, above, todo):
 
 
 @jit
-def _number(codes, todo, table, points, corners, found):
-    """Look codes up in the table, adding those that are new."""
-    mask = U64(table.slots.shape[0] - 1)
-    low = (U64(1) << table.index_bits) - U64(1)
-    flat, numbers = codes.reshape(codes.size), corners.reshape(corners.size)
-    for t in range(todo.shape[0]):
-        coming = flat[todo[min(t + _AHEAD, todo.shape[0] - 1)]]
-        prefetch(table.slots, (U64(coming) * _GOLDEN) >> table.shift)
-        place = todo[t]
-        code = flat[place]
-        spread = U64(code) * _GOLDEN
-        slot = spread >> table.shift
-        while True:
-            entry = table.slots[slot]
-            if entry >> table.index_bits == U64(code):
-                numbers[place] = np.uint32(entry & low)
-                break
-            if entry == EMPTY:
-                table.slots[slot] = (U64(code) << table.index_bits) | U64(found)
-                bit = spread >> table.bloom_shift
-                table.bloom[bit >> U64(6)] |= U64(1) << (bit & U64(63))
-                points.codes[found] = code
-                points.preceded[found] = 0
-                for axis in range(6):
-                    points.following[axis, found] = -1
-                numbers[place] = np.uint32(found)
-                found += 1
-                break
-            slot = (slot + U64(1)) & mask
-    return found
-
-
-@jit
 def _share(codes, above, corners, first):
     """Take the numbers of shared corners from the left or the upper pixel."""
     width = codes.shape[0]
@@ -223,84 +147,3 @@ def _share(codes, above, corners, first):
             number = corners[up, c] if above[x, c] == codes[x, c] else number
             number = corners[i - 1, c] if codes[x - 1, c] == codes[x, c] else number
             corners[i, c] = number
-
-
-@jit
-def _note_neighbours(todo, axes, corners, points):
-    """Corner c follows corner c - 1 (and 0 follows 5) along the axis that changes between them."""
-    last = -1
-    for place in todo:
-        x = place // 6
-        if x == last:
-            continue
-        last = x
-        after = corners[x, 5]
-        for c in range(6):
-            axis, point = axes[(6 - c) % 6, x], corners[x, c]
-            points.following[axis, point] = np.int32(after)
-            points.preceded[after] |= U8(1) << U8(axis)
-            after = point
-
-
-@jit
-def find_neighbours(found, grid, table, points):
-    """Search the following points that no simplex of a pixel has shown.
-
-    Along axis j the code changes by one class less and one cell more along j; from class 0 it
-    leads to class 5, and all cells but that of j become one less.
-    """
-    mask, batch = U64(table.slots.shape[0] - 1), 256
-    low = (U64(1) << table.index_bits) - U64(1)
-    cells = grid.place.sum()
-    wanted, origin = np.empty(6 * batch + 1, np.int64), np.empty(6 * batch + 1, np.int64)
-    for start in range(0, found, batch):
-        count = 0
-        for point in range(start, min(found, start + batch)):
-            code = points.codes[point]
-            base = code - grid.block if code >= grid.block else code + 5 * grid.block - cells
-            for axis in range(6):
-                key = base + grid.place[axis]
-                bit = (U64(key) * _GOLDEN) >> table.bloom_shift
-                likely = (table.bloom[bit >> U64(6)] >> (bit & U64(63))) & U64(1)
-                wanted[count], origin[count] = key, point * 8 + axis
-                count += np.int64(likely) & np.int64(points.following[axis, point] < 0)
-        for t in range(count):
-            coming = U64(wanted[min(t + _AHEAD, count - 1)])
-            prefetch(table.slots, (coming * _GOLDEN) >> table.shift)
-            key = U64(wanted[t])
-            slot = (key * _GOLDEN) >> table.shift
-            while table.slots[slot] != EMPTY:
-                entry = table.slots[slot]
-                if entry >> table.index_bits == key:
-                    after, axis = np.uint32(entry & low), origin[t] & 7
-                    points.following[axis, origin[t] >> 3] = np.int32(after)
-                    points.preceded[after] |= U8(1) << U8(axis)
-                    break
-                slot = (slot + U64(1)) & mask
-
-
-@jit
-def make_chains(found, following, preceded, chains, starts):
-    """Walk from every point that has a next but none before; returns the length of `chains`."""
-    length, batch = 0, 1024
-    heads = np.empty(batch + 1, np.uint32)
-    for axis in range(6):
-        starts[axis] = length
-        after = following[axis]
-        for start in range(0, found, batch):
-            count = 0
-            for point in range(start, min(found, start + batch)):
-                heads[count] = point
-                alone = (preceded[point] >> U8(axis)) & U8(1)
-                count += np.int64(after[point] >= 0) & np.int64(alone == 0)
-            for t in range(count):
-                point = heads[t]
-                while after[point] >= 0:
-                    chains[length] = point
-                    length += 1
-                    point = np.uint32(after[point])
-                chains[length] = ~np.int32(point)
-                length += 1
-    starts[6] = length
-    chains[length] = 0
-    return length

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from more.filtering.bilateral import bilateral_features, bilateral_filter
 from more.filtering.gaussian_attention import attention_engine, attention_filter
-from more.filtering.permutohedral import (
-    PermutohedralLattice,
-    bilateral_features,
-    bilateral_filter,
-)
+from more.filtering.permutohedral import PermutohedralLattice
 from more.method.cam import resize
 from more.method.forward_gradients import enlarge
 from more.method.labels import IGNORE
@@ -181,7 +178,7 @@ def energy_filter(name: str) -> Filter:
     """
     if name == "lattice":
         try:
-            from more.filtering.fast.bilateral import lattice_filter
+            from more.filtering.fast.torch_filter import lattice_filter
 
             return lattice_filter
         except (ImportError, OSError):

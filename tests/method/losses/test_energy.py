@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
+from more.filtering.bilateral import bilateral_filter
 from more.filtering.exact import ExactGaussian
-from more.filtering.permutohedral import bilateral_filter
 from more.method.losses.energy import GatedEnergy, dense_energy, energy_filter
 
 exact = partial(bilateral_filter, engine=ExactGaussian)

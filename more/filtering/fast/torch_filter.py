@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from more.filtering import fast
+from more.filtering.bilateral import bilateral_filter
 from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.passes import filter_image
-from more.filtering.permutohedral import bilateral_filter
 
 
 def lattice_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
-    """`more.filtering.permutohedral.bilateral_filter`, faster where this engine can do it.
+    """`more.filtering.bilateral.bilateral_filter`, faster where this engine can do it.
 
     On a GPU, in double precision, and with deviations too small for it, that one is called.
     """
     if images.device.type != "cpu" or values.dtype != torch.float32 \
             or not torch.isfinite(images).all():
         return bilateral_filter(images, values, sigma_xy, sigma_rgb)
-    fast.prepare()
+    fast.load()
     pictures = images.detach().permute(0, 2, 3, 1).contiguous().float().numpy()
     maps = values.detach().contiguous().numpy()
     try:

@@ -1,0 +1,1 @@
+"""The settings, section by section; `more.config.schema` puts them together."""
