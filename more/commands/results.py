@@ -51,13 +51,12 @@ def evaluate(
     if save is not None:
         _check_save(save, against)
     if against is not None:
-        from more.evaluation.compare import compare
-        from more.evaluation.table import comparison_table
+        from more.evaluation.compare import compare, comparison_table
 
         found = compare(path, against, data, against_name=_short(against), **options)
         shown = comparison_table(found)
     else:
-        from more.evaluation.evaluate import evaluate as job
+        from more.evaluation.score import evaluate as job
 
         found = job(path, data, **options)
         shown = found.table()
@@ -171,8 +170,7 @@ def scores(
     """
     import json
 
-    from more.evaluation.saved import read_scores
-    from more.evaluation.table import score_table
+    from more.evaluation.run_scores import read_scores, score_table
 
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder", "give the --run folder of `more train`")
@@ -212,26 +210,26 @@ def results(
     """
     import json
 
-    from more.evaluation.collect import collect
+    from more.evaluation.experiments import read_experiments
 
     if markdown and as_json:
         raise UserError("--markdown and --json are two forms of the same", "give one of them")
     notes: list[str] = []
-    found = collect(experiments, _names(columns), _names(classes), notes)
+    found = read_experiments(experiments, _names(columns), _names(classes), notes)
     for note in notes:
         console.print(note, highlight=False, markup=False)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    from more.evaluation.results_table import results_markdown, results_table
+    from more.evaluation.experiments_table import experiments_markdown, experiments_table
 
     if markdown:
-        print(results_markdown(found))
+        print(experiments_markdown(found))
     else:
         from rich.console import Console
 
         screen = Console()
-        screen.print(results_table(found, screen.width))
+        screen.print(experiments_table(found, screen.width))
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -14,11 +14,11 @@ from more.data.seeds import seed_label, seed_probabilities
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.count import read_seed
-from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
 from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
-from more.evaluation.sets import seed_threshold
+from more.evaluation.score import evaluate
+from more.evaluation.score_count import read_seed
+from more.evaluation.score_sets import seed_threshold
 
 MASKS = ("lam", "fused", "cam", "decoder")
 

@@ -11,7 +11,7 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.gallery import find_data, label_tile
 from more.evaluation.pictures import colour_of, data_uri, thumbnail
-from more.evaluation.saved import stage_folders
+from more.evaluation.run_scores import stage_folders
 
 
 def new_image_cards(run: Path, count: int, notes: list[str]) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from more.errors import UserError
 from more.evaluation.gallery import make_gallery
 from more.evaluation.new_images import new_image_cards
 from more.evaluation.pictures import curve_svg, kept_svg, reliability_svg
-from more.evaluation.result import percent, ratio
 from more.evaluation.routes import describe_route, seed_facts
-from more.evaluation.saved import read_json, read_scores, stage_notes
+from more.evaluation.run_scores import read_json, read_scores, stage_notes
+from more.evaluation.score_result import percent, ratio
 
 TEMPLATES = Path(__file__).parent / "templates"
 TERMS = ("total", "cls", "cls_aux", "mcl", "cre", "ure", "ptc", "seg", "energy")

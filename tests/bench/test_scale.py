@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from more.bench.scale import Machine, Work, count_work, predict, run, scale_table
-from more.bench.train import bench_settings
+from more.bench.bench_scale import Machine, Work, count_work, predict, run, scale_table
+from more.bench.bench_train import bench_settings
 from more.errors import UserError
 from more.plan.memory import parameter_sizes
 from more.train.deepspeed_settings import split_batch

@@ -13,10 +13,10 @@ from more.data.shards.codec import encode_mask
 from more.data.shards.open_files import Descriptors, OpenFiles
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation import count as module
-from more.evaluation.count import Counts, count_piece, pieces
-from more.evaluation.evaluate import evaluate
+from more.evaluation import score_count as module
 from more.evaluation.metrics import confusion_matrix, joint_labels, joint_matrix
+from more.evaluation.score import evaluate
+from more.evaluation.score_count import Counts, count_piece, pieces
 from tests.evaluation.conftest import LAM, REFINED, write_set
 from tests.evaluation.test_calibration import noisy_payload
 

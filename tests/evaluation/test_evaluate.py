@@ -11,9 +11,9 @@ from rich.console import Console
 from more.data.seeds import SeedItem, encode_seed, seed_label
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
-from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import confusion_matrix, image_iou, scores
-from more.evaluation.sweep import SWEEP
+from more.evaluation.score import evaluate
+from more.evaluation.score_count import SWEEP
 from tests.evaluation.conftest import (
     CLASSES,
     LAM,
@@ -206,7 +206,7 @@ def test_mask_of_another_size_or_class_names_the_image(tmp_path, rows, data):
 
 
 def test_importing_needs_no_torch():
-    code = "import sys, more.evaluation.evaluate; sys.exit('torch' in sys.modules)"
+    code = "import sys, more.evaluation.score; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

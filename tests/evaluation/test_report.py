@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from more.errors import UserError
-from more.evaluation.evaluate import evaluate
 from more.evaluation.gallery import pick
 from more.evaluation.pictures import (
     LONGEST_SIDE,
@@ -20,6 +19,7 @@ from more.evaluation.pictures import (
     thumbnail,
 )
 from more.evaluation.report import build_report, read_log
+from more.evaluation.score import evaluate
 from tests.evaluation.conftest import (
     LAM,
     REFINED,

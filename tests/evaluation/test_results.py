@@ -7,11 +7,10 @@ import pytest
 from rich.console import Console
 
 from more.errors import UserError
-from more.evaluation.collect import collect
+from more.evaluation.experiments import read_experiments
+from more.evaluation.experiments_table import experiments_markdown, experiments_table
 from more.evaluation.report import build_report
-from more.evaluation.results_table import results_markdown, results_table
-from more.evaluation.saved import read_scores
-from more.evaluation.table import score_table
+from more.evaluation.run_scores import read_scores, score_table
 from tests.command.conftest import refused, run  # noqa: F401
 
 ROUTES = {"seeds/lam": "LAM seeds, true image tags, 1 scale, threshold 0.50 (pseudo-labels of a "
@@ -160,7 +159,7 @@ def test_mean_and_spread_by_hand(tmp_path):
     runs = [one_run(tmp_path / f"s{seed}", seed, lam, two, true)
             for seed, lam, two, true in ((1, 0.60, 0.60, 0.80), (2, 0.62, 0.56, 0.80),
                                          (3, 0.67, 0.40, 0.50))]
-    found = collect([f"full={','.join(map(str, runs))}", f"one={runs[0]}"])
+    found = read_experiments([f"full={','.join(map(str, runs))}", f"one={runs[0]}"])
     assert found.columns == ["seeds/lam@train", "two:masks/val@val", "true:seeds/val@val",
                              "true:masks/val@val", "two:masks/val@val / true"]
     # lam: mean 63, deviations -3, -1, 4: √(26 / 2) = 3.6; shares 75, 70, 80: √(50 / 2) = 5.0.
@@ -175,7 +174,7 @@ def test_mean_and_spread_by_hand(tmp_path):
 def test_a_missing_score_is_counted(tmp_path):
     runs = [one_run(tmp_path / "a", 1, two=0.6), one_run(tmp_path / "b", 2, two=0.4),
             one_run(tmp_path / "c", 3, two=None)]
-    found = collect([f"x={runs[0]},{runs[1]},{runs[2]}", f"y={runs[0]},{runs[2]}",
+    found = read_experiments([f"x={runs[0]},{runs[1]},{runs[2]}", f"y={runs[0]},{runs[2]}",
                      f"z={runs[2]}"])
     for name, own, share in (("x", "50.0 ± 14.1 (2 of 3)", "62.5 ± 17.7 (2 of 3)"),
                              ("y", "60.0 (1 of 2)", "75.0 (1 of 2)"), ("z", "–", "–")):
@@ -185,34 +184,34 @@ def test_a_missing_score_is_counted(tmp_path):
 
 def test_columns_are_chosen_and_bring_their_shares(tmp_path):
     one_run(tmp_path)
-    found = collect([f"x={tmp_path}"], ["two:masks/val@val", "seeds/lam@train"])
+    found = read_experiments([f"x={tmp_path}"], ["two:masks/val@val", "seeds/lam@train"])
     assert found.columns == ["two:masks/val@val", "seeds/lam@train", "two:masks/val@val / true"]
-    assert collect([f"x={tmp_path}"], ["two:masks/val@val / true"]).columns == [
+    assert read_experiments([f"x={tmp_path}"], ["two:masks/val@val / true"]).columns == [
         "two:masks/val@val / true"]
     with pytest.raises(UserError, match="two:masks/vol@val.*\n.*did you mean two:masks/val@val"):
-        collect([f"x={tmp_path}"], ["two:masks/vol@val"])
+        read_experiments([f"x={tmp_path}"], ["two:masks/vol@val"])
 
 
 def test_means_over_some_classes_leave_out_those_without_truth(tmp_path):
     one_run(tmp_path, two=0.6, true=0.8)
-    found = collect([f"x={tmp_path}"], classes=["background", "dog"])
+    found = read_experiments([f"x={tmp_path}"], classes=["background", "dog"])
     # The classes lie 0.1 above the mIoU and on it: 0.65 and 0.65 / 0.85.
     assert found.cell("x", "two:masks/val@val").mean == pytest.approx(0.65)
     assert found.cell("x", "two:masks/val@val / true").mean == pytest.approx(0.65 / 0.85)
     score(tmp_path, "seeds/lam", 0.6, "train", classes={
         "background": {"iou": 0.5, "recall": 0.5}, "dog": {"iou": None},
         "cat": {"iou": 0.0, "recall": None}})  # cat was predicted where nothing is
-    found = collect([f"x={tmp_path}"], ["seeds/lam@train"], ["background", "dog", "cat"])
+    found = read_experiments([f"x={tmp_path}"], ["seeds/lam@train"], ["background", "dog", "cat"])
     assert found.cell("x", "seeds/lam@train").mean == 0.5
     score(tmp_path, "seeds/val", 0.3, classes={"tram": {"iou": 0.3}})
-    found = collect([f"x={tmp_path}"], classes=["background"])
+    found = read_experiments([f"x={tmp_path}"], classes=["background"])
     assert found.cell("x", "seeds/val@val").text() == "–", "of other data"
 
 
 def test_an_unknown_class_is_refused_with_near_names(tmp_path):
     one_run(tmp_path)
     with pytest.raises(UserError, match="class 'dogg'.*\n.*did you mean dog"):
-        collect([f"x={tmp_path}"], classes=["background", "dogg"])
+        read_experiments([f"x={tmp_path}"], classes=["background", "dogg"])
 
 
 def test_what_is_no_experiment_is_refused(tmp_path):
@@ -226,7 +225,7 @@ def test_what_is_no_experiment_is_refused(tmp_path):
                          ([f"x={a},{tmp_path}/none"], "none: no such run folder"),
                          ([f"x={a},{tmp_path}/bare"], "bare/scores: no score")):
         with pytest.raises(UserError, match=words) as error:
-            collect(texts)
+            read_experiments(texts)
         assert error.value.fix
 
 
@@ -234,8 +233,9 @@ def test_two_scores_of_one_column_are_refused_where_it_is_shown(tmp_path):
     one_run(tmp_path)
     score(tmp_path, "seeds/lam", 0.7, "train", file="at_040")
     with pytest.raises(UserError, match="at_040-train.json and scores/seeds_lam-train.json both"):
-        collect([f"x={tmp_path}"])
-    assert collect([f"x={tmp_path}"], ["two:masks/val@val"]).columns[0] == "two:masks/val@val"
+        read_experiments([f"x={tmp_path}"])
+    chosen = read_experiments([f"x={tmp_path}"], ["two:masks/val@val"])
+    assert chosen.columns[0] == "two:masks/val@val"
 
 
 def test_what_must_not_be_compared_is_said(tmp_path):
@@ -243,16 +243,16 @@ def test_what_must_not_be_compared_is_said(tmp_path):
     score(b, "seeds/lam", 0.6, "train", route="LAM seeds, predicted image tags (route c)")
     about(b / "two", stage=2, supervision="true masks")
     score(b / "true", "masks/val", 0.8, data_digest="changed", images_digest="fewer")
-    found = collect([f"one={a}", f"other={b}"])
+    found = read_experiments([f"one={a}", f"other={b}"])
     differ = "inference routes or supervision differ; these figures must not be compared"
     assert [line.split(" with each")[0] for line in found.warnings()] == [
         f"seeds/lam@train: {differ}", f"two:masks/val@val: {differ}",
         "true:masks/val@val: scored on different versions of the data",
         "true:masks/val@val: scored on different images"]
-    text = results_markdown(found)
+    text = experiments_markdown(found)
     assert f"- `seeds/lam@train`: one: {ROUTES['seeds/lam']}; other: LAM seeds, predicted" in text
     assert text.count("- **Warning:** ") == 4
-    assert "warning: two:masks/val@val" in shown(results_table(found, 200))
+    assert "warning: two:masks/val@val" in shown(experiments_table(found, 200))
 
 
 @pytest.fixture
@@ -262,8 +262,8 @@ def two_runs(tmp_path):
 
 def test_markdown(two_runs):
     a, b = two_runs
-    text = results_markdown(collect([f"full|new={a},{b}"], ["seeds/lam@train",
-                                                            "two:masks/val@val"]))
+    text = experiments_markdown(read_experiments(
+        [f"full|new={a},{b}"], ["seeds/lam@train", "two:masks/val@val"]))
     lines = text.splitlines()
     assert lines[:3] == [
         "| experiment | `seeds/lam@train` | `two:masks/val@val` | `two:masks/val@val / true` "
@@ -282,8 +282,8 @@ def test_markdown(two_runs):
 
 
 def test_the_table_goes_on_below_where_it_is_too_wide(two_runs):
-    found = collect([f"full={two_runs[0]},{two_runs[1]}"])
-    wide, narrow = (shown(results_table(found, width), width) for width in (300, 60))
+    found = read_experiments([f"full={two_runs[0]},{two_runs[1]}"])
+    wide, narrow = (shown(experiments_table(found, width), width) for width in (300, 60))
     assert wide.count("experiment") == 2 and narrow.count("experiment") > 3
     for text in (wide, narrow):
         assert all(cell in text for cell in ("65.0 ± 7.1", "60.0 ± 0.0", "80.0 ± 0.0", "route b"))

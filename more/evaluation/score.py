@@ -13,11 +13,11 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.boundary import DEFAULT_BOUNDARY, boundary_iou
 from more.evaluation.calibration import calibrate
-from more.evaluation.count import Counts, Job, Rows, count_piece, pieces
 from more.evaluation.metrics import Scores, scores
-from more.evaluation.result import Result
 from more.evaluation.routes import describe_route
-from more.evaluation.sets import (
+from more.evaluation.score_count import Counts, Job, Rows, count_piece, pieces, sweep_scores
+from more.evaluation.score_result import Result
+from more.evaluation.score_sets import (
     check_subset,
     check_truth,
     matching_rows,
@@ -25,7 +25,6 @@ from more.evaluation.sets import (
     seed_threshold,
     set_name,
 )
-from more.evaluation.sweep import sweep_scores
 from more.jobs.driver import usable_cores
 from more.progress import track
 

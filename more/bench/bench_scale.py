@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from more.bench.flops import step_flops
-from more.bench.tables import show_tables
+from more.bench.measure import show_tables
 from more.config.load import load_config
 from more.config.schema import Config
 from more.errors import UserError

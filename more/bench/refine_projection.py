@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from more.bench.tables import Line
+from more.bench.measure import Line
 from more.errors import UserError
 from more.refine.refine import ROWS_PER_SHARD
 

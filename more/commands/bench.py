@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from more.commands.common import Overrides, one_of
+from more.commands.common import AsJson, Overrides, one_of
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown",
                   help="Measure parts of the system; ratios within one run.")
-AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON on stdout")]
 
 
 @app.command()
@@ -32,7 +31,7 @@ def data(
     Example: `python -m more bench data --data data/voc_train`
     """
     one_of("--pipeline", pipeline, ("device", "pil"))
-    from more.bench.data import bench_data, write_pictures
+    from more.bench.bench_data import bench_data, write_pictures
     from more.bench.measure import show
 
     cores = len(os.sched_getaffinity(0))
@@ -54,9 +53,6 @@ def train(
     rounds: Annotated[int, typer.Option(min=1, help="rounds that count")] = 5,
     step_only: Annotated[bool, typer.Option(
         "--step-only", help="leave out DeepSpeed and checkpoints")] = False,
-    oracle: Annotated[str, typer.Option(
-        help="also time the straightforward step of tests/oracles: research (loops over images, "
-             "classes and views), positions (also over pairs and pixels), none")] = "none",
     backend: Annotated[str, typer.Option(
         "--compile", help="also time a step with compiled blocks, e.g. inductor")] = "",
     picture: Annotated[Path | None, typer.Option(
@@ -66,14 +62,12 @@ def train(
     """A step by part, its operations and the machine's; DeepSpeed against a bare PyTorch loop;
     the cost of a checkpoint.
 
-    Example: `python -m more bench train --config configs/shapes_micro.py --oracle research
-    --profile step.png`
+    Example: `python -m more bench train --config configs/shapes_micro.py --profile step.png`
     """
-    one_of("--oracle", oracle, ("none", "research", "positions"))
-    from more.bench.train import StepChoice, run
+    from more.bench.bench_train import StepChoice, run
 
     run(config, steps, rounds, as_json, overrides or [],
-        StepChoice(step_only, oracle, backend, picture))
+        StepChoice(step_only, None, backend, picture))
 
 
 @app.command()
@@ -102,7 +96,7 @@ def scale(
     Example: `python -m more bench scale --config configs/coco14_vit_b.py --gpus 1,8,64
     --bandwidth 25 --tflops 120`
     """
-    from more.bench.scale import Machine, run
+    from more.bench.bench_scale import Machine, run
 
     machine = Machine(bandwidth * 1e9, latency * 1e-6, tflops * 1e12, losses_ms * 1e-3,
                       image_ms * 1e-3)
@@ -126,79 +120,7 @@ def refine(
 
     Example: `python -m more bench refine --project coco --cores 16,64`
     """
-    from more.bench.refine import run
+    from more.bench.bench_refine import run
 
     run(shards, seeds, images=images, workers=workers, rounds=rounds, projects=project,
         cores=cores, as_json=as_json)
-
-
-Classes = Annotated[str, typer.Option(help="numbers of classes, separated by commas")]
-Patches = Annotated[int, typer.Option(min=7, help="patches on a side of the image")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images in a batch")]
-Dim = Annotated[int, typer.Option(min=1, help="channels of tokens and patches")]
-Rounds = Annotated[int, typer.Option(min=1, help="rounds that count")]
-Device = Annotated[str, typer.Option(help="cpu (one thread), cuda or cuda:N")]
-
-
-@app.command()
-def losses(
-    classes: Classes = "20,80",
-    patches: Patches = 28,
-    batch: BatchSize = 4,
-    dim: Dim = 768,
-    rounds: Rounds = 5,
-    growth: Annotated[bool, typer.Option(
-        help="time against classes and patches instead, with fitted exponents")] = False,
-    plot: Annotated[Path | None, typer.Option(help="PNG file for --growth")] = None,
-    oracle: Annotated[str, typer.Option(
-        help="plain formulas of tests/oracles: research (loops over images and classes, URE over "
-             "its patches too), positions (CRE also over all patches, URE over all its pairs)"
-    )] = "research",
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """URE, CRE, PTC and the graph's layer against their formulas in plain loops.
-
-    Example: `python -m more bench losses --classes 20,80`
-    """
-    one_of("--oracle", oracle, ("research", "positions"))
-    from tests.research.losses import run
-
-    run(classes, patches, batch, dim, rounds, growth, plot, device, as_json,
-        oracle == "positions")
-
-
-@app.command()
-def labels(
-    classes: Classes = "20,80",
-    patches: Patches = 28,
-    batch: BatchSize = 4,
-    rounds: Rounds = 5,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Label maps and PAR-refined labels at 16 pixels a patch, against plain formulas.
-
-    Example: `python -m more bench labels --classes 20`
-    """
-    from tests.research.labels import run
-
-    run(classes, patches, batch, rounds, device, as_json)
-
-
-@app.command(name="filter")
-def filter_command(
-    classes: Classes = "20,80",
-    patches: Patches = 28,
-    batch: BatchSize = 4,
-    rounds: Rounds = 3,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """The dense energy at 8 pixels a patch, value and gradient, by both filters.
-
-    Example: `python -m more bench filter --classes 20`
-    """
-    from tests.research.filter import run
-
-    run(classes, patches, batch, rounds, device, as_json)

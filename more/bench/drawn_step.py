@@ -1,11 +1,7 @@
-"""The training steps that `bench train` measures: this project's, and a straightforward one.
-
-Both share weights, batch, random choices and optimiser.
-"""
+"""The training step that `more bench train` measures, on one drawn batch, part by part."""
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.config.schema import Config
-from more.errors import UserError
 from more.method.network import MoReNetwork
 from more.method.objective import Batch
 from more.train.build import make_objective, make_optimizer
@@ -117,27 +112,6 @@ class OwnStep:
         mark("optimiser")
 
 
-class ResearchStep(OwnStep):
-    """The same update by `tests/oracles/step.py`; with PyTorch's own loop over parameters.
-
-    Args:
-        by_position: losses of pairs and pixels one after another.
-    """
-
-    def __init__(self, config: Config, network: MoReNetwork, example: Example, by_position: bool):
-        super().__init__(config, network, example)
-        self.by_position, self.oracle = by_position, _oracle()
-        for group in self.optimizer.param_groups:
-            group["fused"], group["foreach"] = None, None
-
-    def terms(self, mark: Mark = lambda name: None) -> dict[str, Tensor]:
-        """All terms and their sum."""
-        data = self.example
-        return self.oracle.training_terms(
-            self.network, data.images, data.tags, self.objective.recipe, self.config.cam.scales,
-            data.keys, mark, self.by_position)
-
-
 def _booked(method: Any, objective: Any, mark: Mark) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         mark("losses")
@@ -147,9 +121,14 @@ def _booked(method: Any, objective: Any, mark: Mark) -> Callable[..., Any]:
     return run
 
 
-def _oracle() -> Any:
-    try:
-        return importlib.import_module("tests.oracles.step")
-    except ModuleNotFoundError as error:
-        raise UserError(f"the step of research code is part of the tests ({error})",
-                        "run in the project's folder, where tests/ lies") from error
+@dataclass(frozen=True)
+class OtherStep:
+    """Another step that must compute the same.
+
+    Attributes:
+        name: in the table.
+        make: the step, from settings, a copy of the network, and the batch.
+    """
+
+    name: str
+    make: Callable[[Config, MoReNetwork, Example], OwnStep]

@@ -7,11 +7,17 @@ supervised reference as weak supervision.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.text import Text
+
 from more.evaluation.routes import route_letter
+from more.evaluation.score_result import percent, ratio
+from more.progress import PlainTable
 
 ORDER = ("seeds/cam", "seeds/lam", "seeds/fused", "masks/cam", "masks/lam", "masks/fused",
          "seeds/decoder", "masks/decoder")
@@ -143,3 +149,41 @@ def _trained(about: dict[str, Any]) -> str:
     if about["stage"] != 2:
         return ""
     return "trained on true masks: " if about["supervision"] == TRUE else "stage two: "
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> Group:
+    """A rich table of `Result.to_json` dicts: one row a set, best value of the sweep where known.
+
+    The routes are sentences: they stand below, where a narrow terminal leaves them whole.
+
+    Args:
+        rows: scores as saved by `more evaluate --save`; from `read_scores` with their `share`.
+    """
+    columns: list[tuple[str, str | None, Callable[[dict[str, Any]], str]]] = [
+        # title, the figure that some row must have for the column to be shown, cell of a row
+        ("mIoU", None, lambda row: percent(row.get("miou"))),
+        ("of full supervision", "share", lambda row: percent(row.get("share"))),
+        ("subset", "miou_subset", lambda row: percent(row.get("miou_subset"))),
+        ("best mIoU (at)", "best_miou", _best),
+        ("boundary IoU", "boundary_iou", lambda row: percent(row.get("boundary_iou"))),
+        ("precision", None, lambda row: percent(row.get("precision"))),
+        ("recall", None, lambda row: percent(row.get("recall"))),
+        ("FP/TP", None, lambda row: ratio(row.get("confusion"))),
+        ("images", None, lambda row: str(row.get("images", "–")))]
+    shown = [(title, cell) for title, key, cell in columns
+             if key is None or any(row.get(key) is not None for row in rows)]
+    table = PlainTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("set", overflow="fold")
+    for title, _ in shown:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(row["name"], *(cell(row) for _, cell in shown))
+    routes = [Text(f"{row['name']} on {row.get('data', '?')}: {row.get('route', '?')}")
+              for row in rows]
+    return Group(table, *routes, *map(Text, stage_notes(rows)))
+
+
+def _best(row: dict[str, Any]) -> str:
+    """Best step of a row's sweep of thresholds, and where."""
+    best = row.get("best_miou")
+    return "–" if best is None else f"{percent(best)} ({row['best_threshold']:.2f})"

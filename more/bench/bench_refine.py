@@ -6,14 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from more.bench.refine_engines import engine_times
-from more.bench.refine_labels import label_times
-from more.bench.refine_memory import memory_lines
-from more.bench.refine_project import Measured, assumptions, project, read_cores, read_project
-from more.bench.refine_rates import load_arrays, path_times
+from more.bench.measure import Line, show_tables
+from more.bench.refine_engines import engine_times, label_times
+from more.bench.refine_projection import Measured, assumptions, project, read_cores, read_project
 from more.bench.refine_scaling import scaling_times, startup_times
 from more.bench.refine_sets import draw_sets, take_sets
-from more.bench.tables import Line, show_tables
+from more.bench.refine_worker import load_arrays, memory_lines, path_times
 from more.data.seeds import decode_seed
 from more.data.shards.reader import ShardSet
 from more.device import keep_freed_memory

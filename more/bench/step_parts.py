@@ -1,6 +1,6 @@
-"""A whole training step by part, against a straightforward one, and against the machine.
+"""A whole training step by part, against another one, and against the machine.
 
-The terms of both are compared before anything is timed.
+The terms of both steps are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
+from more.bench.drawn_step import PARTS, OtherStep, OwnStep, Stopwatch, drawn_example
 from more.bench.flops import gemm_peak, step_flops
 from more.bench.measure import Row, rows
-from more.bench.steps import PARTS, OwnStep, ResearchStep, Stopwatch, drawn_example
 from more.config.schema import Config
-from more.errors import UserError
 from more.method.cam import resize
 from more.method.labels import cam_to_label
 from more.plan.activations import step_activations
@@ -29,13 +28,12 @@ from more.train.cams import CamMaker
 from more.train.stage_one import in_float32
 
 OURS, COMPILED = "this step", "this step, blocks compiled"
-# Not the released code's own time: it filters with compiled C++, the oracle with a dictionary.
-RESEARCH = {"research": "straightforward step", "positions": "straightforward step, by position"}
 AGREE = 2e-4  # largest relative difference of a term, as in the parity tests
 
 
-def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str = "",
-               backend: str = "", device: torch.device | None = None
+def bench_step(config: Config, *, images: int = 0, rounds: int = 3,
+               other: OtherStep | None = None, backend: str = "",
+               device: torch.device | None = None
                ) -> tuple[list[Row], dict[str, Any], dict[str, dict[str, float]]]:
     """Measure steps in turn.
 
@@ -43,7 +41,7 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str 
         config: from `bench_settings`.
         images: of the batch; 0 takes `train.global_batch`.
         rounds: steps of each kind that count; one more comes first.
-        oracle: "", "research" or "positions": what to compare with.
+        other: what to compare with; None: nothing.
         backend: of torch.compile for the blocks; "" leaves it out.
 
     Returns:
@@ -51,10 +49,10 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str 
 
     Raises:
         RuntimeError: the steps are not the same training.
-        UserError: the oracle is not there, or knows an option not.
+        UserError: the other step does not know an option.
     """
     device, images = device or torch.device("cpu"), images or config.train.global_batch
-    steps, about = _make_steps(config, images, oracle, backend, device)
+    steps, about = _make_steps(config, images, other, backend, device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     # A busy host gives now more, now less: products are measured in every round, as the steps are.
     parts, peaks = time_parts(steps, rounds, device, lambda: gemm_peak(device, dtype))
@@ -65,23 +63,21 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3, oracle: str 
             about[f"MB at most, {name}"] = peak_bytes(step, device) / 1e6
     about["MB predicted"] = step_activations(config, images).peak / 1e6
     about["labels that bf16 views leave as they are"] = label_agreement(steps[OURS])
-    against = {OURS: RESEARCH[oracle]} if oracle else {}
+    against = {OURS: other.name} if other else {}
     if backend:
         against[COMPILED] = OURS
     return rows(seconds, against), about, parts
 
 
-def _make_steps(config: Config, images: int, oracle: str, backend: str, device: torch.device
-                ) -> tuple[dict[str, OwnStep], dict[str, Any]]:
+def _make_steps(config: Config, images: int, other: OtherStep | None, backend: str,
+                device: torch.device) -> tuple[dict[str, OwnStep], dict[str, Any]]:
     """The steps by name, and what was found out while they were made."""
     network = make_network(config).to(device).train()
     example = drawn_example(config, images, network.encoder.patch_size, device)
     steps, about = {OURS: OwnStep(config, network, example)}, {}
-    if oracle:
-        _check_options(config)
-        steps[RESEARCH[oracle]] = ResearchStep(config, copy.deepcopy(network), example,
-                                               oracle == "positions")
-        about["difference of terms"] = compare_terms(steps[OURS], steps[RESEARCH[oracle]])
+    if other:
+        steps[other.name] = other.make(config, copy.deepcopy(network), example)
+        about["difference of terms"] = compare_terms(steps[OURS], steps[other.name])
     if backend:
         compiled = copy.deepcopy(network)
         compiled.encoder.compile_blocks(backend)
@@ -161,22 +157,3 @@ def label_agreement(step: OwnStep) -> float:
             found.append(torch.cat([cam_to_label(resize(maps, grid), data.tags, recipe.high,
                                                  recipe.low) for maps in cams]))
     return float((found[0] == found[1]).float().mean())
-
-
-def _check_options(config: Config) -> None:
-    from more.config.schema import PAPER
-
-    paper = [key for key, value in PAPER.items()
-             if getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) == value]
-    others = {"model.pooling": config.model.pooling == "max", "model.graph": config.model.graph,
-              "model.token_attention": config.model.token_attention == "full",
-              "loss.mcl_form": config.loss.mcl_form == "plain",
-              "loss.energy_filter": config.loss.energy_filter == "lattice",
-              "cam.late_after": config.cam.late_after >= 0,
-              "precision": config.precision == "fp32",
-              "cam.precision": config.cam.precision != "bf16",
-              "cam.whole_patches": not config.cam.whole_patches}
-    wrong = paper + [key for key, good in others.items() if not good]
-    if wrong:
-        raise UserError(f"the step of research code has released options only, not {wrong[0]}",
-                        "measure a released recipe, or leave --oracle out")

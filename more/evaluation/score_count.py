@@ -6,22 +6,23 @@ threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from more.data.seeds import SeedItem, decode_seed, seed_label
+from more.data.seeds import SeedItem, decode_seed, seed_label, seed_probabilities
 from more.data.shards.codec import decode_mask
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.boundary import boundary_counts
 from more.evaluation.calibration import calibration_counts
-from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
-from more.evaluation.sets import NO_TRUTH
-from more.evaluation.sweep import sweep_counts
+from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, scores, true_pixels
+from more.evaluation.score_sets import NO_TRUTH
 
 PIECE = 64  # images
+SWEEP = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  # thresholds
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,34 @@ def read_seed(source: ShardSet, row: int) -> SeedItem:
     except ValueError as error:
         raise UserError(f"{source.path}: image {source.ids[row]}: {error}",
                         fix="make the seeds again with `more localize`") from error
+
+
+def sweep_counts(seed: SeedItem, truth: np.ndarray, k: int) -> np.ndarray:
+    """Counts `[true, winning class, number of thresholds below its value]` of one image.
+
+    Args:
+        seed: without an explicit background.
+        truth: uint8 `[H, W]`; values of `k` and above are left out.
+        k: number of classes, background included.
+    """
+    keys, maps = seed_probabilities(seed, truth.shape)
+    if len(keys) == 1:
+        winner, value = np.zeros(truth.shape, np.int64), np.zeros(truth.shape, np.float32)
+    else:
+        winner = np.asarray(keys, np.int64)[1:][maps[1:].argmax(0)]
+        value = maps[1:].max(0)
+    # A pixel is its class at threshold t when value > t, exactly as in seed_label.
+    passed = np.searchsorted(np.asarray(SWEEP, value.dtype), value, side="left")
+    index = (truth.astype(np.int64) * k + winner) * (len(SWEEP) + 1) + passed
+    shape = (k, k, len(SWEEP) + 1)
+    return np.bincount(index[truth < k], minlength=math.prod(shape)).reshape(shape)
+
+
+def sweep_scores(counts: np.ndarray) -> dict[float, float]:
+    """mIoU at every threshold from sums of `sweep_counts`."""
+    out = {}
+    for step, threshold in enumerate(SWEEP):
+        matrix = counts[:, :, step + 1:].sum(-1)
+        matrix[:, 0] += counts[:, :, :step + 1].sum((1, 2))
+        out[threshold] = scores(matrix).miou
+    return out

@@ -1,4 +1,7 @@
-"""Times of the CRF workers against bare calls of the CRF. Imports no torch, as they import none."""
+"""A CRF worker: its time against bare calls of the CRF, and its memory.
+
+Imports no torch, as workers import none.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,27 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
-from more.bench.measure import alternate
-from more.bench.tables import Line
+from more.bench.measure import Line, alternate
+from more.bench.refine_sets import draw_sets
 from more.data.seeds import decode_seed, seed_probabilities
 from more.data.shards.codec import decode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
+from more.jobs.driver import local_executor
 from more.refine.refine import plan
 from more.refine.settings import Refinement
 from more.refine.shard import ShardSpec, refine_shard
 
 HOW = Refinement(engine="fast")
 BLOCK = 8  # images between two looks at the clock
+COMPARED = ("pydensecrf", "fast")  # engines
+MEMORY_SIZE, MEMORY_LABELS = (480, 640), 3
 
 Pair = tuple[Path, Path]  # folders of seeds and images
 
@@ -152,3 +159,25 @@ def all_bare(arrays: list[Arrays]) -> None:
     """Bare calls on a list of images."""
     for item in arrays:
         bare(item)
+
+
+def memory_lines() -> list[Line]:
+    """The most memory that a worker has taken after one picture of 480×640 with 3 labels."""
+    lines = []
+    with TemporaryDirectory(prefix="more-bench-") as folder:
+        pair = draw_sets(Path(folder), 2, *MEMORY_SIZE)  # the second one has two classes
+        for engine in COMPARED:
+            with local_executor() as worker:
+                lines.append({"engine": engine, "size": "×".join(map(str, MEMORY_SIZE)),
+                              "labels": MEMORY_LABELS,
+                              "worker, MB": worker.submit(_peak, pair, engine).result() / 1e6})
+    return lines
+
+
+def _peak(pair: Pair, engine: str) -> int:
+    """Bytes of this process at its largest, after the set's last picture."""
+    item = load_arrays(pair)[-1]
+    crf.refine(item.image, item.probs, HOW.params, engine)
+    # getrusage would count the process that started this one, which has torch.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

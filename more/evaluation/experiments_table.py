@@ -8,16 +8,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.text import Text
 
-from more.evaluation.result import percent
-from more.evaluation.results import SHARE, Results
+from more.evaluation.experiments import SHARE, Experiments
+from more.evaluation.score_result import percent
 from more.progress import PlainTable
 
 
-def results_table(found: Results, width: int = 80) -> Group:
+def experiments_table(found: Experiments, width: int = 80) -> Group:
     """Rich tables of the experiments and of their runs, with the columns' routes between.
 
     Args:
-        found: from `collect`.
+        found: from `read_experiments`.
         width: characters in a line; what does not fit goes on in another table below.
     """
     return Group(
@@ -27,11 +27,11 @@ def results_table(found: Results, width: int = 80) -> Group:
         Text(), *_tables(found, _runs(found), 3, width))
 
 
-def results_markdown(found: Results) -> str:
+def experiments_markdown(found: Experiments) -> str:
     """The same as text for a page: a table, a line for every column, the runs in `<details>`.
 
     Args:
-        found: from `collect`.
+        found: from `read_experiments`.
     """
     lines = [*_rows(found, _experiments(found), 1), "", _legend(found), ""]
     lines += [f"- `{column}`: {_route(found, column)}" for column in found.columns]
@@ -40,14 +40,14 @@ def results_markdown(found: Results) -> str:
                       *_rows(found, _runs(found), 3), "", "</details>"])
 
 
-def _experiments(found: Results) -> list[list[str]]:
+def _experiments(found: Experiments) -> list[list[str]]:
     """Titles, then one row an experiment."""
     return [["experiment", *found.columns, "runs"],
             *([name, *(found.cell(name, column).text() for column in found.columns),
                str(len(runs))] for name, runs in found.experiments.items())]
 
 
-def _runs(found: Results) -> list[list[str]]:
+def _runs(found: Experiments) -> list[list[str]]:
     """Titles, then one row a run, with a digit more, so that means and spreads can be checked."""
     return [["experiment", "run", "seed", *found.columns],
             *([name, str(run.path), "–" if run.seed is None else str(run.seed),
@@ -55,7 +55,7 @@ def _runs(found: Results) -> list[list[str]]:
               for name, runs in found.experiments.items() for run in runs)]
 
 
-def _legend(found: Results) -> str:
+def _legend(found: Experiments) -> str:
     """What a cell says."""
     what = "mIoU" if found.classes is None else f"Mean IoU over {', '.join(found.classes)}"
     several = any(len(runs) > 1 for runs in found.experiments.values())
@@ -64,7 +64,7 @@ def _legend(found: Results) -> str:
         if several else ".")
 
 
-def _route(found: Results, column: str) -> str:
+def _route(found: Experiments, column: str) -> str:
     """How the sets of a column were made; of a share, also what it is a share of."""
     routes = found.routes(column)
     text = next(iter(routes)) if len(routes) == 1 else "; ".join(
@@ -73,7 +73,7 @@ def _route(found: Results, column: str) -> str:
                    if column.endswith(SHARE) else "")
 
 
-def _tables(found: Results, rows: Sequence[Sequence[str]], texts: int, width: int
+def _tables(found: Experiments, rows: Sequence[Sequence[str]], texts: int, width: int
             ) -> list[PlainTable | Text]:
     """Rich tables of as many columns as fit, each led by the first `texts` columns, which are text,
     and ended by an empty line."""
@@ -101,7 +101,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], texts: int,
     return table
 
 
-def _rows(found: Results, rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+def _rows(found: Experiments, rows: Sequence[Sequence[str]], texts: int) -> list[str]:
     """The lines of a GitHub table."""
     rule = ["---"] * texts + ["---:"] * (len(rows[0]) - texts)
     titles = [f"`{title}`" if title in found.columns else title for title in rows[0]]
