@@ -8,11 +8,12 @@ import sys
 import typer
 
 from more.commands.bench import app as bench_app
-from more.commands.common import app
+from more.commands.options import app
 from more.errors import UserError, from_loading, from_system
 from more.progress import console
 
-for part in ("training", "masks", "tuning", "results"):  # they register commands, in this order
+# They register commands, in this order.
+for part in ("train", "config_doctor", "masks", "scores", "export_report"):
     importlib.import_module(f"more.commands.{part}")
 app.add_typer(bench_app, name="bench")
 

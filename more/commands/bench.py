@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from more.commands.common import AsJson, Overrides, one_of
+from more.commands.options import AsJson, Overrides, one_of
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown",
                   help="Measure parts of the system; ratios within one run.")

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer  # noqa: E402
 
 from more import cli  # noqa: E402
-from more.commands.common import AsJson, Overrides, one_of  # noqa: E402
+from more.commands.options import AsJson, Overrides, one_of  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
                   pretty_exceptions_enable=False,

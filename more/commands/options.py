@@ -23,6 +23,8 @@ Run = Annotated[Path, typer.Option(*RUN_NAMES, help="run folder, e.g. checkpoint
 Data = Annotated[Path, typer.Option("--data", help="shard set with the images")]
 Overrides = Annotated[list[str] | None, typer.Option(
     "--set", help="section.key=value; repeatable")]
+Checkpoint = Annotated[str, typer.Option(
+    help="latest, best, step-NNNNNN of the run, or a checkpoint folder")]
 AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON on stdout")]
 
 

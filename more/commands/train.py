@@ -1,4 +1,4 @@
-"""Training, and what comes before it: settings and the machine."""
+"""The command that trains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from more.commands.common import RUN_NAMES, AsJson, Overrides, app
+from more.commands.options import RUN_NAMES, Overrides, app
 from more.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,36 +17,43 @@ if TYPE_CHECKING:
     from more.data.shards.reader import ShardSet
     from more.train.stop import StopRequest
 
+TrainConfig = Annotated[Path, typer.Argument(
+    help="settings: a file, or the name of a recipe, as voc12_vit_b")]
+Run = Annotated[Path | None, typer.Option(
+    *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME; with --init a folder "
+                     "two inside that run's]")]
+ValSet = Annotated[Path | None, typer.Option(
+    "--val", help="shard set with masks, scored while training")]
+Masks = Annotated[Path | None, typer.Option(
+    "--masks", help="stage two: train the decoder on these masks, from `more refine`; or, for "
+                    "the fully supervised reference, on a set with true masks")]
+Init = Annotated[Path | None, typer.Option(
+    "--init", help="with --masks: the run folder (or exported file) of stage one to start from")]
+Resume = Annotated[str, typer.Option(
+    "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
+                     "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder, "
+                     "what the run did after it moves there too")]
+DryRun = Annotated[bool, typer.Option(
+    "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")]
+Ranks = Annotated[int, typer.Option(
+    min=0, help="with --dry-run: plan for so many processes; 0 = those started")]
+TrainAsJson = Annotated[bool, typer.Option(
+    "--json", help="with --dry-run: print the facts as JSON")]
+
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(
-        help="settings: a file, or the name of a recipe, as voc12_vit_b")],
+    config: TrainConfig,
     train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
-    run: Annotated[Path | None, typer.Option(
-        *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME; with --init a folder "
-                         "two inside that run's]")] = None,
-    val_set: Annotated[Path | None, typer.Option(
-        "--val", help="shard set with masks, scored while training")] = None,
-    masks: Annotated[Path | None, typer.Option(
-        "--masks", help="stage two: train the decoder on these masks, from `more refine`; or, for "
-                        "the fully supervised reference, on a set with true masks")] = None,
-    init: Annotated[Path | None, typer.Option(
-        "--init", help="with --masks: the run folder (or exported file) of stage one to start from"
-        )] = None,
+    run: Run = None,
+    val_set: ValSet = None,
+    masks: Masks = None,
+    init: Init = None,
     overrides: Overrides = None,
-    resume: Annotated[str, typer.Option(
-        "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
-                         "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder, "
-                         "what the run did after it moves there too"
-        )] = "auto",
-    dry_run: Annotated[bool, typer.Option(
-        "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")
-        ] = False,
-    ranks: Annotated[int, typer.Option(
-        min=0, help="with --dry-run: plan for so many processes; 0 = those started")] = 0,
-    as_json: Annotated[bool, typer.Option(
-        "--json", help="with --dry-run: print the facts as JSON")] = False,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    ranks: Ranks = 0,
+    as_json: TrainAsJson = False,
 ) -> None:
     """Train MoRe. The same command resumes an interrupted run.
 
@@ -153,73 +160,3 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
         settings = settled(settings, labels, paths.init)
     check_classes(settings, images, val)
     return settings, images, left_out, val, labels
-
-
-@app.command()
-def config(
-    file: Annotated[Path | None, typer.Argument(
-        help="settings: a file, or the name of a recipe")] = None,
-    overrides: Overrides = None,
-    list_recipes: Annotated[bool, typer.Option(
-        "--list", help="name the recipes that are here, and what each is")] = False,
-    explain: Annotated[bool, typer.Option(help="with the meaning of every setting")] = False,
-    stage: Annotated[int, typer.Option(min=1, max=2, help="2: as `more train --masks` has them"
-                                       )] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Print the resolved settings of a file or recipe, or list the recipes.
-
-    Example: `python -m more config configs/voc12_vit_b.py --set optim.lr=1e-4 --explain`
-
-    `python -m more config --list`
-    """
-    import json
-
-    from more.config.load import flatten, load_config, to_dict
-
-    if list_recipes == (file is not None):
-        raise UserError("more config: " + ("a file and --list together" if list_recipes else
-                                           "which settings?"),
-                        "give either a file or recipe, or --list")
-    if list_recipes:
-        _list_recipes(as_json)
-        return
-    settings = load_config(file, overrides or [], stage)
-    if as_json:
-        print(json.dumps(to_dict(settings), indent=1))
-        return
-    for key, value, meaning in flatten(settings):
-        print(f"{key} = {value!r}" + (f"    # {meaning}" if explain else ""))
-
-
-def _list_recipes(as_json: bool) -> None:
-    """Print names, files and purposes of all recipes."""
-    import json
-
-    from more.config.recipes import LAUNCH, recipes, summary
-
-    found = [{"name": name, "file": str(file), "about": summary(file)}
-             for name, file in recipes().items()]
-    if as_json:
-        print(json.dumps({"recipes": found, "launch": str(LAUNCH)}, indent=1))
-        return
-    for item in found:
-        print(f"{item['name']}  ({item['file']})\n    {item['about']}")
-    print(f"scripts to train with (train.sh, nodes.sh, quickstart.sh): {LAUNCH}")
-
-
-@app.command()
-def doctor(
-    run: Annotated[Path, typer.Option(
-        *RUN_NAMES, help="run folder, made or not")] = Path("checkpoints"),
-    quick: Annotated[bool, typer.Option(
-        "--quick", help="leave out the two processes that meet")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check this machine: packages, devices, DeepSpeed, disk, locks, clock, two processes.
-
-    Example: `python -m more doctor --run checkpoints/shapes`
-    """
-    from more.doctor.report import doctor as job
-
-    raise typer.Exit(job(run, quick, as_json))
