@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import get_data_path
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from more.data.shards.format import make_folder, write_atomic
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
+from more.evaluation.captions import drawable, font
 from more.evaluation.pictures import colour_of, mask_overlay, thumbnail
 
-_FONT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _TEXT, _LINE, _GAP, _LINES = 14, 19, 12, 3  # pixels: letters, line, space between; lines of tags
 _WIDEST = 1900  # of the sheet; the number of columns follows from it
 
@@ -140,13 +137,6 @@ def _wrapped(cell: _Cell, names: list[str], width: int) -> list[list[tuple[str, 
     return lines if cell.tags else [[("no tags", 0)]]
 
 
-def drawable(text: str) -> str:
-    """The text with every letter that the font lacks as `\\u5199`: ids stay told apart."""
-    known = _letters()
-    return "".join(letter if ord(letter) in known else
-                   letter.encode("ascii", "backslashreplace").decode("ascii") for letter in text)
-
-
 def _fitting(text: str, width: int) -> str:
     """The text, shortened in its middle until it is at most `width` pixels long."""
     keep = len(text)
@@ -159,14 +149,8 @@ def _cut(text: str, keep: int) -> str:
     return f"{text[:(keep + 1) // 2]}…{text[len(text) - keep // 2:]}"
 
 
-@cache
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_FONT), _TEXT)
-
-
-@cache
-def _letters() -> frozenset[int]:
-    return frozenset(FT2Font(str(_FONT)).get_charmap())
+    return font(_TEXT)
 
 
 def _length(text: str) -> int:

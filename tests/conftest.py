@@ -28,11 +28,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # Files that take longest: begun first, so that at the end no process works on one of them alone.
-LONGEST = ("engine/test_matrix.py", "faults/test_training.py", "engine/test_training.py",
-           "engine/test_stage_two.py", "engine/test_data_options.py", "faults/test_ranks.py",
-           "faults/test_stage_two.py", "pseudo/test_handover.py", "pseudo/test_dask.py",
-           "engine/test_frozen_blocks.py", "engine/test_dryrun.py", "bench/test_bench.py",
-           "pseudo/test_export_training.py", "bench/test_bench_refine.py")
+LONGEST = ("train/test_matrix.py", "faults/test_training.py", "train/test_training.py",
+           "train/test_stage_two.py", "train/test_data_options.py", "faults/test_ranks.py",
+           "faults/test_stage_two.py", "refine/test_handover.py", "jobs/test_dask.py",
+           "train/test_frozen_blocks.py", "plan/test_dry_run.py", "bench/test_bench.py",
+           "export/test_training_folder.py", "bench/test_bench_refine.py")
 
 
 def pytest_configure() -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import IO
 
 from tests.conftest import ROOT
@@ -82,7 +83,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # since then, and its code is on the way
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it with SIGKILL."""

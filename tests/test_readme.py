@@ -63,7 +63,8 @@ def parameters(module: str, name: str):
 def test_the_commands_were_found():
     names = {f"{module} {name}".strip() for module, name, _ in commands()}
     assert {"more train", "more localize", "more refine", "more export", "more evaluate",
-            "more report", "more scores", "more config", "tests.research losses", "data_tools.voc", "data_tools.verify",
+            "more report", "more scores", "more config", "tests.research losses",
+            "data_tools.voc", "data_tools.verify",
             "data_tools.inspect"} <= names
 
 

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import Checkpoint, Run, app, one_of
+from more.commands.options import Checkpoint, Palette, Run, app, one_of
 
 Out = Annotated[Path, typer.Option(
     "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")]
 Format = Annotated[str, typer.Option(
     help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
          "archive for VOC's test server; training: a folder for supervised training")]
-Palette = Annotated[bool | None, typer.Option(
+WithPalette = Annotated[bool | None, typer.Option(
     "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]")]
 Data = Annotated[Path | None, typer.Option(
     "--data", help="image set of the masks; training: required; rle: for COCO's category ids "
@@ -38,7 +38,7 @@ def export(
     masks: Annotated[Path, typer.Argument(help="mask shards made by `more refine`")],
     out: Out,
     format: Format = "png",
-    palette: Palette = None,
+    palette: WithPalette = None,
     data: Data = None,
     panoptic: Panoptic = False,
     list_file: ListFile = None,
@@ -85,14 +85,18 @@ def report(
     run: Run,
     data: Annotated[Path | None, typer.Option(
         "--data", help="images and truth [default: as recorded with the seeds]")] = None,
-    images: Annotated[int, typer.Option(min=1, help="pictures in the grid")] = 12,
+    images: Annotated[int, typer.Option(
+        min=1, help="training images on the page; half as many new ones")] = 12,
     strip: Annotated[Path | None, typer.Option(
         "--strip", help="instead of the page one picture with captions (.png, .jpg): --images "
                         "training images with their maps, as many new ones with stage two's masks"
         )] = None,
     seed: Annotated[int, typer.Option(min=0, help="--strip: chooses other images")] = 0,
+    palette: Palette = "voc",
+    out: Annotated[Path | None, typer.Option(
+        "--out", help="the page [default: RUN/report.html]")] = None,
 ) -> None:
-    """One HTML file with scores, curves and pictures that opens from disk.
+    """One HTML file with scores, pictures and curves that opens from disk.
 
     Example: `python -m more report --run checkpoints/shapes`
 
@@ -101,8 +105,8 @@ def report(
     if strip is not None:
         from more.evaluation.strip import draw_strip
 
-        print(draw_strip(run, strip, images, seed))
+        print(draw_strip(run, strip, images, seed, palette))
         return
     from more.evaluation.report import build_report
 
-    print(build_report(run, data, images=images))
+    print(build_report(run, data, images, palette, out))

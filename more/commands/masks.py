@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import RUN_NAMES, AsJson, Checkpoint, Data, Overrides, Run, app, one_of
+from more.commands.options import (
+    RUN_NAMES,
+    AsJson,
+    Checkpoint,
+    Data,
+    Overrides,
+    Palette,
+    Run,
+    app,
+    one_of,
+)
 from more.errors import UserError
 
 Maps = Annotated[list[str] | None, typer.Option(
@@ -166,6 +176,7 @@ def predict(
     batch: Batch = 0,
     overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
     device: PredictDevice = "",
+    palette: Palette = "voc",
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
@@ -178,7 +189,7 @@ def predict(
 
     one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
-                      overlay)
+                      overlay, palette)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
     tally.print()
     raise typer.Exit(tally.exit_code)

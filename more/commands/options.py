@@ -25,6 +25,8 @@ Overrides = Annotated[list[str] | None, typer.Option(
     "--set", help="section.key=value; repeatable")]
 Checkpoint = Annotated[str, typer.Option(
     help="latest, best, step-NNNNNN of the run, or a checkpoint folder")]
+Palette = Annotated[str, typer.Option(
+    help="colours of the classes: voc, or okabe-ito, which colour-blind people tell apart")]
 AsJson = Annotated[bool, typer.Option("--json", help="print figures as JSON on stdout")]
 
 

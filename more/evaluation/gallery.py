@@ -1,4 +1,4 @@
-"""The report's pictures of single images: image, CAM, LAM, mask after CRF, truth."""
+"""The report's pictures of the training set: image, maps, mask after CRF, truth."""
 
 from __future__ import annotations
 
@@ -10,74 +10,77 @@ from typing import Any
 
 import numpy as np
 
-from more.data.seeds import seed_label, seed_probabilities
-from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
-from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
+from more.evaluation.cards import Maker, Source
+from more.evaluation.palettes import PALETTE
+from more.evaluation.routes import seed_facts
+from more.evaluation.run_scores import about_run
 from more.evaluation.score import evaluate
-from more.evaluation.score_count import read_seed
-from more.evaluation.score_sets import seed_threshold
+from more.evaluation.score_result import Result
 
 MASKS = ("lam", "fused", "cam", "decoder")
+SEEDS = {"cam": "CAM", "lam": "LAM", "fused": "CAM and LAM", "decoder": "decoder"}
 
 
 @dataclass
 class Gallery:
-    """Cards for the page, the colours that occur in them, and what could not be shown."""
+    """Cards for the page, the layers and classes that occur in them, and what could not be shown.
 
+    `scored` is what the pictures were ranked by; None where there is no truth.
+    """
+
+    title: str = ""
+    about: str = ""
     cards: list[dict[str, Any]] = field(default_factory=list)
-    legend: list[dict[str, str]] = field(default_factory=list)
+    legend: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    ranked_by: str = ""
+    scored: Result | None = None
+
+    @property
+    def layers(self) -> list[dict[str, str]]:
+        """Key and caption of every layer, in the cards' order."""
+        found = {layer["key"]: layer["caption"] for card in self.cards for layer in card["layers"]}
+        return [{"key": key, "caption": caption} for key, caption in found.items()]
 
 
-@dataclass(frozen=True)
-class _Sets:
-    """Open sets of one run; None where a run does not have one."""
-
-    data: ShardSet
-    cam: ShardSet | None
-    lam: ShardSet | None
-    masks: ShardSet | None
-
-    def of_images(self) -> list[ShardSet]:
-        """What the run made, the sets that decide which images can be shown first."""
-        return [item for item in (self.masks, self.lam, self.cam) if item is not None]
-
-
-def make_gallery(run: Path, data: Path | None, count: int) -> Gallery:
+def make_gallery(run: Path, data: Path | None, count: int, colours: np.ndarray = PALETTE,
+                 most: int = 60_000) -> Gallery:
     """Cards of `count` images: half the worst by IoU of the refined masks, a quarter around the
-    median, a quarter the best; in that order.
+    median, a quarter the best; the worst first.
 
     Args:
-        run: run folder with `seeds/cam`, `seeds/lam`, `masks/*` (any may be missing).
+        run: run folder with `seeds/*`, `masks/*` (any may be missing).
         data: the image set; None: looked for in the run's records.
         count: number of images.
+        colours: uint8 `[256, 3]` by pixel value.
+        most: bytes of a photograph in the page.
 
     Raises:
         UserError: `data` was given and does not hold the run's images.
     """
-    gallery = Gallery()
-    made = {name: _open(run / name, gallery) for name in ("seeds/cam", "seeds/lam")}
-    masks, found = _open_masks(run, gallery)
-    present = [item for item in (masks, *made.values()) if item is not None]
-    if not present:
+    gallery = Gallery("Training images")
+    if about_run(run, [], "")["stage"] == 2:
+        return gallery  # its own seeds and masks are of new images, see `new_images`
+    sources = [*_open_seeds(run, gallery), *_open_masks(run, gallery)]
+    if not sources:
         return gallery
-    folder = data or find_data(run, present)
+    folder = data or find_data(run, [source.set for source in sources])
     if folder is None:
         gallery.notes.append("The image set was not found: give its folder with --data to see "
                              "pictures.")
         return gallery
-    sets = _Sets(ShardSet(folder, kind="images"), made["seeds/cam"], made["seeds/lam"], masks)
-    if not _shared(sets):
-        raise UserError(f"{folder} holds none of the images of {present[0].path}",
+    images = ShardSet(folder, kind="images")
+    ranked = sources[-1].set
+    if not set(ranked.ids) & set(images.ids):
+        raise UserError(f"{folder} holds none of the images of {ranked.path}",
                         fix="give the image set that the seeds were made from")
-    chosen = _choose(run / found if found else None, sets, count, gallery)
-    labels: set[int] = set()
-    gallery.cards = [_card(sets, name, group, iou, labels) for name, group, iou in chosen]
-    gallery.legend = _legend(sets.data, labels)
+    maker = Maker(images, sources, colours, most)
+    gallery.cards = [maker.card(*item) for item in choose(ranked, images, count, gallery)]
+    gallery.legend = maker.legend()
+    gallery.about = ("With the image's own tags, which training knows. Heat maps: the strongest "
+                     "of the image's classes at each pixel, blue 0 to red 1, white line at the "
+                     "seed's threshold.")
     return gallery
 
 
@@ -112,50 +115,64 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _open(path: Path, gallery: Gallery) -> ShardSet | None:
-    """A set of the run; a missing or damaged one becomes a note."""
-    if not path.is_dir():
-        gallery.notes.append(f"{path.parent.name}/{path.name} is not in this run.")
-        return None
+def open_set(path: Path, name: str, notes: list[str], kind: str | None = None) -> ShardSet | None:
+    """A set of the run; a damaged one becomes a note."""
     try:
-        return ShardSet(path)
+        return ShardSet(path, kind=kind)
     except UserError as error:
-        gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read: {error.message}.")
+        notes.append(f"{name} cannot be read: {error.message}.")
         return None
 
 
-def _open_masks(run: Path, gallery: Gallery) -> tuple[ShardSet | None, str]:
+def _open_seeds(run: Path, gallery: Gallery) -> list[Source]:
+    """One set of seeds for each kind of map, that of the kind's name before others."""
+    folders = sorted((path for path in (run / "seeds").glob("*") if path.is_dir()),
+                     key=lambda path: (path.name not in SEEDS, path.name))
+    found: dict[str, Source] = {}
+    for path in folders:
+        seeds = open_set(path, f"seeds/{path.name}", gallery.notes)
+        if seeds is not None:
+            recorded = seed_facts(seeds.manifest.provenance).get("map")
+            kind = path.name if path.name in SEEDS else recorded
+            if kind in SEEDS:
+                found.setdefault(kind, Source(kind, SEEDS[kind], seeds))
+    there = {path.name for path in folders}
+    for kind in ("cam", "lam"):
+        if kind not in found and kind not in there and "fused" not in found:
+            gallery.notes.append(f"seeds/{kind} is not in this run: `more localize --map {kind}` "
+                                 "makes it.")
+    return [found[kind] for kind in SEEDS if kind in found]
+
+
+def _open_masks(run: Path, gallery: Gallery) -> list[Source]:
     """The refined masks to show: those from LAM where there are several."""
-    there = [name for name in MASKS if (run / "masks" / name).is_dir()]
+    order = {name: place for place, name in enumerate(MASKS)}
+    there = sorted((path for path in (run / "masks").glob("*") if path.is_dir()),
+                   key=lambda path: (order.get(path.name, len(order)), path.name))
     if not there:
-        gallery.notes.append("Refined masks (masks/lam) are not in this run.")
-        return None, ""
-    return _open(run / "masks" / there[0], gallery), f"masks/{there[0]}"
+        gallery.notes.append("Refined masks (masks/lam) are not in this run: `more refine` makes "
+                             "them.")
+        return []
+    masks = open_set(there[0], f"masks/{there[0].name}", gallery.notes)
+    return [] if masks is None else [Source("mask", "mask after CRF", masks)]
 
 
-def _shared(sets: _Sets) -> list[str]:
-    """Ids that the image set and the run's first set have in common."""
-    held = set(sets.data.ids)
-    return [name for name in sets.of_images()[0].ids if name in held]
-
-
-def _choose(masks: Path | None, sets: _Sets, count: int, gallery: Gallery
-            ) -> list[tuple[str, str, float | None]]:
-    """`(id, group, IoU)` of the images to show."""
-    ids = _shared(sets)
-    source = sets.of_images()[0]
+def choose(ranked: ShardSet, images: ShardSet, count: int, gallery: Gallery
+           ) -> list[tuple[str, str, float | None]]:
+    """`(id, group, IoU)` of the images to show, the worst first; spread over the set where there
+    is no truth to rank them by."""
+    held = set(images.ids)
+    ids = [name for name in ranked.ids if name in held]
     try:
-        scored = evaluate(source.path, sets.data.path, boundary=0, calibration=False,
-                          progress=False)
+        scored = evaluate(ranked.path, images.path, boundary=0, calibration=False, progress=False)
     except UserError as error:
-        gallery.notes.append(f"Images are not ranked by IoU: {error.message}.")
+        gallery.notes.append(f"{gallery.title} are not ranked by IoU: {error.message}.")
         step = max(len(ids) // count, 1)
         return [(name, "sample", None) for name in ids[::step][:count]]
-    gallery.ranked_by = f"{scored.name}: {scored.route}"
+    gallery.scored = scored
     order = sorted((name for name in ids if not np.isnan(scored.per_image[name])),
                    key=scored.per_image.__getitem__)
-    return [(name, group, scored.per_image[name])
-            for name, group in pick(order, count)]
+    return [(name, group, scored.per_image[name]) for name, group in pick(order, count)]
 
 
 def pick(order: list[str], count: int) -> list[tuple[str, str]]:
@@ -169,59 +186,3 @@ def pick(order: list[str], count: int) -> list[tuple[str, str]]:
     return ([(name, "worst") for name in order[:worst]]
             + [(name, "median") for name in rest[start:start + median]]
             + [(name, "best") for name in order[len(order) - best:]])
-
-
-def _card(sets: _Sets, name: str, group: str, iou: float | None, labels: set[int]
-          ) -> dict[str, Any]:
-    """Tiles and words of one image; `labels` collects the pixel values that are drawn."""
-    row = sets.data.index_of(name)
-    image, truth = sets.data.image(row), sets.data.mask(row)
-    tiles = [{"caption": "image", "src": data_uri(thumbnail(image))}]
-    for caption, source in (("CAM", sets.cam), ("LAM", sets.lam)):
-        tiles.append(_seed_tile(caption, source, name, image, truth))
-    mask = None
-    if sets.masks is not None and name in sets.masks.ids:
-        mask = sets.masks.mask(sets.masks.index_of(name))
-    tiles.append(label_tile("mask after CRF", mask, image, truth, sets.data.num_classes, labels))
-    tiles.append(label_tile("truth", truth, image, None, sets.data.num_classes, labels))
-    tags = [{"name": sets.data.class_names[k], "colour": colour_of(k + 1)}
-            for k in np.flatnonzero(sets.data.tags[row])]
-    return {"id": name, "group": group, "iou": iou, "tags": tags, "tiles": tiles}
-
-
-def _seed_tile(caption: str, source: ShardSet | None, name: str, image: np.ndarray,
-               truth: np.ndarray | None) -> dict[str, Any]:
-    """The strongest present class's map at each pixel, outlined at the set's threshold."""
-    if source is None or name not in source.ids:
-        return {"caption": caption, "src": None}
-    seed = read_seed(source, source.index_of(name))
-    label = seed_label(seed, image.shape[:2], seed_threshold(source))
-    maps = seed_probabilities(seed, image.shape[:2])[1][1:]
-    value = maps.max(0) if len(maps) else np.zeros(label.shape, np.float32)
-    tile = heat_overlay(thumbnail(image), thumbnail(value), thumbnail(label, nearest=True))
-    return {"caption": caption, "src": data_uri(tile),
-            "iou": _iou(truth, label, source.num_classes)}
-
-
-def label_tile(caption: str, label: np.ndarray | None, image: np.ndarray,
-               truth: np.ndarray | None, classes: int, labels: set[int]) -> dict[str, Any]:
-    """A tile of a label map over its image, with its IoU; `labels` collects what is drawn."""
-    if label is None or label.shape != image.shape[:2]:
-        return {"caption": caption, "src": None}
-    labels.update(int(value) for value in np.unique(label))
-    tile = mask_overlay(thumbnail(image), thumbnail(label, nearest=True))
-    return {"caption": caption, "src": data_uri(tile), "iou": _iou(truth, label, classes)}
-
-
-def _iou(truth: np.ndarray | None, label: np.ndarray, classes: int) -> float | None:
-    if truth is None or truth.shape != label.shape:
-        return None
-    joint = joint_labels(truth, label, classes + 1)[1]
-    return image_iou(joint_matrix(joint, classes + 1), true_pixels(truth, classes + 1))
-
-
-def _legend(data: ShardSet, labels: set[int]) -> list[dict[str, str]]:
-    names = {0: "background (image dimmed)", IGNORE: "uncertain or ignored (255)",
-             **{k + 1: name for k, name in enumerate(data.class_names)}}
-    return [{"name": names.get(label, str(label)), "colour": colour_of(label)}
-            for label in sorted(labels)]

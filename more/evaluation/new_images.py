@@ -3,57 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
-from more.evaluation.gallery import find_data, label_tile
-from more.evaluation.pictures import colour_of, data_uri, thumbnail
-from more.evaluation.run_scores import stage_folders
+from more.evaluation.cards import Maker, Source
+from more.evaluation.gallery import Gallery, choose, find_data, open_set
+from more.evaluation.palettes import PALETTE
+from more.evaluation.routes import seed_facts
+from more.evaluation.run_scores import TRUE, about_run, stage_folders
 
 
-def new_image_cards(run: Path, count: int, notes: list[str]) -> list[dict[str, Any]]:
-    """Cards of images that stage two's folders in a run have masks of, chosen at random.
+def new_images(run: Path, count: int, colours: np.ndarray = PALETTE, most: int = 60_000
+               ) -> Gallery:
+    """Cards of images that stage two's folders in a run have masks or predictions of.
 
     Args:
-        run: run folder of stage one. count: most images. notes: told what could not be shown.
+        run: run folder of stage one, or of a stage two itself. count: most images.
+        colours: uint8 `[256, 3]` by pixel value. most: bytes of a photograph in the page.
 
     Returns:
-        For each image its id, tags and tiles: image, mask of every network, truth.
+        The gallery; the layers of an image are the answer of every network, and the truth.
     """
-    made: dict[str, ShardSet] = {}
-    for folder, about in stage_folders(run, notes):
-        for path in sorted((run / folder / "masks").glob("*")):
-            try:
-                masks = ShardSet(path, kind="masks")
-            except UserError as error:
-                notes.append(f"{folder}/masks/{path.name} cannot be read: {error.message}.")
-                continue
-            kind = "true masks" if about["supervision"] == "true masks" else "masks from tags"
-            made.setdefault(f"stage two ({folder}), trained on {kind}", masks)
-    if not made:
-        return []
-    first = next(iter(made.values()))
+    gallery = Gallery("New images")
+    folders = stage_folders(run, gallery.notes)
+    own = about_run(run, gallery.notes, "")
+    sources: list[Source] = []
+    for folder, about in [*([("", own)] if own["stage"] == 2 else []), *folders]:
+        made = _prediction(run / folder, folder or run.name, gallery.notes)
+        if made is not None:
+            trained = "true masks" if about["supervision"] == TRUE else "masks from tags"
+            sources.append(Source(f"decoder-{len(sources)}", f"decoder ({folder or run.name}), "
+                                  f"trained on {trained}", made))
+    if not sources:
+        return gallery
+    first = sources[0].set
     folder = find_data(first.path.parent.parent, [first])
     if folder is None:
-        notes.append("The images of stage two's masks were not found.")
-        return []
-    data = ShardSet(folder, kind="images")
-    shared = [name for name in first.ids if name in set(data.ids)]
-    chosen = np.random.default_rng(0).permutation(len(shared))[:count]
-    return [_card(data, made, shared[place]) for place in sorted(chosen)]
+        gallery.notes.append("The images of stage two's masks were not found.")
+        return gallery
+    images = ShardSet(folder, kind="images")
+    maker = Maker(images, sources, colours, most)
+    gallery.cards = [maker.card(*item) for item in choose(first, images, count, gallery)]
+    gallery.legend = maker.legend()
+    gallery.about = "No network was trained on them and no tag is given."
+    return gallery
 
 
-def _card(data: ShardSet, made: dict[str, ShardSet], name: str) -> dict[str, Any]:
-    row, classes = data.index_of(name), data.num_classes
-    image, truth = data.image(row), data.mask(row)
-    tiles = [{"caption": "image", "src": data_uri(thumbnail(image))}]
-    for caption, masks in made.items():
-        label = masks.mask(masks.index_of(name)) if name in masks.ids else None
-        tiles.append(label_tile(caption, label, image, truth, classes, set()))
-    tiles.append(label_tile("truth", truth, image, None, classes, set()))
-    return {"id": name, "tiles": tiles,
-            "tags": [{"name": data.class_names[k], "colour": colour_of(k + 1)}
-                     for k in np.flatnonzero(data.tags[row])]}
+def _prediction(folder: Path, name: str, notes: list[str]) -> ShardSet | None:
+    """Masks of a stage-two folder, or its decoder's seeds; none that were told the true tags."""
+    for path in (*sorted(folder.glob("masks/*")), *sorted(folder.glob("seeds/*"))):
+        if not path.is_dir():
+            continue
+        found = open_set(path, f"{name}/{path.parent.name}/{path.name}", notes)
+        if found is not None:
+            facts = seed_facts(found.manifest.provenance)
+            of_decoder = found.kind == "masks" or facts.get("map") == "decoder"
+            if of_decoder and not (facts.get("map") == "decoder" and facts.get("tags") == "true"):
+                return found
+    return None

@@ -1,43 +1,26 @@
-"""Pictures of the report: heat maps, colour-coded masks, curves; embedded as data URIs or SVG."""
+"""Pictures of single images: heat maps, and label maps in colours with the classes' names."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from more.data.shards.format import IGNORE
-from more.export import voc_palette
+from more.evaluation.captions import draw_names
+from more.evaluation.palettes import GREY, PALETTE, colour_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+__all__ = ["LONGEST_SIDE", "PALETTE", "colour_of", "heat_overlay", "mask_overlay", "outline",
+           "thumbnail"]
 LONGEST_SIDE = 300
-# Stands for the page's text colour in drawn curves; replaced by the CSS keyword.
-_INK = "#0a0b0c"
-_LINE = "#3b7dd8"
+_TINT = 0.55  # of a class's colour over its pixels
 
 
-PALETTE = voc_palette()
-
-
-def colour_of(label: int) -> str:
-    """A label's colour as `#rrggbb`; light grey for 255."""
-    return "#e0e0e0" if label == IGNORE else f"#{bytes(PALETTE[label]).hex()}"
-
-
-def thumbnail(image: np.ndarray, nearest: bool = False) -> np.ndarray:
-    """An image or label map, reduced so that its longer side is at most `LONGEST_SIDE` pixels."""
+def thumbnail(image: np.ndarray, nearest: bool = False, side: int = LONGEST_SIDE) -> np.ndarray:
+    """An image or label map, reduced so that its longer side is at most `side` pixels."""
     height, width = image.shape[:2]
-    factor = LONGEST_SIDE / max(height, width)
+    factor = side / max(height, width)
     if factor >= 1:
         return image
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
@@ -47,31 +30,49 @@ def thumbnail(image: np.ndarray, nearest: bool = False) -> np.ndarray:
 
 def heat_overlay(image: np.ndarray, value: np.ndarray, label: np.ndarray | None = None
                  ) -> np.ndarray:
-    """A map in turbo colours over the grey image, with the outline of its thresholded label.
+    """A map in turbo colours over the image, with the outline of its thresholded label.
 
     Args:
         image: uint8 `[H, W, 3]`. value: `[H, W]` in 0..1. label: `[H, W]`, 0 = background.
     """
-    value = np.clip(np.nan_to_num(value), 0, 1).astype(np.float32)
-    heat = cv2.applyColorMap((value * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-    # Weak responses stay faint, so that the image is seen where the map says nothing.
-    weight = (0.15 + 0.6 * value)[..., None]
-    mixed = (grey * (1 - weight) + heat * weight).round().astype(np.uint8)
+    heat, weight = heat_layer(value)
+    mixed = (image * (1 - weight) + heat * weight).round().astype(np.uint8)
     if label is not None:
         mixed[outline(label)] = 255
     return mixed
 
 
-def mask_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A label map in VOC colours over the dimmed image; 255 in light grey, white outlines."""
-    colours = PALETTE.copy()
-    colours[IGNORE] = 224
-    painted = cv2.addWeighted(image, 0.25, colours[label], 0.75, 0)
-    dimmed = cv2.addWeighted(image, 0.55, np.zeros_like(image), 0.45, 0)
-    mixed = np.where((label > 0)[..., None], painted, dimmed)
-    mixed[outline(label)] = 255
-    return mixed
+def heat_layer(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turbo colours uint8 `[H, W, 3]` of a map in 0..1, and how far they cover `[H, W, 1]`.
+
+    Where the map says nothing the image stays as it is.
+    """
+    value = np.clip(np.nan_to_num(value), 0, 1).astype(np.float32)
+    heat = cv2.applyColorMap((value * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    return heat, (0.75 * np.minimum(1.6 * value, 1))[..., None]
+
+
+def mask_overlay(image: np.ndarray, label: np.ndarray, colours: np.ndarray = PALETTE,
+                 names: Sequence[str] | None = None) -> np.ndarray:
+    """A label map in colours over the image, which stays as it is outside the objects.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        label: uint8 `[H, W]`; 255 is shown in light grey.
+        colours: uint8 `[256, 3]` by pixel value.
+        names: of the classes from pixel value 1 on; given, they are written on their objects.
+    """
+    painted = colours[label].astype(np.float32)
+    painted[label == IGNORE] = GREY
+    mixed = image.copy()
+    inside = label > 0
+    mixed[inside] = (image[inside] * (1 - _TINT) + painted[inside] * _TINT).round()
+    edge = outline(label)
+    width = max(round(max(label.shape) / 400), 1)
+    if width > 1:
+        edge = cv2.dilate(edge.astype(np.uint8), np.ones((width, width), np.uint8)).astype(bool)
+    mixed[edge] = 255
+    return draw_names(mixed, label, names, colours) if names else mixed
 
 
 def outline(label: np.ndarray) -> np.ndarray:
@@ -80,109 +81,3 @@ def outline(label: np.ndarray) -> np.ndarray:
     edge[:-1] |= label[:-1] != label[1:]
     edge[:, :-1] |= label[:, :-1] != label[:, 1:]
     return edge
-
-
-def data_uri(image: np.ndarray, lossless: bool = False) -> str:
-    """An RGB picture as `data:image/…;base64,…` (JPEG, or PNG for flat colours)."""
-    kind, options = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 86])
-    done, data = cv2.imencode(f".{'jpg' if kind == 'jpeg' else kind}",
-                              cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    assert done, "encoding an 8-bit picture cannot fail"
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
-
-
-def curve_svg(name: str, steps: Sequence[float], values: Sequence[float], points: bool = False
-              ) -> str:
-    """A small chart of one quantity over the steps, as inline SVG in the page's own text colour.
-
-    Long records are drawn as means over at most 300 bins; missing and infinite values are left
-    out. `points` marks every value (few values, such as evaluations).
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
-    with _chart(name) as (axes, svg):
-        axes.plot(x, y, color=_LINE, linewidth=1.4, marker="o" if points else None, markersize=3)
-        axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    return svg[0]
-
-
-def reliability_svg(name: str, confidence: Sequence[float], accuracy: Sequence[float],
-                    share: Sequence[float]) -> str:
-    """Accuracy over confidence as inline SVG: one point a bin, its area by the bin's pixels.
-
-    The dashed diagonal is perfect calibration; points below it are too confident.
-
-    Args:
-        confidence, accuracy: means of the bins that hold pixels.
-        share: their part of all pixels.
-    """
-    with _chart(name) as (axes, svg):
-        low = min((*confidence, *accuracy, 0.5))
-        axes.plot([low, 1], [low, 1], color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
-        axes.plot(confidence, accuracy, color=_LINE, linewidth=1.0)
-        axes.scatter(confidence, accuracy, 4 + 60 * np.asarray(share), color=_LINE, zorder=3)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("accuracy")
-    return svg[0]
-
-
-def kept_svg(name: str, kept: Sequence[float], miou: Sequence[float],
-             thresholds: Sequence[float]) -> str:
-    """mIoU of the pixels kept over their share as inline SVG, some points with their threshold."""
-    with _chart(name) as (axes, svg):
-        axes.plot(kept, miou, color=_LINE, linewidth=1.2, marker="o", markersize=3)
-        for place in range(0, len(kept), 2):
-            axes.annotate(f"{thresholds[place]:g}", (kept[place], miou[place]), fontsize=6,
-                          textcoords="offset points", xytext=(3, 3), color=_INK)
-        axes.set_xlabel("share of pixels kept")
-        axes.set_ylabel("mIoU")
-    return svg[0]
-
-
-@contextmanager
-def _chart(name: str) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on in the report's style; the list holds the SVG text afterwards."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.style import context
-    from matplotlib.ticker import MaxNLocator
-
-    style = {"font.size": 8, "text.color": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
-             "ytick.color": _INK, "axes.labelcolor": _INK, "svg.fonttype": "none",
-             "svg.hashsalt": name, "figure.facecolor": "none", "axes.facecolor": "none",
-             "axes.spines.top": False, "axes.spines.right": False}
-    with context(style):
-        axes = Figure(figsize=(3.4, 1.7), layout="constrained").add_subplot()
-        axes.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.5)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        svg: list[str] = []
-        yield axes, svg
-        text = io.StringIO()
-        FigureCanvasSVG(axes.figure).print_svg(text, metadata=dict.fromkeys(
-            ("Creator", "Date", "Format", "Type")))
-        svg.append(_inline(text.getvalue(), name))
-
-
-def _binned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Finite values only, averaged over neighbours until at most `most` are left."""
-    kept = np.isfinite(x) & np.isfinite(y)
-    x, y = x[kept], y[kept]
-    width = max(math.ceil(len(x) / most), 1)
-    starts = np.arange(0, len(x), width)
-    if not len(x):
-        return x, y
-    counts = np.diff(np.append(starts, len(x)))
-    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
-
-
-def _inline(svg: str, name: str) -> str:
-    """The bare `<svg>` element: no prologue, fluid width, the page's ink and font."""
-    svg = svg[svg.index("<svg"):].replace(_INK, "currentColor")
-    # matplotlib's style rule and metadata would act on, or link out of, the whole page.
-    for pattern in (r"<style.*?</style>", r"<metadata>.*?</metadata>", r"font-family: [^;\"]*;"):
-        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
-    head, rest = svg.split(">", 1)
-    view = head[head.index("viewBox="):].split('"')[1]
-    return f'<svg viewBox="{view}" role="img" aria-label="{html.escape(name)}">{rest}'

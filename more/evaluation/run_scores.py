@@ -38,7 +38,7 @@ def read_scores(run: Path, notes: list[str]) -> list[dict[str, Any]]:
         name without it), `file`, `stage`, `supervision` ("tags" or "true masks") and `share`: of
         a row of stage two, its mIoU over that of its reference; None where there is none.
     """
-    rows = _read_folder(run, "", _about(run, notes, ""), notes)
+    rows = _read_folder(run, "", about_run(run, notes, ""), notes)
     for folder, about in stage_folders(run, notes):
         found = _read_folder(run / folder, folder, about, notes)
         if not found:
@@ -55,7 +55,7 @@ def read_scores(run: Path, notes: list[str]) -> list[dict[str, Any]]:
 def stage_folders(run: Path, notes: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Names of the stage-two folders directly inside a run, with their `stage` and `supervision`;
     those trained on true masks last."""
-    found = [(path.parent.name, _about(path.parent, notes, path.parent.name))
+    found = [(path.parent.name, about_run(path.parent, notes, path.parent.name))
              for path in sorted(run.glob("*/run.json"))]
     return sorted((pair for pair in found if pair[1]["stage"] == 2),
                   key=lambda pair: (pair[1]["supervision"] == TRUE, pair[0]))
@@ -119,7 +119,7 @@ def read_json(path: Path, notes: list[str], name: str = "") -> Any:
     return None
 
 
-def _about(folder: Path, notes: list[str], name: str) -> dict[str, Any]:
+def about_run(folder: Path, notes: list[str], name: str) -> dict[str, Any]:
     """Stage and supervision of a run folder; older runs know neither and are stage one."""
     path = folder / "run.json"
     found = read_json(path, notes, f"{name}/run.json".lstrip("/")) if path.is_file() else None

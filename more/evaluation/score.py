@@ -81,7 +81,7 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
         boundary=_boundary(sums["boundary"], figures) if boundary else None,
         boundary_width=boundary or None,
         calibration=calibrate(sums["levels"], sums["reached"]) if "levels" in sums else None,
-        digests=(truth.manifest.digest, ids_digest(scored)))
+        digests=(truth.manifest.digest, ids_digest(scored)), matrix=sums["matrix"])
 
 
 def ids_digest(ids: Sequence[str]) -> str:

@@ -26,7 +26,8 @@ class Result:
     share of true pixels that were predicted 255 and therefore left out, `per_image` is the mean
     IoU of each image over the classes that its truth or its prediction contains. `sweep` maps
     thresholds to mIoU. `boundary` is the boundary IoU `[K]` for bands of `boundary_width` times
-    the diagonal. `digests` tell the data set and the set of scored ids apart from others.
+    the diagonal. `digests` tell the data set and the set of scored ids apart from others. `matrix`
+    counts pixels `[K, K]`, true class first.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Result:
     boundary_width: float | None = None
     calibration: Calibration | None = None
     digests: tuple[str, str] | None = None
+    matrix: np.ndarray | None = None
 
     @property
     def miou(self) -> float:

@@ -17,13 +17,15 @@ from more.data.shards.format import make_folder
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.gallery import find_data
-from more.evaluation.pictures import heat_overlay, mask_overlay
+from more.evaluation.palettes import palette as colours_of
+from more.evaluation.pictures import heat_overlay, mask_overlay, thumbnail
 from more.evaluation.score_count import read_seed
 from more.evaluation.score_sets import seed_threshold
 from more.train.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]
 INCHES = 1.5  # side of a tile
+TILE = 250  # pixels of a label map: its names are then readable on the tile
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Block:
     columns: dict[str, Tile]
 
 
-def draw_strip(run: Path, out: Path, images: int, seed: int = 0) -> Path:
+def draw_strip(run: Path, out: Path, images: int, seed: int = 0, palette: str = "voc") -> Path:
     """Write the picture.
 
     Args:
@@ -44,6 +46,7 @@ def draw_strip(run: Path, out: Path, images: int, seed: int = 0) -> Path:
         out: file to write; its ending says the format.
         images: rows of each block, chosen at random.
         seed: chooses others.
+        palette: colours of the classes, see `palettes.palette`.
 
     Returns:
         `out`.
@@ -51,16 +54,18 @@ def draw_strip(run: Path, out: Path, images: int, seed: int = 0) -> Path:
     Raises:
         UserError: the run has no seeds or masks, or their images are not found.
     """
-    rng = np.random.default_rng(seed)
-    blocks = [_block(run, "training images: the tags are known", ("cam", "lam"), images, rng)]
+    rng, colours = np.random.default_rng(seed), colours_of(palette)
+    blocks = [_block(run, "training images: the tags are known", ("cam", "lam"), images, rng,
+                     colours)]
     if (run / STAGE_TWO / "masks").is_dir():
-        blocks.append(_block(run / STAGE_TWO, "new images: nothing is known", (), images, rng))
+        blocks.append(_block(run / STAGE_TWO, "new images: nothing is known", (), images, rng,
+                             colours))
     _draw([block for block in blocks if block.ids], out)
     return out
 
 
 def _block(run: Path, title: str, kinds: Sequence[str], count: int,
-           rng: np.random.Generator) -> Block:
+           rng: np.random.Generator, colours: np.ndarray) -> Block:
     masks = sorted(path for path in (run / "masks").glob("*") if path.is_dir())
     if not masks:
         raise UserError(f"{run}/masks: no masks to show", "refine the run's seeds first")
@@ -74,9 +79,9 @@ def _block(run: Path, title: str, kinds: Sequence[str], count: int,
         if (run / "seeds" / kind).is_dir():
             columns[kind.upper()] = _heat(data, ShardSet(run / "seeds" / kind, kind="seeds"))
     own = "mask after CRF" if kinds else "stage two, after CRF"
-    columns[own] = _labels(data, mask)
+    columns[own] = _labels(data, mask, colours)
     if data.has("mask"):
-        columns["truth"] = _labels(data, data)
+        columns["truth"] = _labels(data, data, colours)
     ids = [name for name in mask.ids if name in set(data.ids)]
     chosen = rng.permutation(len(ids))[:count]
     return Block(title, [ids[place] for place in chosen], columns)
@@ -95,10 +100,15 @@ def _heat(data: ShardSet, seeds: ShardSet) -> Tile:
     return tile
 
 
-def _labels(data: ShardSet, masks: ShardSet) -> Tile:
+def _labels(data: ShardSet, masks: ShardSet, colours: np.ndarray) -> Tile:
+    """A label map over its picture, with the names of its classes large enough for a tile."""
     def tile(name: str) -> np.ndarray | None:
         label = masks.mask(masks.index_of(name))
-        return None if label is None else mask_overlay(data.image(data.index_of(name)), label)
+        if label is None:
+            return None
+        image = thumbnail(data.image(data.index_of(name)), side=TILE)
+        return mask_overlay(image, thumbnail(label, nearest=True, side=TILE), colours,
+                            data.class_names)
     return tile
 
 

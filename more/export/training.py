@@ -23,7 +23,7 @@ from more.export.common import (
 from more.export.png import encode_png
 from more.progress import Tally, track
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 EXAMPLE = "train_example.py"
 _FOLDERS = ("images", "masks", "splits")
 _README = """\

@@ -20,6 +20,7 @@ from more.data.shards.lock import folder_lock
 from more.data.tag_files import read_tag_file
 from more.data.tags import class_indices, split_cells
 from more.errors import UserError
+from more.evaluation.palettes import palette
 from more.filtering.crf import CRFParams
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
@@ -54,9 +55,10 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
 
     Raises:
         UserError: see `find_pictures`, `load_run`, `read_tag_file`; another process writes to
-            `out`; the disk is full.
+            `out`; the disk is full; the palette is unknown.
     """
     options = options or Options()
+    palette(options.palette)  # an unknown name is refused before anything is loaded
     pictures = find_pictures(inputs, out, stdin)
     run, options = choose_network(run, options)
     config, network, path = load_run(run, which)
@@ -124,11 +126,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def _record(config: Config, options: Options, path: Path) -> dict[str, Any]:
-    """Everything but the picture that decides its mask; `threshold` is that of a plain map."""
+    """Everything but the picture that decides its files; `threshold` is that of a plain map."""
     record = {"tool": "more predict", "version": more.__version__, "stage": "predict",
               **maps_record(options.map, config, path), "crf": None,
               "tags": "none" if options.map == "decoder" else "predicted",
-              "tag_threshold": config.inference.tag_threshold}
+              "tag_threshold": config.inference.tag_threshold, "palette": options.palette}
     if options.tags:
         record["tag_threshold"] = None
     if options.crf:

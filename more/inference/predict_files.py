@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 
 from more.data.shards.format import TEMPORARY, is_temporary, make_folder, to_json, write_atomic
 from more.errors import UserError
-from more.evaluation.pictures import PALETTE, colour_of, mask_overlay
+from more.evaluation.palettes import PALETTE, colour_of
+from more.evaluation.pictures import mask_overlay
 from more.export import encode_png
 
 LISTED = 0.1
@@ -33,7 +35,7 @@ class Result:
 
     @property
     def overlay(self) -> Path:
-        """The mask painted over the picture."""
+        """The mask painted over the picture, with the names of its classes."""
         return self.out / f"{self.name}_overlay.jpg"
 
     @property
@@ -53,7 +55,7 @@ class Result:
                 and all((self.facts.parent / name).is_file() for name in wanted))
 
     def save(self, image: np.ndarray, label: np.ndarray, facts: dict[str, Any],
-             overlay: bool) -> None:
+             overlay: bool, names: Sequence[str] = (), colours: np.ndarray = PALETTE) -> None:
         """Write the files, each complete or not at all.
 
         Args:
@@ -61,15 +63,17 @@ class Result:
             label: uint8 `[H, W]`.
             facts: content of the JSON but for the names of the files.
             overlay: paint the mask over the picture; otherwise an older painting is removed.
+            names: of all classes, written on the overlay.
+            colours: uint8 `[256, 3]` by pixel value, of the overlay and the index PNG.
 
         Raises:
             UserError: the folder cannot be made, or the picture is too large for a JPEG.
             OSError: a file cannot be written.
         """
-        painted = _jpeg(mask_overlay(image, label)) if overlay else None
+        painted = _jpeg(mask_overlay(image, label, colours, names)) if overlay else None
         make_folder(self.mask.parent)
         self.facts.unlink(missing_ok=True)  # it would describe files that change
-        write_atomic(self.mask, encode_png(np.ascontiguousarray(label), PALETTE))
+        write_atomic(self.mask, encode_png(np.ascontiguousarray(label), colours))
         if painted is not None:
             write_atomic(self.overlay, painted)
         else:
@@ -79,7 +83,7 @@ class Result:
 
 
 def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
-                label: np.ndarray) -> list[dict[str, Any]]:
+                label: np.ndarray, colours: np.ndarray = PALETTE) -> list[dict[str, Any]]:
     """Classes of a picture, most probable first: those above 0.1, the tags, those in the mask.
 
     Args:
@@ -87,12 +91,13 @@ def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
         probabilities: `[C]` of the classifier.
         tags: `[C]`, true for the classes that were given or found.
         label: uint8 `[H, W]`.
+        colours: uint8 `[256, 3]` by pixel value.
     """
     pixels = np.bincount(label.reshape(-1), minlength=256)[1:len(names) + 1]
     kept = np.flatnonzero((probabilities > LISTED) | tags | (pixels > 0))
     kept = sorted(kept.tolist(), key=lambda k: (-probabilities[k], k))
     return [{"name": names[k], "value": k + 1, "probability": round(float(probabilities[k]), 4),
-             "tag": bool(tags[k]), "pixels": int(pixels[k]), "colour": colour_of(k + 1)}
+             "tag": bool(tags[k]), "pixels": int(pixels[k]), "colour": colour_of(k + 1, colours)}
             for k in kept]
 
 

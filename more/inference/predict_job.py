@@ -15,6 +15,7 @@ from more.data.seeds import SeedItem, seed_label
 from more.data.shards.codec import decode_whole
 from more.data.shards.format import sha256_bytes
 from more.errors import UserError
+from more.evaluation.palettes import palette
 from more.filtering.crf import CRFParams
 from more.inference.localize import seed_threshold
 from more.inference.localizer import Localizer
@@ -38,7 +39,8 @@ class Options:
         tag_threshold: probability from which a class is found; None: `inference.tag_threshold`.
         crf: dense CRF with the run's parameters; otherwise the plain thresholded map.
         batch: pictures a forward; 0 = `inference.batch`.
-        overlay: also paint the mask over the picture.
+        overlay: also paint the mask over the picture, with the names of its classes.
+        palette: colours of the classes, see `more.evaluation.palettes`.
     """
 
     map: str = "auto"
@@ -47,6 +49,7 @@ class Options:
     crf: bool = True
     batch: int = 0
     overlay: bool = True
+    palette: str = "voc"
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ class PictureJob:
             kept = np.isin(seed.keys, [0, *(np.flatnonzero(tags) + 1)])
             seed = SeedItem(seed.keys[kept], seed.maps[kept])
         label = self._label(item.image, seed)
-        table = class_table(self.names, scores, tags, label)
+        colours = palette(self.options.palette)
+        table = class_table(self.names, scores, tags, label, colours)
         Result(self.out, item.picture.name).save(
             item.image, label, {
                 "file": str(item.picture.path), "size": list(label.shape), "classes": table,
                 "background_pixels": int((label == 0).sum()), "provenance": item.provenance},
-            self.options.overlay)
+            self.options.overlay, self.names, colours)
 
     def _label(self, image: np.ndarray, seed: SeedItem) -> np.ndarray:
         if self.options.crf:

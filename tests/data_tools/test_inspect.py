@@ -124,8 +124,8 @@ def test_the_sheet_contains_the_pictures(tmp_path):
     write_manifest(tmp_path, "images", NAMES, [writer.entry], {})
     write_sheet(ShardSet(tmp_path), tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
-    image, painted = (200, 120, 30), np.rint(np.array((200, 120, 30)) * 0.25
-                                             + np.array((0, 128, 0)) * 0.75)
+    image, painted = (200, 120, 30), np.rint(np.array((200, 120, 30)) * 0.45
+                                             + np.array((0, 128, 0)) * 0.55)
     assert (pixels == image).all(1).sum() == 50 * 60
     assert (np.abs(pixels - painted).max(1) <= 1).sum() == 50 * 60
 

@@ -8,18 +8,17 @@ import cv2
 import numpy as np
 import pytest
 
+from more.data.shards.codec import encode_mask
 from more.errors import UserError
+from more.evaluation.charts import curve_svg
 from more.evaluation.gallery import pick
-from more.evaluation.pictures import (
-    LONGEST_SIDE,
-    colour_of,
-    curve_svg,
-    heat_overlay,
-    mask_overlay,
-    thumbnail,
-)
-from more.evaluation.report import build_report, read_log
+from more.evaluation.layers import label_uri, photograph
+from more.evaluation.next_step import next_step
+from more.evaluation.palettes import colour_of
+from more.evaluation.pictures import LONGEST_SIDE, heat_overlay, mask_overlay, thumbnail
+from more.evaluation.report import build_report, read_log, shared
 from more.evaluation.score import evaluate
+from more.evaluation.training_record import curves, progress, seconds_of, throughput
 from tests.evaluation.conftest import (
     LAM,
     REFINED,
@@ -34,7 +33,8 @@ def log_lines(last=60):
     for step in range(1, last):
         yield {"step": step, "terms": {"total": 9 / step, "cls": 1 / step},
                "lr": {"encoder": 1e-4}, "images_per_s": 3.0}
-    yield {"step": last, "eval": {"miou": 0.4}}
+    for step in (last - 40, last - 20, last):
+        yield {"step": step, "eval": {"miou": 40.0}}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,18 @@ def page(run):
     return build_report(run).read_text(encoding="utf-8")
 
 
+def cards(page, part="Training images"):
+    """The cards of one gallery, each as its piece of the page."""
+    found = re.search(rf"<h2>{part}</h2>.*?</section>", page, re.DOTALL)
+    return re.findall(r'<article class="card".*?</article>', found.group(0) if found else "",
+                      re.DOTALL)
+
+
 def test_nothing_external(page):
-    assert not re.search(r"https?:|<script|<link(?! rel=\"icon\" href=\"data:,\")|@import", page)
+    assert not re.search(r"https?:|<script[^>]|<link(?! rel=\"icon\" href=\"data:,\")|@import",
+                         page)
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(", page)
+    assert set(re.findall(r"url\((#|[a-z:/]*)", page)) == {"data:image/webp", "#"}
     for target in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert target.startswith(("data:", "#")), target[:60]
 
@@ -69,19 +79,21 @@ def test_scores_with_their_routes(page, run, data):
     for name, words in (("seeds/lam", "LAM seeds"), ("masks/lam", "LAM masks")):
         result = evaluate(run / name, data, progress=False)
         assert f"{100 * result.miou:.2f}" in page and words in page
-    assert page.index("seeds/cam") < page.index("seeds/lam") < page.index("masks/lam")
+    table = page[page.index('id="scores"'):]
+    assert table.index("seeds/cam") < table.index("seeds/lam") < table.index("masks/lam")
     assert "mIoU of 2" in page and "route b" in page
     assert "shapes &lt;micro&gt;" in page and "<micro>" not in page
 
 
 def test_twelve_images_with_five_tiles_the_worst_first(page, run, data):
-    cards = re.findall(r'<article class="card">.*?</article>', page, re.DOTALL)
-    assert len(cards) == 12 and all(card.count("<img ") == 5 for card in cards)
+    found = cards(page)
+    assert len(found) == 12 and all(card.count('class="tile"') == 5 for card in found)
+    assert all(card.count("url(data:image/webp") == 1 for card in found), "each photograph once"
     ranked = evaluate(run / "masks/lam", data, progress=False).per_image
     worst = sorted(ranked, key=ranked.get)
-    shown = [re.search("<h3>(.*?)</h3>", card).group(1) for card in cards]
+    shown = [re.search("<h3>(.*?)</h3>", card).group(1) for card in found]
     assert shown[:6] == worst[:6] and shown[-3:] == worst[-3:]
-    assert f"{100 * ranked[worst[0]]:.2f}" in cards[0]
+    assert f"{100 * ranked[worst[0]]:.2f}" in found[0]
 
 
 def test_stage_two_is_told_from_the_reference(tmp_path, rows, data):
@@ -108,7 +120,7 @@ def test_curves_of_every_term(page):
 
 def test_given_data_wins_over_the_record(tmp_path, run, rows):
     other = write_set(tmp_path / "moved", "images", rows, image_payload)
-    assert build_report(run, other, images=20).read_text().count('class="card"') == 20
+    assert len(cards(build_report(run, other, images=20).read_text())) == 20
     stranger = write_set(tmp_path / "else", "images",
                          [type(r)("x" + r.name, *list(vars(r).values())[1:]) for r in rows],
                          image_payload)
@@ -133,8 +145,9 @@ def test_pictures_without_masks_or_truth(tmp_path, rows):
     run = tmp_path / "run"
     write_set(run / "seeds" / "lam", "seeds", rows, seed_payload, LAM)
     page = build_report(run, truth, images=4).read_text()
-    assert page.count('class="card"') == 4 and page.count("<img ") == 8
-    assert "not ranked" in page and page.count('class="none"') == 12
+    assert len(cards(page)) == 4 and page.count("<img ") == 4
+    assert "not ranked" in page and 'data-layer="truth"' not in page
+    assert "worst IoU first" not in page and "by name" in page
 
 
 def test_damaged_set_is_a_note(tmp_path, rows, data):
@@ -143,7 +156,7 @@ def test_damaged_set_is_a_note(tmp_path, rows, data):
     write_set(run / "seeds" / "cam", "seeds", rows, seed_payload, LAM)
     (run / "seeds" / "cam" / "shard-00001.h5").unlink()
     page = build_report(run, data).read_text()
-    assert "seeds/cam cannot be read" in page and page.count('class="card"') == 12
+    assert "seeds/cam cannot be read" in page and len(cards(page)) == 12
 
 
 def test_no_run(tmp_path):
@@ -188,7 +201,9 @@ def test_overlays_keep_the_shape_and_show_the_map():
     assert heat[5, 35, 0] > heat[5, 35, 2] and (heat[5, 19] == 255).all()
     label = np.where(value > 0, 2, 0).astype(np.uint8)
     painted = mask_overlay(image, label)
-    assert painted[5, 35, 1] > 100 > painted[5, 35, 0] and painted[5, 5].max() < 100
+    assert painted[5, 35, 1] > 100 > painted[5, 35, 0]
+    assert (painted[5, 5] == 100).all(), "the picture stays as bright as it is outside the object"
+    assert (heat_overlay(image, value)[5, 5] == 100).all()
 
 
 def test_thumbnails():
@@ -214,11 +229,137 @@ def test_new_images_are_shown_with_the_network_that_made_each_mask(rows, data, t
             {"stage": 2, "supervision": supervision, "val": str(data)}))
     (run / "log.jsonl").write_text('{"step": 1, "terms": {"total": 1.0}}\n')
     page = build_report(run, images=4).read_text()
-    part = page.split('id="new-images"')[1]
-    assert part.count('<article class="card">') == 2
-    order = [part.index(text) for text in ("stage two (two), trained on masks from tags",
-                                           "stage two (true), trained on true masks")]
+    found = cards(page, "New images")
+    assert len(found) == 2
+    order = [found[0].index(text) for text in ("decoder (two), trained on masks from tags",
+                                               "decoder (true), trained on true masks")]
     assert order == sorted(order)
     for folder in ("two", "true"):
         shutil.rmtree(run / folder / "masks")
-    assert 'id="new-images"' not in build_report(run).read_text()
+    assert not cards(build_report(run).read_text(), "New images")
+
+
+def test_the_decoders_seeds_are_pictured_where_no_masks_were_made_of_them(rows, data, tmp_path):
+    run, decoder = tmp_path / "run", {**LAM, "map": "decoder", "tags": "none"}
+    write_set(run / "two" / "seeds" / "told", "seeds", rows, seed_payload,
+              {**decoder, "tags": "true"})
+    write_set(run / "two" / "seeds" / "val", "seeds", rows[:6], seed_payload, decoder)
+    (run / "two" / "run.json").write_text(json.dumps({"stage": 2, "val": str(data)}))
+    (run / "log.jsonl").write_text('{"step": 1, "terms": {"total": 1.0}}\n')
+    page = build_report(run, images=40).read_text()
+    assert len(cards(page, "New images")) == 6, "not the set that was told the true tags"
+    assert page.index("worst IoU first") and "seeds/val" in page
+
+
+def test_no_curve_of_two_points_and_none_of_a_term_that_is_off():
+    log = [{"step": step, "terms": {"cls": 1 / step, "seg": 0.0}} for step in (10, 20, 30)]
+    log += [{"step": 30, "eval": {"lam": 40.0}}, {"step": 60, "eval": {"lam": 42.0}}]
+    charts, few = curves(log)
+    assert [chart["name"] for chart in charts] == ["loss cls"] and charts[0]["about"]
+    assert few == [{"name": "loss seg", "values": "0 all the time: switched off"},
+                   {"name": "eval lam", "values": "40 at update 30, 42 at update 60"}]
+
+
+def test_steps_and_throughput_agree_with_the_run(tmp_path):
+    """10 slow updates and 20 fast ones of 8 images, then 4 that are not in the log yet."""
+    log = [{"step": 10, "terms": {}, "seconds_per_step": 4.0, "images_per_s": 2.0},
+           {"step": 30, "terms": {}, "seconds_per_step": 1.0, "images_per_s": 8.0}]
+    (tmp_path / "status.json").write_text(
+        json.dumps({"state": "finished", "step": 34, "iterations": 34}))
+    assert progress(tmp_path, log, {}) == {"step": 34, "iterations": 34, "state": "finished"}
+    assert seconds_of(log) == 60 and throughput(log) == 30 * 8 / 60
+    assert seconds_of([]) is None and throughput([{"step": 1, "terms": {}}]) is None
+
+
+def test_the_first_row_of_figures_and_percentages_alike(tmp_path, rows, data):
+    run = tmp_path / "run"
+    for name, supervision in (("two", "tags"), ("true", "true masks")):
+        masks = write_set(run / name / "masks" / "val", "masks", rows, mask_payload, REFINED)
+        (run / name / "run.json").write_text(json.dumps({"stage": 2, "supervision": supervision}))
+        evaluate(masks, data, progress=False).save(run / name / "scores" / "masks.json")
+    (run / "log.jsonl").write_text(json.dumps(
+        {"step": 30, "terms": {"cls": 1.0}, "seconds_per_step": 4.0, "images_per_s": 2.0}))
+    page = build_report(run, data).read_text(encoding="utf-8")
+    top = page[page.index('class="headline"'):page.index('class="next"')]
+    figures = re.findall(r"<span>(.*?)</span><b>(.*?)</b>", top)
+    decoder = evaluate(run / "two/masks/val", data, progress=False).miou
+    assert figures == [("masks", "–"), ("decoder on new images", f"{100 * decoder:.2f} %"),
+                       ("of full supervision", "100.00 %"), ("minutes of training", "2.0")]
+    text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<svg.*?</svg>|<[^>]*>", " ", page,
+                  flags=re.DOTALL)
+    shown = [figure for figure in re.findall(r"([\d.]+) %", text)]
+    assert len(shown) > 40 and all(re.fullmatch(r"\d+\.\d\d", figure) for figure in shown)
+
+
+def test_no_absolute_path_is_in_the_page(tmp_path, run, rows):
+    log = "Set /home/somebody/data/x-7/train was, C:\\Users\\me\\a.txt and ~/b/c.h5 were; " \
+          "3/4, a[/b]"
+    assert shared({"a": [log]})["a"] == [
+        "Set …/train was, …/a.txt and …/c.h5 were; 3/4, a[/b]"]
+    (run / "config.json").write_text(json.dumps(
+        {"name": "n", "model": {"weights": str(tmp_path / "vit.safetensors")}}))
+    broken = run / "scores" / "broken.json"
+    broken.write_text("{")
+    page = build_report(run, out=tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    broken.unlink()
+    assert str(tmp_path.parent) not in page and str(run.parent) not in page
+    assert "…/vit.safetensors" in page
+    assert not re.search(r"[\"' >](/tmp|/home|/root|/work)/", page)
+
+
+def test_it_names_what_to_do_next(tmp_path, rows):
+    def said(state="finished", scores=()):
+        return next_step(tmp_path, "run", list(scores), state)["command"]
+
+    first = {"stage": 1, "supervision": "tags"}
+    assert "train.sh" in said("stopped")
+    assert "localize --run run" in said()
+    (tmp_path / "seeds" / "lam").mkdir(parents=True)
+    assert "refine run/seeds/lam" in said()
+    (tmp_path / "masks" / "fused").mkdir(parents=True)
+    assert "evaluate run/masks/fused" in said()
+    assert "--masks run/masks/fused --init run" in said(scores=[first])
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "run.json").write_text('{"stage": 2, "supervision": "tags"}')
+    assert "localize --run run/two" in said(scores=[first])
+    second = {"stage": 2, "supervision": "tags"}
+    assert "--masks SET" in said(scores=[first, second])
+    (tmp_path / "true").mkdir()
+    (tmp_path / "true" / "run.json").write_text('{"stage": 2, "supervision": "true masks"}')
+    assert "predict" in said(scores=[first, second])
+    (tmp_path / "run.json").write_text('{"stage": 2}')
+    assert "localize" in said() and "predict" in said(scores=[second])
+
+
+def test_names_cannot_become_part_of_the_page(tmp_path, rows):
+    evil = ['<img src=x onerror="alert(1)">', "\"'><script>alert(2)</script>",
+            "{{ 7 * 7 }}</style>"]
+    run = tmp_path / "run"
+    odd = [type(row)(f"<b>{row.name}'\"", *list(vars(row).values())[1:]) for row in rows[:4]]
+    data = write_set(tmp_path / "data", "images", odd, image_payload, classes=evil)
+    masks = write_set(run / "masks" / "lam", "masks", odd, lambda row: {"mask": encode_mask(
+        np.where(row.truth == 255, 0, row.truth).astype(np.uint8))}, REFINED, classes=evil)
+    evaluate(masks, data, progress=False).save(run / "scores" / "masks.json")
+    (run / "log.jsonl").write_text(json.dumps({"step": 1, "terms": {evil[1]: 1.0}}))
+    page = build_report(run, data).read_text(encoding="utf-8")
+    assert page.count("<script") == page.count("</script>") == 1 == page.count("</style>")
+    assert "<img src=x" not in page and "<b>img" not in page and "&lt;img src=x" in page
+
+
+def test_a_page_of_sixty_photographs_stays_below_five_megabytes():
+    """Noise is the worst case: no photograph and no mask takes more."""
+    noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), dtype=np.uint8)
+    most = 3_600_000 // 90
+    assert len(photograph(noise, most)) <= most
+    blobs = cv2.resize(noise[:12, :16, 0] % 4, (900, 700), interpolation=cv2.INTER_NEAREST)
+    assert len(label_uri(blobs, np.zeros((256, 3), np.uint8))) < 6_000
+
+
+def test_the_page_of_a_stage_two_run_shows_its_own_predictions(rows, data, tmp_path):
+    run = tmp_path / "two"
+    write_set(run / "seeds" / "val", "seeds", rows[:6], seed_payload,
+              {**LAM, "map": "decoder", "tags": "none"})
+    (run / "run.json").write_text(json.dumps({"stage": 2, "val": str(data)}))
+    page = build_report(run, images=12).read_text()
+    assert len(cards(page, "New images")) == 6 and not cards(page)
+    assert "decoder (two), trained on masks from tags" in page and "masks/lam" not in page

@@ -146,13 +146,14 @@ def test_the_column_is_shown_only_with_a_reference(tmp_path):
                                 .values()]), 80)
     assert "true: masks/val" in narrow and "…" not in narrow, "all columns fit 80 characters"
     page = build_report(tmp_path / "a").read_text(encoding="utf-8")
-    assert '<th class="num">of full supervision</th>' in page and ">75.00</td>" in page
+    assert '<th class="num">of full supervision</th>' in page and ">75.00 %</td>" in page
     score(tmp_path / "b", "seeds/lam", 0.6, "train")
     stage_two(tmp_path / "b" / "two", masks=0.6)
     table = shown(score_table(list(read(tmp_path / "b")[0].values())))
     assert "two: masks/val" in table and "full supervision" not in table
     page = build_report(tmp_path / "b").read_text(encoding="utf-8")
-    assert "two: masks/val" in page and "full supervision" not in page
+    assert "two: masks/val" in page and '<th class="num">of full supervision</th>' not in page
+    assert "no reference on true masks yet" in page
 
 
 def test_mean_and_spread_by_hand(tmp_path):

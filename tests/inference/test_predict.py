@@ -294,3 +294,21 @@ def test_without_a_map_the_decoder_of_a_finished_stage_two_is_taken(run, photos,
     assert json.loads((tmp_path / "asked" / "a.json").read_text())["provenance"]["map"] == "lam"
     file = export_weights(two, tmp_path / "two.safetensors")
     assert provenance(file, tmp_path / "file")["map"] == "decoder"
+
+
+def test_the_palette_colours_mask_overlay_and_json_alike(run, photos, tmp_path):
+    """Another palette is another result: it is made again."""
+    from more.evaluation.palettes import palette
+
+    out, found = tmp_path / "out", set()
+    for name in ("voc", "okabe-ito"):
+        tally = predict([str(photos / "a.jpg")], run, out, Options(crf=False, palette=name))
+        assert (tally.done, tally.skipped) == (1, 0)
+        facts = json.loads((out / "a.json").read_text())
+        assert facts["provenance"]["palette"] == name
+        with Image.open(out / "a.png") as mask:
+            assert bytes(mask.getpalette()[:24]) == palette(name)[:8].tobytes()
+        found.add((out / "a_overlay.jpg").read_bytes())
+    assert len(found) == 2
+    with pytest.raises(UserError, match="palette"):
+        predict([str(photos / "a.jpg")], run, out, Options(palette="rainbow"))
