@@ -82,10 +82,13 @@ def run(data: Path | None, seeds: Path | None, *, images: int = 24, workers: int
     """Measure and print; everything written goes to a temporary folder.
 
     Args:
-        data, seeds: shard sets to take images from; both or neither (drawn pictures).
+        data: shard set to take images from; None, with `seeds`, takes drawn pictures.
+        seeds: shard set of these images' seeds.
         images: how many to take.
         workers: processes; 0: one for each usable core.
-        rounds, projects, cores: as in `bench_refine`; default projects: all that are known.
+        rounds: rounds that count.
+        projects: as `read_project` takes them; None takes all that are known.
+        cores: as `read_cores` takes them.
         drawn: height and width of drawn pictures.
         as_json: print JSON.
     """

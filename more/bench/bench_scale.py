@@ -70,7 +70,9 @@ class Work:
     """What one rank does in a pass over its micro-batch.
 
     Attributes:
-        train, backward, cam: operations of forward and backward, of backward alone, of the views.
+        train: operations of forward and backward.
+        backward: operations of backward alone.
+        cam: operations of the CAM's views.
         weights: bytes of weights, in fp32 or, under fp16 and bf16_weights, 16 bits.
         sent: bytes of all gradients, or of all weights as stage 3 gathers them.
         view: bytes of the weights that a CAM view needs, as stage 3 gathers them.

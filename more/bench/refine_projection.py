@@ -21,8 +21,8 @@ class Project:
         name: what to call it.
         images: that have a class; others need no CRF.
         labels: mean number per image, background included.
-        pixels: mean per image; None: as the measured ones.
-        every: labels of the whole set, background included; None: unknown.
+        pixels: mean per image; None takes that of the measured ones.
+        every: labels of the whole set, background included; None where unknown.
     """
 
     name: str
@@ -42,9 +42,11 @@ class Measured:
 
     Attributes:
         seconds: per image of one worker while all were at work.
-        labels, pixels: mean per measured image.
+        labels: mean per measured image.
+        pixels: mean per measured image.
         curve: seconds by number of labels; only their ratios count.
-        seed_bytes: of a seed per class; mask_bytes: of the masks set per image.
+        seed_bytes: of a seed per class.
+        mask_bytes: of the masks set per image.
     """
 
     seconds: float

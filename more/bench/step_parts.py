@@ -41,7 +41,7 @@ def bench_step(config: Config, *, images: int = 0, rounds: int = 3,
         config: from `bench_settings`.
         images: of the batch; 0 takes `train.global_batch`.
         rounds: steps of each kind that count; one more comes first.
-        other: what to compare with; None: nothing.
+        other: what to compare with; None compares with nothing.
         backend: of torch.compile for the blocks; "" leaves it out.
 
     Returns:

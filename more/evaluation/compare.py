@@ -41,7 +41,8 @@ class Comparison:
     """A against B.
 
     Attributes:
-        a, b: both results in their JSON form.
+        a: result of A in its JSON form.
+        b: result of B in its JSON form.
         images: mean IoU of every image; empty for a saved B.
         warnings: why some figures should not be compared.
         notes: which images were compared.
@@ -92,7 +93,8 @@ def compare(path: Path, against: Path, data: Path, name: str | None = None,
         against: B, another set, scored on the same images; or a JSON file of
             `more evaluate --save`, of which only sums over its images are known.
         data: image set with the true masks of both.
-        name, against_name: what to call A and B.
+        name: what to call A.
+        against_name: what to call B.
         options: as for `evaluate`.
 
     Raises:

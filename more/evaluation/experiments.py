@@ -25,8 +25,10 @@ class RunScores:
     """One run.
 
     Attributes:
-        path: its folder. seed: `train.seed`; None: not recorded.
-        rows: its scores by column. twice: columns that two files score, with those files.
+        path: its folder.
+        seed: `train.seed`; None where it was not recorded.
+        rows: its scores by column.
+        twice: columns that two files score, with those files.
     """
 
     path: Path
@@ -37,7 +39,11 @@ class RunScores:
 
 @dataclass(frozen=True)
 class Cell:
-    """An experiment's figures in a column: one value a run, None where the run has no score."""
+    """An experiment's figures in one column.
+
+    Attributes:
+        values: one a run; None where the run has no score.
+    """
 
     values: list[float | None]
 
@@ -68,7 +74,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiments:
-    """The table: runs of every experiment, the columns shown, the classes of the means (None: all).
+    """Several experiments in one table.
+
+    Attributes:
+        experiments: runs of every experiment, by its name.
+        columns: what is shown, in this order.
+        classes: means are over these only; None takes all.
     """
 
     experiments: dict[str, list[RunScores]]
@@ -150,7 +161,7 @@ def read_experiments(experiments: Sequence[str], columns: Sequence[str] | None =
         experiments: `NAME=RUN[,RUN…]` each.
         columns: which to show, and in which order; shares of the sets among them are added.
             None: all that any run has, in the order in which the stages make them.
-        classes: take means over these only; None: the mIoU as scored.
+        classes: take means over these only; None takes the mIoU as scored.
         notes: gets a line for every score that could not be read.
 
     Raises:

@@ -45,7 +45,7 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
             an explicit background (the decoder's) are labelled by argmax and have none.
         classes: names for an additional mean over these classes only (`background` counts).
         sweep: also the mIoU at thresholds 0.10, 0.15, …, 0.90 (seeds without background).
-        boundary: width of the band of the boundary IoU over the image's diagonal; 0: none.
+        boundary: width of the band of the boundary IoU over the image's diagonal; 0 leaves it out.
         calibration: also how far the confidence can be trusted, for masks that store one.
         workers: threads; default: as many as usable cores, at most 16. The figures do not depend
             on it.

@@ -39,7 +39,8 @@ def matching_rows(source: ShardSet, truth: ShardSet,
     """Row of each item in the source and in the truth, in the source's order.
 
     Args:
-        source, truth: from `open_pair`.
+        source: seeds or masks, from `open_pair`.
+        truth: the image set, from `open_pair`.
         only: ids to take; None takes all.
 
     Raises:
@@ -105,5 +106,5 @@ def set_name(path: Path) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first five names."""
+    """The first five names, for a message."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
