@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,18 +117,7 @@ def draw_parts(parts: Mapping[str, Mapping[str, float]], file: Path, title: str)
     figure, axes = pyplot.subplots(figsize=(9, 1.7 + 0.75 * len(names)), layout="constrained")
     labels = list(next(iter(parts.values())))
     for row, name in enumerate(names):
-        left = 0.0
-        for part, colour in zip(labels, COLOURS, strict=False):
-            width = parts[name][part]
-            axes.barh(row, width, left=left, color=colour, height=0.62,
-                      label=part if row == 0 else None)
-            if width > 0.06 * slowest:
-                axes.text(left + width / 2, row, f"{width:.2g}", ha="center", va="center",
-                          color="white", fontsize=9)
-            left += width
-        ratio = slowest / left
-        axes.text(left + 0.01 * slowest, row, f"{left:.3g} s"
-                  + (f", {ratio:.2f} × as fast" if ratio > 1.005 else ""), va="center", fontsize=9)
+        _draw_bar(axes, row, {part: parts[name][part] for part in labels}, slowest)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * slowest)
@@ -142,3 +132,18 @@ def draw_parts(parts: Mapping[str, Mapping[str, float]], file: Path, title: str)
                         "give a path ending in .png in a folder that exists") from error
     finally:
         pyplot.close(figure)
+
+
+def _draw_bar(axes: Any, row: int, seconds: Mapping[str, float], slowest: float) -> None:
+    """The bar of one step, with its seconds and the ratio to the slowest step."""
+    left = 0.0
+    for (part, width), colour in zip(seconds.items(), COLOURS, strict=False):
+        axes.barh(row, width, left=left, color=colour, height=0.62,
+                  label=part if row == 0 else None)
+        if width > 0.06 * slowest:
+            axes.text(left + width / 2, row, f"{width:.2g}", ha="center", va="center",
+                      color="white", fontsize=9)
+        left += width
+    ratio = slowest / left
+    axes.text(left + 0.01 * slowest, row, f"{left:.3g} s"
+              + (f", {ratio:.2f} × as fast" if ratio > 1.005 else ""), va="center", fontsize=9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from more.commands.options import (
     one_of,
 )
 from more.errors import UserError
+
+if TYPE_CHECKING:
+    from more.progress import Tally
+    from more.tuning.result import TuneResult
 
 Maps = Annotated[list[str] | None, typer.Option(
     "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
@@ -238,29 +242,19 @@ def tune(
     Example: `python -m more tune checkpoints/shapes/seeds/lam --data data/shapes_train
     --out checkpoints/shapes/tune --images 100`
     """
-    import json
     from dataclasses import asdict
-
-    from rich.console import Console
 
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
-    from more.progress import Tally
     from more.refine.settings import Refinement
-    from more.tuning.result import TuneResult, refine_command
+    from more.tuning.result import refine_command
     from more.tuning.tune import Search
     from more.tuning.tune import tune as job
 
     def show(result: TuneResult | None, tally: Tally) -> None:
         if result is not None:
-            command = refine_command(result.points[result.best], str(seeds), str(data),
-                                     str(out / "masks"), engine)
-            if as_json:
-                print(json.dumps({**result.to_json(), "command": command}, indent=1,
-                                 allow_nan=False))
-            else:
-                Console().print(result.table())
-                print(f"the best point as a command:\n{command}")
+            _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
+                                              str(out / "masks"), engine), as_json)
         tally.print()
 
     one_of("--engine", engine, ("auto", *ENGINES))
@@ -268,3 +262,16 @@ def tune(
     search = Search(tuple(grid or ()), base, images, seed, random, axes, min_kept)
     _, tally = job(seeds, data, out, search, workers or None, executor, report=show)
     raise typer.Exit(tally.exit_code)
+
+
+def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
+    """Print what `more tune` found, and the command of its best point."""
+    import json
+
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps({**result.to_json(), "command": command}, indent=1, allow_nan=False))
+    else:
+        Console().print(result.table())
+        print(f"the best point as a command:\n{command}")

@@ -73,17 +73,13 @@ def train(
     if init is not None and masks is None:
         raise UserError("--init without --masks", "it says where stage two starts; stage one "
                         "starts from model.weights")
-    asked = StopRequest(at_once=True)
-    place, iterations = run, 0
+    asked, place, iterations = StopRequest(at_once=True), run, 0
     try:
         with nullcontext() if dry_run else asked:
             from more.config.load import load_config
 
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
-            from more.train.run_folder import STAGE_TWO
-
-            inside = init / STAGE_TWO if masks and init and init.is_dir() else None
-            place = run or inside or Path("checkpoints") / settings.name
+            place = run or _usual_folder(settings, masks, init)
             iterations = settings.train.iterations
             paths = _Paths(train_set, val_set, masks, init, place, resume)
             if dry_run:
@@ -92,6 +88,15 @@ def train(
                 _train(settings, paths, asked)
     except Stopped:
         end_early(place, iterations)
+
+
+def _usual_folder(settings: Config, masks: Path | None, init: Path | None) -> Path:
+    """The run folder where none was named: of stage two inside that of stage one."""
+    from more.train.run_folder import STAGE_TWO
+
+    if masks and init and init.is_dir():
+        return init / STAGE_TWO
+    return Path("checkpoints") / settings.name
 
 
 class _Paths(NamedTuple):

@@ -66,20 +66,27 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
     parts = pieces(source, matching_rows(source, truth, only))
     counts = _run(job, source, truth, parts, workers, progress)
     check_truth(counts.sums["truth"], truth)
+    return _result(job, Path(data), source, truth, counts, name or set_name(Path(path)), subset)
+
+
+def _result(job: Job, data: Path, source: ShardSet, truth: ShardSet, counts: Counts, name: str,
+            subset: list[str] | None) -> Result:
+    """Figures from the sums of all images."""
+    class_names = ["background", *truth.class_names]
     used, sums = job.threshold if counts.thresholded else None, counts.sums
     figures, pixels = scores(sums["matrix"], sums["truth"]), int(sums["truth"].sum())
     held = set(source.ids)
     scored = list(counts.per_image)
     return Result(
-        name=name or set_name(Path(path)), kind=source.kind, data=Path(data).name,
+        name=name, kind=source.kind, data=data.name,
         route=describe_route(source.manifest.provenance, used), threshold=used,
         class_names=class_names, scores=figures, images=len(scored),
         unlabelled=1 - int(sums["matrix"].sum()) / pixels,
         missing=[i for i in truth.ids if i not in held],
         per_image=counts.per_image,
         subset=subset, sweep=sweep_scores(sums["swept"]) if "swept" in sums else {},
-        boundary=_boundary(sums["boundary"], figures) if boundary else None,
-        boundary_width=boundary or None,
+        boundary=_boundary(sums["boundary"], figures) if job.boundary else None,
+        boundary_width=job.boundary or None,
         calibration=calibrate(sums["levels"], sums["reached"]) if "levels" in sums else None,
         digests=(truth.manifest.digest, ids_digest(scored)), matrix=sums["matrix"])
 

@@ -22,12 +22,26 @@ LISTED = 12
 class Result:
     """What `more evaluate` found; classes are in pixel-value order, background first.
 
-    `missing` are ids of the data set that the evaluated set does not hold, `unlabelled` is the
-    share of true pixels that were predicted 255 and therefore left out, `per_image` is the mean
-    IoU of each image over the classes that its truth or its prediction contains. `sweep` maps
-    thresholds to mIoU. `boundary` is the boundary IoU `[K]` for bands of `boundary_width` times
-    the diagonal. `digests` tell the data set and the set of scored ids apart from others. `matrix`
-    counts pixels `[K, K]`, true class first.
+    Attributes:
+        name: of the set that was scored.
+        kind: "seeds" or "masks".
+        data: name of the image set with the true masks.
+        route: the sentence of `describe_route`.
+        threshold: background threshold of seeds; None where none was used.
+        class_names: background included.
+        scores: figures by class and their means.
+        images: how many were scored.
+        unlabelled: share of true pixels that were predicted 255 and therefore left out.
+        missing: ids of the data set that the scored set does not hold.
+        per_image: mean IoU of each image over the classes that its truth or its prediction
+            contains.
+        subset: classes of an additional mean; None without one.
+        sweep: mIoU by threshold.
+        boundary: boundary IoU `[K]`; None where it was left out.
+        boundary_width: of its bands, as a share of the diagonal.
+        calibration: how far the confidence can be trusted; None where it was not counted.
+        digests: of the data set and of the ids scored; they tell these apart from others.
+        matrix: pixels `[K, K]`, true class first.
     """
 
     name: str

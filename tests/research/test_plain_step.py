@@ -13,7 +13,7 @@ from more.bench import drawn_step, step_parts
 from more.bench.bench_train import bench_settings
 from more.errors import UserError
 from more.train.build import make_network
-from tests.bench.test_step import SMALL
+from tests.bench.test_step_parts import SMALL
 from tests.processes import run
 from tests.research import plain_step
 

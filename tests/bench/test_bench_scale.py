@@ -12,7 +12,7 @@ from more.bench.bench_train import bench_settings
 from more.errors import UserError
 from more.plan.memory import parameter_sizes
 from more.train.deepspeed_settings import split_batch
-from tests.bench.test_step import SMALL
+from tests.bench.test_step_parts import SMALL
 from tests.train.conftest import command
 
 COUNTED: dict[str, Work] = {}
