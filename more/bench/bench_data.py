@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +84,14 @@ def bench_data(path: Path, scratch: Path, *, images: int = 256, crop: int = 448,
     files = {i: scratch / f"{i}.jpg" for i in taken}
     for i in taken:
         files[i].write_bytes(blobs[i])
-    pixels = {i: decode_image(blobs[i], "") for i in taken[:64]}
     transform = TrainTransform(crop, pipeline=pipeline)
-    batch = next(iter(make_train_loader(shards, transform, GlobalBatchSampler(
-        len(shards), min(BATCH, len(shards)), 0))))
-    cpu = torch.device("cpu")
     pure, loader = f"decode + augment, {workers} processes", f"whole loader, {workers} processes"
     seconds = alternate({
         FILES: lambda: timed(lambda i: files[i].read_bytes(), taken),
         SHARDS: lambda: timed(lambda i: shards.blob("image", i, check=False), taken),
         FILES_SUM: lambda: timed(lambda i: zlib.crc32(files[i].read_bytes()), taken),
         SHARDS_SUM: lambda: timed(lambda i: shards.blob("image", i), taken),
-        "decode": lambda: timed(lambda i: decode_image(blobs[i], ""), taken),
-        "augment (8 bit)": lambda: timed(
-            lambda i: transform(pixels[i], sample_generator(0, 0, i)), list(pixels)),
-        "colours and normalise, per batch": lambda: timed(
-            lambda _: prepare(batch, cpu, MEAN, STD), list(range(4))) / len(batch["tags"]),
+        **_candidates_of_work(shards, blobs, transform),
         pure: lambda: _pure([blobs[i] for i in taken], transform, workers),
         loader: lambda: _loader(shards, transform, workers, images),
     }, rounds)
@@ -107,6 +100,22 @@ def bench_data(path: Path, scratch: Path, *, images: int = 256, crop: int = 448,
              "crop": crop, "pipeline": pipeline, "rounds": rounds,
              "page cache": "warm"}
     return rows(seconds, {SHARDS: FILES, SHARDS_SUM: FILES_SUM, loader: pure}), about
+
+
+def _candidates_of_work(shards: ShardSet, blobs: dict[int, bytes], transform: TrainTransform
+                        ) -> dict[str, Callable[[], float]]:
+    """What is done with an image once it is read, each step alone in this process."""
+    taken = list(blobs)
+    pixels = {i: decode_image(blobs[i], "") for i in taken[:64]}
+    batch = next(iter(make_train_loader(shards, transform, GlobalBatchSampler(
+        len(shards), min(BATCH, len(shards)), 0))))
+    cpu = torch.device("cpu")
+    return {
+        "decode": lambda: timed(lambda i: decode_image(blobs[i], ""), taken),
+        "augment (8 bit)": lambda: timed(
+            lambda i: transform(pixels[i], sample_generator(0, 0, i)), list(pixels)),
+        "colours and normalise, per batch": lambda: timed(
+            lambda _: prepare(batch, cpu, MEAN, STD), list(range(4))) / len(batch["tags"])}
 
 
 def _work(blobs: list[bytes], transform: TrainTransform, repeat: int, barrier: Any,
