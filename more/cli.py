@@ -5,20 +5,27 @@ from __future__ import annotations
 import importlib
 import sys
 
-from more.bench.command import app as bench_app
-from more.commands.common import app
+import typer
+
+from more.commands.bench import app as bench_app
+from more.commands.options import app
 from more.errors import UserError, from_loading, from_system
 from more.progress import console
 
-for part in ("training", "masks", "tuning", "results"):  # they register commands, in this order
+# They register commands, in this order.
+for part in ("train", "config_doctor", "masks", "scores", "export_report"):
     importlib.import_module(f"more.commands.{part}")
 app.add_typer(bench_app, name="bench")
 
 
-def main() -> None:
-    """Run the command line; what the user can mend prints a message and exits with 2."""
+def main(program: typer.Typer = app) -> None:
+    """Run a command line; what the user can mend prints a message and exits with 2.
+
+    Args:
+        program: `more` itself, or another one whose errors are told in the same way.
+    """
     try:
-        app()
+        program()
     except (UserError, OSError, RuntimeError) as error:
         known = (error if isinstance(error, UserError) else
                  from_system(error) if isinstance(error, OSError) else from_loading(error))

@@ -15,6 +15,7 @@ from more.config.load import flatten
 from more.config.schema import PAPER, Config, fields
 from tests.conftest import ROOT
 from tests.data.sets import small_set
+from tests.research.__main__ import app as research_app
 
 PAGES = {name: (ROOT / name).read_text()
          for name in ("README.md", "checkpoints/README.md", "configs/README.md",
@@ -24,6 +25,7 @@ TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", TEXT, re.S | re.M)
 INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M))
 SETTINGS = {key for key, _, _ in flatten(Config())}
+PROGRAMS = {"more": app, "tests.research": research_app}
 STARTS = {"launch/train.sh": ("more", "train"), "launch/quickstart.sh": ("more", "train")}
 
 
@@ -35,20 +37,22 @@ def commands() -> list[tuple[str, str, str]]:
         for script, (module, name) in STARTS.items():
             if script in line:
                 found.append((module, name, line.partition(script)[2]))
-        if start := re.search(r"(?:-m|--module) (more|data_tools\.\w+) +(.*)", line):
+        if start := re.search(
+                r"(?:-m|--module) (more|data_tools\.\w+|tests\.research) +(.*)", line):
             module, rest = start.groups()
             name, _, after = rest.partition(" ")
             if name == "bench":
                 name, _, after = after.partition(" ")
                 name = f"bench {name}"
-            found.append((module, name, after) if module == "more" else (module, "", rest))
+            found.append((module, "", rest) if module.startswith("data_tools") else
+                         (module, name, after))
     return [command for command in found if command[1].split()[-1:] not in (["COMMAND"], ["NAME"])]
 
 
 def parameters(module: str, name: str):
     """Options and arguments of a command, from the program itself."""
-    if module == "more":
-        program = get_command(app)
+    if module in PROGRAMS:
+        program = get_command(PROGRAMS[module])
         for word in name.split():
             program = program.commands[word]
         return program.params
@@ -60,7 +64,8 @@ def parameters(module: str, name: str):
 def test_the_commands_were_found():
     names = {f"{module} {name}".strip() for module, name, _ in commands()}
     assert {"more train", "more localize", "more refine", "more export", "more evaluate",
-            "more report", "more scores", "more config", "data_tools.voc", "data_tools.verify",
+            "more report", "more scores", "more config", "tests.research losses",
+            "data_tools.voc", "data_tools.verify",
             "data_tools.inspect"} <= names
 
 

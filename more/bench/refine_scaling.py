@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from more.bench.measure import alternate
-from more.bench.refine_rates import (
+from more.bench.measure import Line, alternate
+from more.bench.refine_worker import (
     HOW,
     Pair,
     Spent,
@@ -22,7 +22,6 @@ from more.bench.refine_rates import (
     spent,
     whole,
 )
-from more.bench.tables import Line
 from more.data.shards.reader import ShardSet
 from more.filtering.crf import load_engine
 from more.jobs.driver import local_crew, local_executor, run_tasks

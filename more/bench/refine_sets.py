@@ -25,7 +25,8 @@ def take_sets(seeds: Path, data: Path, folder: Path, count: int) -> tuple[Path, 
     """Copy up to `count` random rows that have a class into two small sets.
 
     Args:
-        seeds, data: shard sets of seeds and of their images.
+        seeds: shard set of seeds.
+        data: shard set of their images.
         folder: empty; becomes the parent of the new sets.
         count: rows to take; all where the sets have fewer.
 

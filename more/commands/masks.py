@@ -1,15 +1,43 @@
-"""From a trained network to masks: seeds, dense CRF, own pictures, weights."""
+"""From a trained network to masks: seeds, dense CRF and its settings, own pictures."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from more.commands.common import RUN_NAMES, Data, Overrides, Run, app, one_of
+from more.commands.options import (
+    RUN_NAMES,
+    AsJson,
+    Checkpoint,
+    Data,
+    Overrides,
+    Palette,
+    Run,
+    app,
+    one_of,
+)
 from more.errors import UserError
+
+if TYPE_CHECKING:
+    from more.progress import Tally
+    from more.tuning.result import TuneResult
+
+Maps = Annotated[list[str] | None, typer.Option(
+    "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
+                  "--out [default: lam]")]
+Tags = Annotated[str, typer.Option(
+    "--tags", help="true: the data set's image tags; predicted: the classifier's")]
+LocalizeOverrides = Annotated[list[str] | None, typer.Option(
+    "--set", help="inference.key=value in place of the run's, such as inference.spread=4; "
+                  "repeatable")]
+WithinTags = Annotated[bool, typer.Option(
+    "--within-tags", help="decoder: choose among the background and the image's classes alone, "
+                          "for masks to train on again")]
+Batch = Annotated[int, typer.Option(
+    min=0, help="images a forward; 0 = inference.batch")]
 
 
 @app.command()
@@ -17,21 +45,12 @@ def localize(
     run: Run,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="where the seed shards go")],
-    maps: Annotated[list[str] | None, typer.Option(
-        "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
-                      "--out [default: lam]")] = None,
-    tags: Annotated[str, typer.Option(
-        "--tags", help="true: the data set's image tags; predicted: the classifier's")] = "true",
-    overrides: Annotated[list[str] | None, typer.Option(
-        "--set", help="inference.key=value in place of the run's, such as inference.spread=4; "
-                      "repeatable")] = None,
-    within_tags: Annotated[bool, typer.Option(
-        "--within-tags", help="decoder: choose among the background and the image's classes alone, "
-                              "for masks to train on again")] = False,
-    checkpoint: Annotated[str, typer.Option(
-        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
-    batch: Annotated[int, typer.Option(
-        min=0, help="images a forward; 0 = inference.batch")] = 0,
+    maps: Maps = None,
+    tags: Tags = "true",
+    overrides: LocalizeOverrides = None,
+    within_tags: WithinTags = False,
+    checkpoint: Checkpoint = "latest",
+    batch: Batch = 0,
 ) -> None:
     """Compute seeds (CAM, LAM, fused maps, decoder probabilities), multi-scale with flips.
 
@@ -53,39 +72,48 @@ def localize(
     raise typer.Exit(tally.exit_code)
 
 
+Config = Annotated[Path | None, typer.Option(
+    "--config", help="settings with a crf section [default: released values]")]
+Executor = Annotated[str, typer.Option(
+    help="local: processes of this machine; ranks: this is one of the processes of torchrun, "
+         "srun or a SLURM job array; dask://HOST:PORT or a scheduler file: the workers of a "
+         "dask cluster; see launch/README.md")]
+Workers = Annotated[int, typer.Option(
+    min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster")]
+Device = Annotated[str, typer.Option(
+    help="cpu, cuda:N, or cuda for all GPUs of this machine; a GPU takes the lattice")]
+RefineBatch = Annotated[int, typer.Option(
+    min=0, help="images of one size and number of labels that --engine lattice takes at a "
+                "time; 0 = 1 on the CPU, 8 on a GPU")]
+IgnoreBelow = Annotated[float, typer.Option(
+    min=0, max=1, help="pixels of lower confidence become 255; 0 = off")]
+Threshold = Annotated[str, typer.Option(
+    help="value of a class map, above 0 and below 1, at which class and background are "
+         "equally likely; auto: the value that best separates the seeds' own values, by Otsu's "
+         "method, no mask is looked at; not for decoder seeds")]
+IgnoreDisagreement = Annotated[bool, typer.Option(
+    "--ignore-disagreement", help="pixels whose label the CRF changed become 255")]
+MaxPixels = Annotated[int, typer.Option(
+    "--max-pixels", min=0, help="refine larger images at so many pixels and bring their labels "
+    "back by nearest neighbour, for photographs of many megapixels; 0 = off")]
+
+
 @app.command()
 def refine(
     seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="where the mask shards go")],
-    config: Annotated[Path | None, typer.Option(
-        "--config", help="settings with a crf section [default: released values]")] = None,
+    config: Config = None,
     overrides: Overrides = None,
-    executor: Annotated[str, typer.Option(
-        help="local: processes of this machine; ranks: this is one of the processes of torchrun, "
-             "srun or a SLURM job array; dask://HOST:PORT or a scheduler file: the workers of a "
-             "dask cluster; see launch/README.md")] = "local",
-    workers: Annotated[int, typer.Option(
-        min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster")
-        ] = 0,
+    executor: Executor = "local",
+    workers: Workers = 0,
     engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
-    device: Annotated[str, typer.Option(
-        help="cpu, cuda:N, or cuda for all GPUs of this machine; a GPU takes the lattice")
-        ] = "cpu",
-    batch: Annotated[int, typer.Option(
-        min=0, help="images of one size and number of labels that --engine lattice takes at a "
-                    "time; 0 = 1 on the CPU, 8 on a GPU")] = 0,
-    ignore_below: Annotated[float, typer.Option(
-        min=0, max=1, help="pixels of lower confidence become 255; 0 = off")] = 0.0,
-    threshold: Annotated[str, typer.Option(
-        help="value of a class map, above 0 and below 1, at which class and background are "
-             "equally likely; auto: the value that best separates the seeds' own values, by Otsu's "
-             "method, no mask is looked at; not for decoder seeds")] = "0.5",
-    ignore_disagreement: Annotated[bool, typer.Option(
-        "--ignore-disagreement", help="pixels whose label the CRF changed become 255")] = False,
-    max_pixels: Annotated[int, typer.Option(
-        "--max-pixels", min=0, help="refine larger images at so many pixels and bring their labels "
-        "back by nearest neighbour, for photographs of many megapixels; 0 = off")] = 0,
+    device: Device = "cpu",
+    batch: RefineBatch = 0,
+    ignore_below: IgnoreBelow = 0.0,
+    threshold: Threshold = "0.5",
+    ignore_disagreement: IgnoreDisagreement = False,
+    max_pixels: MaxPixels = 0,
 ) -> None:
     """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
 
@@ -119,35 +147,40 @@ def _threshold(text: str) -> float | str:
                         "1") from None
 
 
+Inputs = Annotated[list[str], typer.Argument(
+    metavar="INPUT", help="images, folders (with their sub-folders), patterns in quotes, or "
+                          "- for a list of paths on stdin")]
+PredictRun = Annotated[Path, typer.Option(
+    *RUN_NAMES, help="run folder, or a file of `more export-weights`")]
+Out = Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
+                                                "NAME.json; sub-folders are kept")]
+Kind = Annotated[str, typer.Option(
+    "--map", help="decoder, lam, cam or fused; auto: the decoder of stage two (RUN itself or "
+                  "RUN/two) if there is one, else lam")]
+PredictTags = Annotated[str, typer.Option(
+    help="predicted: the classifier's; or a file of tags, as data_tools.folder "
+         "takes")]
+TagThreshold = Annotated[float | None, typer.Option(
+    min=0, max=1, help="probability from which a class is predicted "
+                       "[default: inference.tag_threshold]")]
+PredictDevice = Annotated[str, typer.Option(
+    help="cpu, cuda or cuda:N [default: a GPU if there is one]")]
+
+
 @app.command()
 def predict(
-    inputs: Annotated[list[str], typer.Argument(
-        metavar="INPUT", help="images, folders (with their sub-folders), patterns in quotes, or "
-                              "- for a list of paths on stdin")],
-    run: Annotated[Path, typer.Option(
-        *RUN_NAMES, help="run folder, or a file of `more export-weights`")],
-    out: Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
-                                                    "NAME.json; sub-folders are kept")],
-    kind: Annotated[str, typer.Option(
-        "--map", help="decoder, lam, cam or fused; auto: the decoder of stage two (RUN itself or "
-                      "RUN/two) if there is one, else lam")] = "auto",
-    tags: Annotated[str, typer.Option(
-        help="predicted: the classifier's; or a file of tags, as data_tools.folder "
-             "takes")] = "predicted",
-    tag_threshold: Annotated[float | None, typer.Option(
-        min=0, max=1, help="probability from which a class is predicted "
-                           "[default: inference.tag_threshold]")] = None,
+    inputs: Inputs,
+    run: PredictRun,
+    out: Out,
+    kind: Kind = "auto",
+    tags: PredictTags = "predicted",
+    tag_threshold: TagThreshold = None,
     crf: Annotated[bool, typer.Option(help="dense CRF at the size of the image")] = True,
-    checkpoint: Annotated[str, typer.Option(
-        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
-    batch: Annotated[int, typer.Option(
-        min=0, help="images a forward; 0 = inference.batch")] = 0,
+    checkpoint: Checkpoint = "latest",
+    batch: Batch = 0,
     overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
-    device: Annotated[str, typer.Option(
-        help="cpu, cuda or cuda:N [default: a GPU if there is one]")] = "",
-    palette: Annotated[str, typer.Option(
-        help="colours of the classes: voc, or okabe-ito, which colour-blind people tell "
-             "apart")] = "voc",
+    device: PredictDevice = "",
+    palette: Palette = "voc",
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
@@ -166,17 +199,79 @@ def predict(
     raise typer.Exit(tally.exit_code)
 
 
-@app.command("export-weights")
-def export_weights(
-    run: Run,
-    out: Annotated[Path, typer.Option("--out", help="file to write, NAME.safetensors")],
-    checkpoint: Annotated[str, typer.Option(
-        help="latest, best, step-NNNNNN of the run, or a checkpoint folder")] = "latest",
+TuneOut = Annotated[Path, typer.Option("--out", help="folder for tune.json, tune.png and what was "
+                                                "counted; later grids reuse it")]
+Grid = Annotated[list[str] | None, typer.Option(
+    "--grid", metavar="KEY=V1,V2,…",
+    help="threshold, ignore_below (0 = off) or crf.FIELD with its values; repeatable "
+         "[default: threshold=0.3,0.4,0.5,0.6 and crf.bilateral_rgb=3,5,10]")]
+Images = Annotated[int, typer.Option(
+    min=1, help="labelled images to try the settings on, spread over the classes")]
+Seed = Annotated[int, typer.Option(
+    min=0, help="chooses other images, other points of --random")]
+Random = Annotated[int | None, typer.Option(
+    "--random", min=1, help="try this many points of the grid only")]
+Axes = Annotated[str | None, typer.Option(
+    help="two settings for the heat map, as a,b [default: the most influential]")]
+MinKept = Annotated[float, typer.Option(
+    min=0, max=1, help="points that label a smaller share of the pixels cannot be the best")]
+TuneExecutor = Annotated[str, typer.Option(
+    help="local; ranks: images spread over torchrun's or SLURM's ranks; or dask://HOST:PORT")]
+
+
+@app.command()
+def tune(
+    seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
+    data: Data,
+    out: TuneOut,
+    grid: Grid = None,
+    images: Images = 200,
+    seed: Seed = 0,
+    random: Random = None,
+    axes: Axes = None,
+    min_kept: MinKept = 0.9,
+    config: Config = None,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one per core")] = 0,
+    executor: TuneExecutor = "local",
+    engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
-    """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
+    """Try thresholds and CRF parameters on labelled images; prints the `refine` line of the best.
 
-    Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
+    Example: `python -m more tune checkpoints/shapes/seeds/lam --data data/shapes_train
+    --out checkpoints/shapes/tune --images 100`
     """
-    from more.inference.load import export_weights as job
+    from dataclasses import asdict
 
-    print(job(run, out, checkpoint))
+    from more.config.load import load_config
+    from more.filtering.crf import ENGINES, CRFParams
+    from more.refine.settings import Refinement
+    from more.tuning.result import refine_command
+    from more.tuning.tune import Search
+    from more.tuning.tune import tune as job
+
+    def show(result: TuneResult | None, tally: Tally) -> None:
+        if result is not None:
+            _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
+                                              str(out / "masks"), engine), as_json)
+        tally.print()
+
+    one_of("--engine", engine, ("auto", *ENGINES))
+    base = Refinement(CRFParams(**asdict(load_config(config, overrides or []).crf)), engine)
+    search = Search(tuple(grid or ()), base, images, seed, random, axes, min_kept)
+    _, tally = job(seeds, data, out, search, workers or None, executor, report=show)
+    raise typer.Exit(tally.exit_code)
+
+
+def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
+    """Print what `more tune` found, and the command of its best point."""
+    import json
+
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps({**result.to_json(), "command": command}, indent=1, allow_nan=False))
+    else:
+        Console().print(result.table())
+        print(f"the best point as a command:\n{command}")

@@ -59,7 +59,8 @@ def boundary_counts(truth: np.ndarray, label: np.ndarray, ignored: np.ndarray, n
     """Sizes of the bands of every class in one image.
 
     Args:
-        truth, label: uint8 `[H, W]` with values in `0..K-1` outside `ignored`.
+        truth: uint8 `[H, W]` with values in `0..K-1` outside `ignored`.
+        label: the prediction, likewise.
         ignored: bool `[H, W]`.
         num_classes: `K`, background included.
         share: width of the band over the image's diagonal.

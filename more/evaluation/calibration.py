@@ -23,7 +23,15 @@ _REACHED = np.searchsorted(THRESHOLDS, np.arange(256) / 255, side="right").astyp
 
 @dataclass(frozen=True)
 class Bin:
-    """Pixels with confidence from `low` to `high`; both means are None where there is none."""
+    """Pixels whose confidence lies between two values.
+
+    Attributes:
+        low: smallest confidence.
+        high: largest confidence.
+        pixels: how many there are.
+        confidence: their mean confidence; None without pixels.
+        accuracy: share of right ones; None without pixels.
+    """
 
     low: float
     high: float
@@ -36,8 +44,12 @@ class Bin:
 class Step:
     """What is left when pixels of less confidence than `threshold` are left out.
 
-    `kept` is a share of the labelled pixels. `miou` is over the `classes` classes that still have
-    truth among the pixels kept.
+    Attributes:
+        threshold: least confidence of a pixel that is kept.
+        kept: share of the labelled pixels.
+        accuracy: share of right pixels among those kept.
+        miou: over the classes that still have truth among the pixels kept.
+        classes: number of these classes.
     """
 
     threshold: float
@@ -51,8 +63,14 @@ class Step:
 class Calibration:
     """Reliability of the confidence over labelled pixels with truth.
 
-    `error` is the expected calibration error: the gap between confidence and accuracy of a bin,
-    averaged over the bins by their pixels.
+    Attributes:
+        pixels: how many were counted.
+        confidence: their mean confidence.
+        accuracy: share of right ones.
+        error: expected calibration error: the gap between confidence and accuracy of a bin,
+            averaged over the bins by their pixels.
+        bins: equal bins of the confidence.
+        curve: what is left at each threshold.
     """
 
     pixels: int

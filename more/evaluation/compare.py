@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
+from rich.text import Text
+
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.evaluate import evaluate
-from more.evaluation.result import plain
 from more.evaluation.routes import route_letter
+from more.evaluation.score import evaluate
+from more.evaluation.score_result import percent, plain, ratio
+from more.progress import PlainTable
 
 MEANS = ("miou", "miou_subset", "boundary_iou", "pixel_accuracy", "mean_accuracy", "precision",
          "recall", "confusion", "best_miou")
@@ -37,7 +41,8 @@ class Comparison:
     """A against B.
 
     Attributes:
-        a, b: both results in their JSON form.
+        a: result of A in its JSON form.
+        b: result of B in its JSON form.
         images: mean IoU of every image; empty for a saved B.
         warnings: why some figures should not be compared.
         notes: which images were compared.
@@ -88,7 +93,8 @@ def compare(path: Path, against: Path, data: Path, name: str | None = None,
         against: B, another set, scored on the same images; or a JSON file of
             `more evaluate --save`, of which only sums over its images are known.
         data: image set with the true masks of both.
-        name, against_name: what to call A and B.
+        name: what to call A.
+        against_name: what to call B.
         options: as for `evaluate`.
 
     Raises:
@@ -194,3 +200,53 @@ def _shared(path: Path, against: Path) -> tuple[frozenset[str], str]:
 
 def _both(a: float | None, b: float | None) -> dict[str, float | None]:
     return {"a": a, "b": b, "difference": None if a is None or b is None else a - b}
+
+
+def comparison_table(found: Comparison, listed: int = 5) -> Group:
+    """Two sets side by side: routes, figures of every class, the images that changed most.
+
+    Args:
+        found: from `compare`.
+        listed: images shown in each direction.
+    """
+    keys = [("iou", "miou", "IoU"), ("boundary_iou", "boundary_iou", "boundary")]
+    means, classes = found.means(), found.classes()
+    keys = [key for key in keys if key[1] in means]
+    table = PlainTable(show_footer=True)
+    table.add_column("class", footer="mean")
+    for _, mean, title in keys:
+        for head, cell in zip((f"{title} A", f"{title} B", "A − B"), _cells(means[mean]),
+                              strict=True):
+            table.add_column(head, justify="right", footer=cell)
+    for name, row in classes.items():
+        table.add_row(name, *(cell for key, _, _ in keys for cell in _cells(row[key])))
+    lines = [f"{side}: {record['name']}: {record['route']}"
+             for side, record in (("A", found.a), ("B", found.b))]
+    below = [*found.notes, _other_means(means)]
+    for title, images in (("A better", found.better()), ("A worse", found.worse())):
+        if found.images:
+            below.append(f"{title}: {len(images)} images{_most(images[:listed])}")
+    return Group(*map(Text, lines), table, *map(Text, below),
+                 *(Text(f"warning: {text}", style="yellow") for text in found.warnings))
+
+
+def _cells(figures: dict[str, float | None]) -> tuple[str, str, str]:
+    change = figures["difference"]
+    return (percent(figures["a"]), percent(figures["b"]),
+            "–" if change is None else f"{100 * change:+.2f}")
+
+
+def _other_means(means: dict[str, dict[str, float | None]]) -> str:
+    """The means that have no column, as A / B."""
+    shown = [("miou_subset", "mIoU of the subset", percent), ("precision", "precision", percent),
+             ("recall", "recall", percent), ("confusion", "FP/TP", ratio),
+             ("pixel_accuracy", "pixel accuracy", percent), ("best_miou", "best mIoU", percent)]
+    return "A / B: " + ", ".join(
+        f"{title} {show(means[key]['a'])} / {show(means[key]['b'])}"
+        for key, title, show in shown if key in means)
+
+
+def _most(images: list[Image]) -> str:
+    """`, most img_1 (12.00 → 34.00)`, from B to A."""
+    texts = [f"{item.id} ({percent(item.b)} → {percent(item.a)})" for item in images]
+    return f", most (B → A): {', '.join(texts)}" if texts else ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from more.evaluation.result import Result
+from more.evaluation.score_result import Result
 
 MOST = 30  # classes: a larger matrix is not read by anyone
 PAIRS = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from more.evaluation.result import Result, percent
-from more.evaluation.saved import TAGS
+from more.evaluation.run_scores import TAGS
+from more.evaluation.score_result import Result, percent
 from more.evaluation.training_record import read_log, seconds_of, throughput
 
 FACTS = (("backbone", "model.backbone"), ("weights", "model.weights"), ("variant", "variant"),

@@ -25,8 +25,16 @@ class Scores:
 
     A class that is neither true nor predicted has NaN everywhere. A missed class, which has truth
     but no right pixel, has IoU, precision and recall 0, whether or not it was predicted elsewhere.
-    `confusion` is FP/TP: the lower, the fewer stray pixels; inf for a class without a right pixel,
-    so for every missed one.
+
+    Attributes:
+        pixel_accuracy: share of right pixels.
+        mean_accuracy: mean recall over the classes with truth.
+        miou: mean IoU over the classes with truth.
+        iou: by class.
+        precision: by class.
+        recall: by class.
+        confusion: FP/TP by class: the lower, the fewer stray pixels; infinite for a class without
+            a right pixel, so for every missed one.
     """
 
     pixel_accuracy: float
@@ -108,13 +116,13 @@ def joint_matrix(joint: np.ndarray, num_classes: int) -> np.ndarray:
 def scores(matrix: Tensor | np.ndarray, truth: np.ndarray | None = None) -> Scores:
     """Scores of a confusion matrix `[K, K]` (true class first).
 
+    `miou` and `mean_accuracy` average over the classes that have truth; NaN when none has. All
+    figures of a missed class are the worst there are, so that missing it can never pay.
+
     Args:
         matrix: counts of the pixels that have a label.
         truth: true pixels of each class `[K]`, those without a label included: a class that the
-            labels leave out altogether is missed, too. None: all pixels have a label.
-
-    `miou` and `mean_accuracy` average over the classes that have truth; NaN when none has. All
-    figures of a missed class are the worst there are, so that missing it can never pay.
+            labels leave out altogether is missed, too. None where all pixels have a label.
     """
     counts = np.asarray(matrix.cpu() if hasattr(matrix, "cpu") else matrix, dtype=np.float64)
     hit, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
@@ -133,7 +141,9 @@ def scores(matrix: Tensor | np.ndarray, truth: np.ndarray | None = None) -> Scor
 def image_iou(matrix: np.ndarray, truth: np.ndarray | None = None) -> float:
     """Mean IoU of one image over the classes that its truth or its prediction contains.
 
-    Args: as of `scores`.
+    Args:
+        matrix: as of `scores`.
+        truth: as of `scores`.
     """
     iou = scores(matrix, truth).iou
     return mean_over(iou, ~np.isnan(iou))
@@ -158,7 +168,8 @@ def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """F1 of image tags: `2·TP / (true + predicted)` over the classes of each image.
 
     Args:
-        truth, predicted: zeros and ones, `[C]` or `[N, C]`.
+        truth: zeros and ones, `[C]` or `[N, C]`.
+        predicted: of the same shape.
 
     Returns:
         A float64 scalar array or `[N]`; 0 where neither names a class.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from more.evaluation.saved import TAGS, TRUE, about_run, stage_folders
+from more.evaluation.run_scores import TAGS, TRUE, about_run, stage_folders
 
 _GO_ON = "The training is not finished; the same command goes on from the last checkpoint."
 _SCORE = "Score the network on images that it has not seen."

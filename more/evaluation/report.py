@@ -22,9 +22,9 @@ from more.evaluation.headline import facts, headline
 from more.evaluation.new_images import new_images
 from more.evaluation.next_step import next_step
 from more.evaluation.palettes import palette as colours_of
-from more.evaluation.result import percent, ratio
 from more.evaluation.routes import describe_route, seed_facts
-from more.evaluation.saved import read_json, read_scores, stage_notes
+from more.evaluation.run_scores import read_json, read_scores, stage_notes
+from more.evaluation.score_result import percent, ratio
 from more.evaluation.training_record import curves, progress, read_log
 
 __all__ = ["build_report", "read_log"]

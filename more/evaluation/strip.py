@@ -16,11 +16,11 @@ from more.data.seeds import seed_label, seed_probabilities
 from more.data.shards.format import make_folder
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.count import read_seed
 from more.evaluation.gallery import find_data
 from more.evaluation.palettes import palette as colours_of
 from more.evaluation.pictures import heat_overlay, mask_overlay, thumbnail
-from more.evaluation.sets import seed_threshold
+from more.evaluation.score_count import read_seed
+from more.evaluation.score_sets import seed_threshold
 from more.train.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]

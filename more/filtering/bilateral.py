@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.constants import constant
+from more.tensors import constant
 from more.filtering.permutohedral import PermutohedralLattice
 
 

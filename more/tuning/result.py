@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE
 
 from more import __version__
-from more.evaluation.result import percent, plain
+from more.evaluation.score_result import percent, plain
 from more.progress import PlainTable
 from more.refine.settings import Refinement
 from more.tuning.figures import Difference, PointScores

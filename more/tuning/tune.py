@@ -14,7 +14,7 @@ from pathlib import Path
 from more.data.shards.format import to_json, write_atomic
 from more.errors import UserError
 from more.evaluation.routes import describe_route, facts
-from more.evaluation.sets import set_name
+from more.evaluation.score_sets import set_name
 from more.jobs.driver import local_executor
 from more.jobs.executors import choose
 from more.progress import Tally

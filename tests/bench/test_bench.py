@@ -8,8 +8,8 @@ import json
 import pytest
 
 from more.bench import measure
-from more.bench.data import write_pictures
-from more.bench.train import bench_settings
+from more.bench.bench_data import write_pictures
+from more.bench.bench_train import bench_settings
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from tests.train.conftest import command
@@ -53,7 +53,7 @@ def test_bench_data_refuses_another_pipeline():
 def test_bench_train_is_consistent(tmp_path):
     config = tmp_path / "small.py"
     config.write_text(SMALL)
-    code = "import sys; from pathlib import Path; from more.bench.train import run; " \
+    code = "import sys; from pathlib import Path; from more.bench.bench_train import run; " \
            "run(Path(sys.argv[1]), steps=2, rounds=1, as_json=True)"
     done = command(code, config, start=("tests.code",))
     assert done.returncode == 0, done.stderr

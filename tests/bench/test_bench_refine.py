@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from more.bench import refine_engines, refine_labels, refine_rates
-from more.bench.refine_project import (
+from more.bench import refine_engines, refine_worker
+from more.bench.measure import show_tables
+from more.bench.refine_projection import (
     KNOWN,
     Measured,
     Project,
@@ -19,9 +20,8 @@ from more.bench.refine_project import (
     read_cores,
     read_project,
 )
-from more.bench.refine_rates import Spent
 from more.bench.refine_sets import draw_sets, take_sets
-from more.bench.tables import show_tables
+from more.bench.refine_worker import Spent
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering.bilateral import bilateral_features
@@ -206,35 +206,35 @@ def test_drawn_pictures_are_as_hard_as_photographs(tmp_path):
 
 def test_times_are_refused_where_results_differ(tmp_path, monkeypatch):
     pair = draw_sets(tmp_path / "set", 2, 40, 56)
-    specs = refine_rates.make_specs(pair, tmp_path / "out", 2)
-    assert refine_rates.check_equal(pair, specs) > 100
-    honest = refine_rates.bare
-    monkeypatch.setattr(refine_rates, "bare", lambda item: honest(item)[::-1])
+    specs = refine_worker.make_specs(pair, tmp_path / "out", 2)
+    assert refine_worker.check_equal(pair, specs) > 100
+    honest = refine_worker.bare
+    monkeypatch.setattr(refine_worker, "bare", lambda item: honest(item)[::-1])
     with pytest.raises(RuntimeError, match="mask is not what the bare CRF gives"):
-        refine_rates.check_equal(pair, specs)
+        refine_worker.check_equal(pair, specs)
 
 
 def test_an_image_that_fails_ends_the_bench(tmp_path):
     pair = make_sets(tmp_path, count=3, damage="image-02")
-    spec, = refine_rates.make_specs(pair, tmp_path / "out", 3)
+    spec, = refine_worker.make_specs(pair, tmp_path / "out", 3)
     with pytest.raises(RuntimeError, match="1 images failed"):
-        refine_rates.whole(spec)
+        refine_worker.whole(spec)
 
 
 def test_both_clocks_take_turns():
     spents = {"a": iter([Spent(9, 90), Spent(3, 10), Spent(1, 30), Spent(2, 20)]),
               "b": iter([Spent(7, 70), Spent(4, 44), Spent(6, 40), Spent(5, 41)])}
-    found = refine_rates.in_turn({name: lambda name=name: next(spents[name]) for name in spents},
+    found = refine_worker.in_turn({name: lambda name=name: next(spents[name]) for name in spents},
                                  3)
     assert found == {"a": Spent(2, 20), "b": Spent(5, 41)}
 
 
 def test_absent_classes_have_no_probability():
-    few = refine_labels._probabilities(0, 2, 2, (30, 40))
-    all_of_them = refine_labels._probabilities(0, 2, 21, (30, 40))
+    few = refine_engines._probabilities(0, 2, 2, (30, 40))
+    all_of_them = refine_engines._probabilities(0, 2, 21, (30, 40))
     assert np.array_equal(all_of_them[:2], few) and not all_of_them[2:].any()
     assert few[1].max() > 0.5 and not np.array_equal(
-        few, refine_labels._probabilities(1, 2, 2, (30, 40)))
+        few, refine_engines._probabilities(1, 2, 2, (30, 40)))
 
 
 def test_the_printed_tables_hold_the_figures_of_the_json(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from more.commands.training import _open_sets, _Paths
+from more.commands.train import _open_sets, _Paths
 from more.config.load import load_config
 from more.data.shards.format import shard_name
 from more.data.shards.quarantine import open_checked

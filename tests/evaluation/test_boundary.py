@@ -10,7 +10,7 @@ from scipy.ndimage import binary_erosion
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
 from more.evaluation.boundary import band_width, boundary_counts, boundary_iou, outline_band
-from more.evaluation.evaluate import evaluate
+from more.evaluation.score import evaluate
 from tests.evaluation.conftest import CLASSES, mask_payload, write_set
 
 SIZES = st.tuples(st.integers(1, 13), st.integers(1, 13))

@@ -8,8 +8,8 @@ import pytest
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
 from more.evaluation.calibration import BINS, THRESHOLDS, calibrate, calibration_counts
-from more.evaluation.evaluate import evaluate
 from more.evaluation.report import build_report
+from more.evaluation.score import evaluate
 from tests.evaluation.conftest import CLASSES, REFINED, mask_payload, write_set
 
 

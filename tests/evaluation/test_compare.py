@@ -8,10 +8,10 @@ from rich.console import Console
 
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
-from more.evaluation.compare import compare
-from more.evaluation.evaluate import evaluate
+from more.evaluation.compare import compare, comparison_table
 from more.evaluation.routes import describe_route, route_letter
-from more.evaluation.table import comparison_table, score_table
+from more.evaluation.run_scores import score_table
+from more.evaluation.score import evaluate
 from tests.command.conftest import run  # noqa: F401
 from tests.evaluation.conftest import CLASSES, LAM, REFINED, image_payload, mask_payload, write_set
 

@@ -11,13 +11,13 @@ import pytest
 from more.data.shards.codec import encode_mask
 from more.errors import UserError
 from more.evaluation.charts import curve_svg
-from more.evaluation.evaluate import evaluate
 from more.evaluation.gallery import pick
 from more.evaluation.layers import label_uri, photograph
 from more.evaluation.next_step import next_step
 from more.evaluation.palettes import colour_of
 from more.evaluation.pictures import LONGEST_SIDE, heat_overlay, mask_overlay, thumbnail
 from more.evaluation.report import build_report, read_log, shared
+from more.evaluation.score import evaluate
 from more.evaluation.training_record import curves, progress, seconds_of, throughput
 from tests.evaluation.conftest import (
     LAM,

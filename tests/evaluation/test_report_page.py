@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from more.evaluation.evaluate import evaluate
 from more.evaluation.report import build_report
+from more.evaluation.score import evaluate
 from tests.evaluation.browser import CHROMIUM, WHY_NOT, chromium
 from tests.evaluation.conftest import LAM, REFINED, mask_payload, seed_payload, write_set
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from more.bench.step import peak_bytes
-from more.bench.steps import OwnStep, drawn_example
-from more.bench.train import bench_settings
+from more.bench.bench_train import bench_settings
+from more.bench.drawn_step import OwnStep, drawn_example
+from more.bench.step_parts import peak_bytes
 from more.data.shards.reader import ShardSet
 from more.method.make_network import make_network
 from more.plan.activations import step_activations

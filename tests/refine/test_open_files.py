@@ -19,7 +19,7 @@ from more.data.shards.open_files import Descriptors
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import from_system
-from more.evaluation.evaluate import evaluate
+from more.evaluation.score import evaluate
 from more.export import export_masks
 from more.inference.localize import Request, localize
 from more.refine.refine import refine

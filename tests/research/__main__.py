@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+# As `python -m more` does, before torch loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-app = typer.Typer(no_args_is_help=True, help="Measurements for those who work on MoRe itself.")
+import typer  # noqa: E402
+
+from more import cli  # noqa: E402
+from more.commands.options import AsJson, Overrides, one_of  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
+                  pretty_exceptions_enable=False,
+                  help="Measurements for those who work on MoRe itself.")
+Classes = Annotated[str, typer.Option(help="numbers of classes, separated by commas")]
+Patches = Annotated[int, typer.Option(min=7, help="patches on a side of the image")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images in a batch")]
+Dim = Annotated[int, typer.Option(min=1, help="channels of tokens and patches")]
+Rounds = Annotated[int, typer.Option(min=1, help="rounds that count")]
+Device = Annotated[str, typer.Option(help="cpu (one thread), cuda or cuda:N")]
 
 
 @app.callback()
@@ -56,5 +71,100 @@ def step_count(
                                       else f"\n  {key}: {value}" for key, value in figures.items()))
 
 
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(
+        "--config", help="settings file [default: configs/shapes_micro.py at 64 px]")] = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="updates in a block")] = 20,
+    rounds: Rounds = 5,
+    step_only: Annotated[bool, typer.Option(
+        "--step-only", help="leave out DeepSpeed and checkpoints")] = False,
+    oracle: Annotated[str, typer.Option(
+        help="also time the straightforward step of tests/oracles: research (loops over images, "
+             "classes and views), positions (also over pairs and pixels), none")] = "none",
+    backend: Annotated[str, typer.Option(
+        "--compile", help="also time a step with compiled blocks, e.g. inductor")] = "",
+    picture: Annotated[Path | None, typer.Option(
+        "--profile", help="file for a picture of the step by part, e.g. step.png")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """`more bench train`, and beside it the straightforward step, whose terms must be equal.
+
+    Example: `python -m tests.research train --config configs/shapes_micro.py --oracle research
+    --profile step.png`
+    """
+    one_of("--oracle", oracle, ("none", "research", "positions"))
+    from more.bench.bench_train import StepChoice, run
+    from tests.research.plain_step import plain_step
+
+    run(config, steps, rounds, as_json, overrides or [],
+        StepChoice(step_only, plain_step(oracle), backend, picture))
+
+
+@app.command()
+def losses(
+    classes: Classes = "20,80",
+    patches: Patches = 28,
+    batch: BatchSize = 4,
+    dim: Dim = 768,
+    rounds: Rounds = 5,
+    growth: Annotated[bool, typer.Option(
+        help="time against classes and patches instead, with fitted exponents")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for --growth")] = None,
+    oracle: Annotated[str, typer.Option(
+        help="plain formulas of tests/oracles: research (loops over images and classes, URE over "
+             "its patches too), positions (CRE also over all patches, URE over all its pairs)"
+    )] = "research",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """URE, CRE, PTC and the graph's layer against their formulas in plain loops.
+
+    Example: `python -m tests.research losses --classes 20,80`
+    """
+    one_of("--oracle", oracle, ("research", "positions"))
+    from tests.research.losses import run
+
+    run(classes, patches, batch, dim, rounds, growth, plot, device, as_json,
+        oracle == "positions")
+
+
+@app.command()
+def labels(
+    classes: Classes = "20,80",
+    patches: Patches = 28,
+    batch: BatchSize = 4,
+    rounds: Rounds = 5,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Label maps and PAR-refined labels at 16 pixels a patch, against plain formulas.
+
+    Example: `python -m tests.research labels --classes 20`
+    """
+    from tests.research.labels import run
+
+    run(classes, patches, batch, rounds, device, as_json)
+
+
+@app.command(name="filter")
+def filter_command(
+    classes: Classes = "20,80",
+    patches: Patches = 28,
+    batch: BatchSize = 4,
+    rounds: Rounds = 3,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """The dense energy at 8 pixels a patch, value and gradient, by both filters.
+
+    Example: `python -m tests.research filter --classes 20`
+    """
+    from tests.research.filter import run
+
+    run(classes, patches, batch, rounds, device, as_json)
+
+
 if __name__ == "__main__":
-    app()
+    cli.main(app)

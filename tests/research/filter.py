@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from more.bench.tables import show_tables
+from more.bench.measure import show_tables
 from more.method.cam import resize
 from more.method.labels import cam_to_label
 from more.method.losses.energy import Filter, dense_energy, energy_filter
-from tests.research.kernels import CPU, NOTES, Kernel, Results, measure, oracle
+from tests.oracles import gaussian, lattice
+from tests.research.kernels import CPU, NOTES, Kernel, Results, measure
 from tests.research.losses import HIGH, LOW, draw_cams, draw_tags
 
 PATCH = 8  # pixels of the energy's images per patch
@@ -20,7 +21,6 @@ def kernels(classes: int, batch: int, patches: int, device: torch.device = CPU) 
     Attention is held against the plain sum over the keys that it takes, so that both compute the
     same; on a GPU it works in 16 bits.
     """
-    lattice, gaussian = oracle("lattice"), oracle("gaussian")
     generator, side = torch.Generator().manual_seed(0), PATCH * patches
     logits = 3 * torch.randn(batch, classes + 1, patches, patches, generator=generator)
     logits = resize(logits, (side, side)).to(device).requires_grad_()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from more.bench.tables import show_tables
+from more.bench.measure import show_tables
 from more.method.gcr import GraphCategoryRepresentation
 from tests.research.kernels import CPU, Line, one_thread, spent
 from tests.research.losses import draw, our_losses

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -49,20 +47,6 @@ class Kernel:
     ours: Callable[[], Results]
     plain: Callable[[], Results]
     tolerance: float = 1e-4
-
-
-def oracle(name: str) -> ModuleType:
-    """The module `tests.oracles.NAME` of the project folder.
-
-    Raises:
-        UserError: it is not there.
-    """
-    try:
-        return import_module(f"tests.oracles.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"the plain formulas are not here: no module {error.name}",
-                        "run this in the project folder, the one with README.md and tests/"
-                        ) from error
 
 
 def difference(found: Results, expected: Results) -> float:

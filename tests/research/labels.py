@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from more.bench.tables import show_tables
+from more.bench.measure import show_tables
 from more.method.cam import resize
 from more.method.labels import cam_to_label, mask_cams, refined_label
 from more.method.par import PixelAdaptiveRefinement
-from tests.research.kernels import CPU, NOTES, Kernel, Results, measure, oracle
+from tests.oracles import labels as plain
+from tests.oracles import step
+from tests.research.kernels import CPU, NOTES, Kernel, Results, measure
 from tests.research.losses import HIGH, LOW, draw_cams, draw_tags
 
 PATCH = 16  # pixels of a patch's side
@@ -16,7 +18,6 @@ PATCH = 16  # pixels of a patch's side
 
 def kernels(classes: int, batch: int, patches: int, device: torch.device = CPU) -> list[Kernel]:
     """Label maps and refined labels at full size with their plain formulas."""
-    step, plain = oracle("step"), oracle("labels")
     generator, side = torch.Generator().manual_seed(0), PATCH * patches
     tags = draw_tags(classes, batch, generator)
     cams = draw_cams(classes, batch, side, generator)

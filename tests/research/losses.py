@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from more.bench.tables import show_tables
+from more.bench.measure import show_tables
 from more.method.gcr import GraphCategoryRepresentation
 from more.method.labels import cam_to_label
 from more.method.losses.cre import confident_region_loss
 from more.method.losses.ptc import patch_contrast_loss
 from more.method.losses.ure import random_keys, select_uncertain, uncertain_region_loss
-from tests.research.kernels import CPU, NOTES, Kernel, Line, Results, measure, oracle
+from tests.oracles import losses as plain
+from tests.oracles import step
+from tests.research.kernels import CPU, NOTES, Kernel, Line, Results, measure
 
 PRESENT = (1, 2, 2, 3)  # classes in the images of a batch, again and again
 HIGH, LOW, TEMPERATURE = 0.7, 0.25, 0.5
@@ -115,7 +117,6 @@ def kernels(classes: int, batch: int, patches: int, dim: int, device: torch.devi
             sums over an image's patches are made at once. (PTC keeps its matrices: pairs
             one by one take minutes.)
     """
-    step, plain = oracle("step"), oracle("losses")
     d = draw(classes, batch, patches, dim, device)
     torch.manual_seed(0)
     graph = GraphCategoryRepresentation(dim).to(device)

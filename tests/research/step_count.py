@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.bench.steps import drawn_example
+from more.bench.drawn_step import drawn_example
 from more.config.load import load_config
 from more.config.schema import Config
 from more.method.make_network import make_network

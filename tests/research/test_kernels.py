@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +13,6 @@ from tests.research.filter import run as run_filter
 from tests.research.kernels import Kernel, compare, difference, peak_bytes
 from tests.research.labels import run as run_labels
 from tests.research.losses import run as run_losses
-from tests.train.conftest import ROOT
 
 
 def facts(capsys) -> dict:
@@ -99,23 +95,6 @@ def test_peak_counts_temporaries_and_forgets_what_is_freed():
 
     assert peak_bytes(work) == pytest.approx(10e6, rel=0.001)
     assert peak_bytes(inside) >= 12e6
-
-
-def test_without_the_project_folder(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "more", "bench", "losses"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": str(_installed(tmp_path))})
-    assert done.returncode == 2, done.stderr
-    assert "tests.oracles" in done.stderr.replace("\n", "") or "plain formulas" in done.stderr
-    assert "project folder" in done.stderr
-
-
-def _installed(folder):
-    """A place for imports with the package alone."""
-    place = folder / "site"
-    place.mkdir()
-    (place / "more").symlink_to(ROOT / "more")
-    return place
 
 
 @pytest.mark.parametrize("text", ["", "0", "20,x", "20;80"])

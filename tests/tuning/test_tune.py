@@ -17,7 +17,7 @@ import pytest
 from more.data.seeds import SeedItem
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.evaluate import evaluate
+from more.evaluation.score import evaluate
 from more.filtering import crf
 from more.filtering.parameters import CRFParams
 from more.jobs.ranks import Rank

@@ -1,0 +1,177 @@
+"""Scores: of one set, of a run, of several experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from more.commands.options import AsJson, Data, Run, app
+from more.errors import UserError
+from more.progress import console
+
+Threshold = Annotated[float | None, typer.Option(
+    help="background threshold of seeds [default: as recorded]")]
+Classes = Annotated[str | None, typer.Option(
+    help="comma-separated names: also the mean over these")]
+Boundary = Annotated[float, typer.Option(
+    help="band of the boundary IoU, as a share of the image's diagonal; 0 = off")]
+Calibration = Annotated[bool, typer.Option(
+    "--calibration/--no-calibration", help="judge the confidence that masks store")]
+Against = Annotated[Path | None, typer.Option(
+    help="B: other mask or seed shards, scored on the images that both hold, or a file that "
+         "--save wrote; shows A, B and A − B")]
+Workers = Annotated[int | None, typer.Option(
+    min=1, help="threads; the figures do not depend on it [default: as cores]")]
+Save = Annotated[Path | None, typer.Option(
+    help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)")]
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="mask or seed shards")],
+    data: Data,
+    threshold: Threshold = None,
+    sweep: Annotated[bool, typer.Option(help="score thresholds 0.1 … 0.9 as well")] = False,
+    classes: Classes = None,
+    boundary: Boundary = 0.02,
+    calibration: Calibration = True,
+    against: Against = None,
+    workers: Workers = None,
+    save: Save = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score seeds or masks against the data set's truth: IoU, boundary IoU, precision, recall,
+    FP/TP, and how far the confidence can be trusted.
+
+    Example: `python -m more evaluate checkpoints/shapes/masks/lam --data data/shapes_train`
+
+    `python -m more evaluate A --data SET --against B`
+    """
+    import json
+
+    from rich.console import Console
+
+    options = {"threshold": threshold, "sweep": sweep, "classes": _names(classes),
+               "boundary": boundary, "calibration": calibration, "workers": workers,
+               "name": _short(path)}
+    if save is not None:
+        _check_save(save, against)
+    if against is not None:
+        from more.evaluation.compare import compare, comparison_table
+
+        found = compare(path, against, data, against_name=_short(against), **options)
+        shown = comparison_table(found)
+    else:
+        from more.evaluation.score import evaluate as job
+
+        found = job(path, data, **options)
+        shown = found.table()
+        if save is not None:
+            found.save(save)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        Console().print(shown)
+
+
+def _short(path: Path) -> str:
+    """The last two parts of a set's path, such as masks/lam."""
+    return "/".join(path.parts[-2:])
+
+
+def _check_save(save: Path, against: Path | None) -> None:
+    """Say before the work what would stop the saving after it."""
+    from more.data.shards.format import make_folder
+
+    if against is not None:
+        raise UserError("--save keeps the score of one set, --against compares two",
+                        "write the comparison with --json > FILE, or score A alone with --save")
+    make_folder(save.parent)
+    if save.is_dir():
+        raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
+
+
+@app.command()
+def scores(
+    run: Run,
+    as_json: AsJson = False,
+) -> None:
+    """The table of everything scored so far under RUN/scores, and in folders of stage two in RUN.
+
+    Example: `python -m more scores --run checkpoints/shapes`
+    """
+    import json
+
+    from more.evaluation.run_scores import read_scores, score_table
+
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder", "give the --run folder of `more train`")
+    notes: list[str] = []
+    rows = read_scores(run, notes)
+    if not rows:
+        raise UserError(f"{run}/scores: no score ({' '.join(notes)})",
+                        f"more evaluate … --save {run}/scores/NAME.json")
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(score_table(rows))
+
+
+Experiments = Annotated[list[str], typer.Argument(
+    metavar="NAME=RUN[,RUN…]...", help="an experiment and its runs, which differ in the seed")]
+Columns = Annotated[str | None, typer.Option(
+    help="comma-separated: SET@DATA, or FOLDER:SET@DATA for a stage two in the run "
+         "[default: all that any run has]")]
+ResultsClasses = Annotated[str | None, typer.Option(
+    help="comma-separated names: means over these instead of all")]
+Markdown = Annotated[bool, typer.Option(
+    "--markdown", help="print the table as Markdown")]
+
+
+@app.command()
+def results(
+    experiments: Experiments,
+    columns: Columns = None,
+    classes: ResultsClasses = None,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Several experiments in one table, from the scores that `evaluate --save` wrote into their
+    runs: mean and spread over the runs.
+
+    Example: `python -m more results full=runs/a1,runs/a2 plain=runs/b1,runs/b2
+    --columns "seeds/lam@train,two:masks/val@val"`
+    """
+    import json
+
+    from more.evaluation.experiments import read_experiments
+
+    if markdown and as_json:
+        raise UserError("--markdown and --json are two forms of the same", "give one of them")
+    notes: list[str] = []
+    found = read_experiments(experiments, _names(columns), _names(classes), notes)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    from more.evaluation.experiments_table import experiments_markdown, experiments_table
+
+    if markdown:
+        print(experiments_markdown(found))
+    else:
+        from rich.console import Console
+
+        screen = Console()
+        screen.print(experiments_table(found, screen.width))
+
+
+def _names(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated option."""
+    return None if text is None else [name.strip() for name in text.split(",")]
