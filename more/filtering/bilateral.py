@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.tensors import constant
 from more.filtering.permutohedral import PermutohedralLattice
+from more.tensors import constant
 
 
 def bilateral_features(images: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
