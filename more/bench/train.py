@@ -25,11 +25,11 @@ from more.config.recipes import PACKAGED
 from more.config.schema import Config, StartConfig
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
-from more.device import keep_freed_memory
+from more.device import keep_freed_memory, local_device
 from more.errors import UserError
-from more.train import checkpoint
+from more.train import checkpoint, checkpoint_files
 from more.train.build import make_plan, make_transform
-from more.train.distributed import World, local_device, settled_here, setup, teardown
+from more.train.distributed import World, settled_here, setup, teardown
 
 MICRO = PACKAGED / "shapes_micro.py"
 BARE, ENGINE = "bare PyTorch", "DeepSpeed"
@@ -71,7 +71,7 @@ def save_seconds(loop: Loop, folder: Path, world: World, background: bool, plain
         background: written by a thread while updates go on; what they take longer counts.
         plain: seconds of an update without a checkpoint.
     """
-    writer, steps = checkpoint.Writer(folder, 1, world, background), 0
+    writer, steps = checkpoint_files.Writer(folder, 1, world, background), 0
     loop.wait()
     started = time.perf_counter()
     snapshot = checkpoint.take(loop.model, loop.done, world,

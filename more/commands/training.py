@@ -73,7 +73,7 @@ def train(
             from more.config.load import load_config
 
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
-            from more.train.run_folder import STAGE_TWO
+            from more.run_folder import STAGE_TWO
 
             inside = init / STAGE_TWO if masks and init and init.is_dir() else None
             place = run or inside or Path("checkpoints") / settings.name
@@ -100,8 +100,8 @@ class _Paths(NamedTuple):
 
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
     """Say what a training would do."""
+    from more.device import launched_world
     from more.plan.dry_run import describe, show
-    from more.train.distributed import launched_world
 
     number, size = launched_world()
     settings, images, _, val, _ = _open_sets(settings, paths, (number, size))
@@ -113,7 +113,8 @@ def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
 def _train(settings: Config, paths: _Paths, asked: StopRequest) -> None:
     """Train, as one rank of those launched, and end this process."""
     from more.data.shards.format import make_folder
-    from more.train.distributed import launched_world, leave, setup, teardown
+    from more.device import launched_world
+    from more.train.distributed import leave, setup, teardown
     from more.train.run_lock import sole_training
     from more.train.stop import exit_code
     from more.train.trainer import Trainer

@@ -20,8 +20,8 @@ from more.data.shards.reader import ShardSet
 from more.data.store import TokenStore
 from more.data.tokens import TokenDataset
 from more.data.transforms import TrainTransform
+from more.device import local_device
 from more.errors import UserError
-from more.train.distributed import local_device
 
 
 class Batches:

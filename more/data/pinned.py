@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from more.train.distributed import local_device
+from more.device import local_device
 
 
 def pinned_ahead(batches: Iterator[dict[str, Any]],

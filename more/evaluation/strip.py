@@ -20,7 +20,7 @@ from more.evaluation.count import read_seed
 from more.evaluation.gallery import find_data
 from more.evaluation.pictures import heat_overlay, mask_overlay
 from more.evaluation.sets import seed_threshold
-from more.train.run_folder import STAGE_TWO
+from more.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]
 INCHES = 1.5  # side of a tile

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from more import run_folder
 from more.config.scale import scaled_settings
 from more.config.schema import Config
 from more.data.loader import Reading, parcels
 from more.data.shards.reader import ShardSet
+from more.device import local_device, usable_cores
 from more.errors import UserError
 from more.plan.activations import step_activations
 from more.plan.memory import (
@@ -26,11 +28,10 @@ from more.plan.memory import (
     stages_of,
 )
 from more.progress import PlainTable
-from more.train import run_folder
 from more.train.build import make_plan
 from more.train.checks import LEARNS_FROM, check_classes
 from more.train.deepspeed_settings import BatchSplit, deepspeed_dict, split_batch
-from more.train.distributed import local_device, settled_here
+from more.train.distributed import settled_here
 
 
 def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,
@@ -166,7 +167,7 @@ def _device() -> str:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         return f"{torch.cuda.get_device_name(device)}, {_bytes(memory)}"
-    return f"cpu, {len(os.sched_getaffinity(0))} cores"
+    return f"cpu, {usable_cores()} cores"
 
 
 def show(facts: dict[str, Any], as_json: bool = False) -> None:

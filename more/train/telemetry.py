@@ -28,8 +28,9 @@ import more
 from more.config.load import to_dict
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
+from more.device import local_device
 from more.progress import console
-from more.train.distributed import ALONE, World, local_device
+from more.train.distributed import ALONE, World
 from more.train.timing import PHASES, Phases
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from more import run_folder
 from more.config.load import config_from_dict, to_dict
 from more.config.schema import Config
 from more.data.seeds import decode_seed, encode_seed
@@ -30,7 +31,7 @@ from more.inference.localizer import Localizer, seed_item
 from more.jobs.failures import failures_path
 from more.refine.refine import refine
 from more.refine.settings import Refinement
-from more.train import run_folder
+from more.train import checkpoint_files
 from more.train.build import make_network
 from tests.data.sets import flip_a_byte, small_set
 from tests.refine.sets import make_sets
@@ -52,9 +53,9 @@ def make_run(folder: Path, step: int = 5) -> Path:
     """A run folder with the settings and one complete checkpoint of an untrained network."""
     config = config_from_dict(SETTINGS)
     target = folder / "checkpoints" / run_folder.step_name(step)
-    place = run_folder.start_folder(target)
+    place = checkpoint_files.start_folder(target)
     save_file(make_network(config).state_dict(), str(place / run_folder.WEIGHTS))
-    run_folder.commit_folder(place, target, {"step": step, "world": 1})
+    checkpoint_files.commit_folder(place, target, {"step": step, "world": 1})
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder
 

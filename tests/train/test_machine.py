@@ -10,12 +10,13 @@ import torch
 
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
+from more.device import allow_tf32
 from more.errors import UserError
 from more.plan import dry_run
+from more.run_folder import find_newest
 from more.train import distributed
 from more.train.checks import check_same_model
-from more.train.distributed import World, allow_tf32, settled_here
-from more.train.run_folder import find_newest
+from more.train.distributed import World, settled_here
 from more.train.timing import PHASES, Phases, Trace
 from tests.train.conftest import command, records
 
