@@ -10,15 +10,9 @@ from typing import Any
 
 import typer
 
+from more.device import usable_cores
 from more.errors import UserError, from_system
-from more.jobs.driver import (
-    WorkerDied,
-    local_crew,
-    local_executor,
-    one_thread_each,
-    run_tasks,
-    usable_cores,
-)
+from more.jobs.driver import WorkerDied, local_crew, local_executor, one_thread_each, run_tasks
 
 
 def parallel(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int = 0,

@@ -10,6 +10,7 @@ import numpy as np
 
 from more.data.shards.format import sha256_bytes
 from more.data.shards.reader import ShardSet
+from more.device import usable_cores
 from more.errors import UserError
 from more.evaluation.boundary import DEFAULT_BOUNDARY, boundary_iou
 from more.evaluation.calibration import calibrate
@@ -26,7 +27,6 @@ from more.evaluation.sets import (
     set_name,
 )
 from more.evaluation.sweep import sweep_scores
-from more.jobs.driver import usable_cores
 from more.progress import track
 
 MOST_THREADS = 16

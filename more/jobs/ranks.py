@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from more.data.shards.format import TEMPORARY
-from more.device import SLURM_TASKS, launched_world
+from more.device import SLURM_TASKS, launched_world, usable_cores
 from more.errors import UserError
-from more.jobs.driver import usable_cores
 from more.progress import console
 
 POLL = 1.0
