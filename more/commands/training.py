@@ -101,7 +101,8 @@ class _Paths(NamedTuple):
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
     """Say what a training would do."""
     from more.device import launched_world
-    from more.plan.dry_run import describe, show
+    from more.plan.dry_run import describe
+    from more.plan.dry_run_tables import show
 
     number, size = launched_world()
     settings, images, _, val, _ = _open_sets(settings, paths, (number, size))

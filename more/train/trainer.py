@@ -99,7 +99,8 @@ class Trainer:
             self.saved = self.start
             self.records.say(f"resumed after {self.start} updates from {source}")
         if world.main:
-            describe_run(self, left_out)
+            describe_run(self.records, config, world, self.split, self.engine.module, train_set,
+                         val_set, self.stage.sources, left_out)
 
     def fit(self) -> str:
         """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""

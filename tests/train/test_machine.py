@@ -12,7 +12,7 @@ from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.device import allow_tf32
 from more.errors import UserError
-from more.plan import dry_run
+from more.plan import dry_run, dry_run_tables
 from more.run_folder import find_newest
 from more.train import distributed
 from more.train.checks import check_same_model
@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_the_machine_and_scale_to_make_of_the_settings(tiny,
     facts = dry_run.describe(config, ShardSet(tiny["train"], kind="images"), None, 1)
     assert facts["precision"] == "fp32" and facts["loader"]["workers"] >= 1
     assert facts["scaled"]["settings"]["train.iterations"] == 3
-    dry_run.show(facts)
+    dry_run_tables.show(facts)
     said = " ".join(capsys.readouterr().out.split())
     assert "from 4 to 8 images an update (× 2)" in said and "optim.lr 0.002" in said
 
