@@ -56,5 +56,16 @@ def step_count(
                                       else f"\n  {key}: {value}" for key, value in figures.items()))
 
 
+@app.command()
+def modules(
+    data: Annotated[Path, typer.Argument(help="shard set of the shapes, at least 8 images")],
+) -> None:
+    """Files of the package whose functions one training step enters."""
+    from tests.research.modules_entered import step_files
+
+    found = step_files(data)
+    print(f"a training step enters {len(found)} files:", *found, sep="\n  ")
+
+
 if __name__ == "__main__":
     app()
