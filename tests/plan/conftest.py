@@ -1,0 +1,3 @@
+"""The tiny run of the engine's tests."""
+
+from tests.train.conftest import tiny  # noqa: F401 - a fixture
