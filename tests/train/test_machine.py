@@ -25,7 +25,7 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 def settled(monkeypatch, device, bf16=True, cores=16, ranks=1, everyone=None, settings=()):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
-    monkeypatch.setattr(distributed, "_cores", lambda: cores)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: cores)
     world = None
     if everyone is not None:
         world = World(0, len(everyone), 0, 1, device)
