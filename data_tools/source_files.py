@@ -18,8 +18,8 @@ from typing import Any
 
 from more.data.shards.format import sha256_bytes, sha256_file, to_json, write_atomic
 from more.data.shards.manifest import recorded_provenance
+from more.device import usable_cores
 from more.errors import UserError
-from more.jobs.driver import usable_cores
 from more.progress import say, track
 
 NOTES = ".sources"

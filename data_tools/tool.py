@@ -10,15 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from more.device import usable_cores
 from more.errors import UserError, from_system
-from more.jobs.driver import (
-    WorkerDied,
-    local_crew,
-    local_executor,
-    one_thread_each,
-    run_tasks,
-    usable_cores,
-)
+from more.jobs.driver import WorkerDied, local_crew, local_executor, one_thread_each, run_tasks
 
 Workers = Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")]
 ShardSize = Annotated[int, typer.Option(min=0, help="images per shard; 0 = by set size")]

@@ -14,10 +14,10 @@ from more.bench.refine_sets import draw_sets, take_sets
 from more.bench.refine_worker import load_arrays, memory_lines, path_times
 from more.data.seeds import decode_seed
 from more.data.shards.reader import ShardSet
-from more.device import keep_freed_memory
+from more.device import keep_freed_memory, usable_cores
 from more.errors import UserError
 from more.filtering.crf import resolve_engine
-from more.jobs.driver import one_thread_each, usable_cores
+from more.jobs.driver import one_thread_each
 
 PER_LABELLED = 12  # one image in so many is measured with every number of labels
 DRAWN = (375, 500)

@@ -18,9 +18,9 @@ from more.bench.step_parts import bench_step
 from more.config.load import load_config
 from more.config.recipes import PACKAGED
 from more.config.schema import Config, StartConfig
-from more.device import keep_freed_memory
+from more.device import keep_freed_memory, local_device
 from more.errors import UserError
-from more.train.distributed import local_device, settled_here
+from more.train.distributed import settled_here
 
 MICRO = PACKAGED / "shapes_micro.py"
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377")

@@ -25,7 +25,7 @@ from more.data.shards.reader import ShardSet
 from more.method.batch import Batch
 from more.method.make_network import make_network
 from more.method.objective import make_objective
-from more.train import checkpoint
+from more.train import checkpoint, checkpoint_files
 from more.train.build import make_engine, make_optimizer, make_plan, make_transform
 from more.train.cams import CamMaker
 from more.train.deepspeed_settings import split_batch
@@ -150,7 +150,7 @@ def save_seconds(loop: Loop, folder: Path, world: World, background: bool, plain
         background: written by a thread while updates go on; what they take longer counts.
         plain: seconds of an update without a checkpoint.
     """
-    writer, steps = checkpoint.Writer(folder, 1, world, background), 0
+    writer, steps = checkpoint_files.Writer(folder, 1, world, background), 0
     loop.wait()
     started = time.perf_counter()
     snapshot = checkpoint.take(loop.model, loop.done, world,

@@ -92,7 +92,7 @@ def train(
 
 def _usual_folder(settings: Config, masks: Path | None, init: Path | None) -> Path:
     """The run folder where none was named: of stage two inside that of stage one."""
-    from more.train.run_folder import STAGE_TWO
+    from more.run_folder import STAGE_TWO
 
     if masks and init and init.is_dir():
         return init / STAGE_TWO
@@ -112,8 +112,9 @@ class _Paths(NamedTuple):
 
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
     """Say what a training would do."""
-    from more.plan.dry_run import describe, show
-    from more.train.distributed import launched_world
+    from more.device import launched_world
+    from more.plan.dry_run import describe
+    from more.plan.dry_run_tables import show
 
     number, size = launched_world()
     settings, images, _, val, _ = _open_sets(settings, paths, (number, size))
@@ -125,7 +126,8 @@ def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
 def _train(settings: Config, paths: _Paths, asked: StopRequest) -> None:
     """Train, as one rank of those launched, and end this process."""
     from more.data.shards.format import make_folder
-    from more.train.distributed import launched_world, leave, setup, teardown
+    from more.device import launched_world
+    from more.train.distributed import leave, setup, teardown
     from more.train.run_lock import sole_training
     from more.train.stop import exit_code
     from more.train.trainer import Trainer

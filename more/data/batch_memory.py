@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from more.train.distributed import local_device
+from more.device import local_device
 
 
 class BatchRing:

@@ -31,8 +31,8 @@ from more.data.sampler import Chunks, MicroBatches, SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
 from more.data.transforms import TrainTransform
+from more.device import local_device
 from more.errors import UserError
-from more.train.distributed import local_device
 
 
 class Batches:

@@ -128,7 +128,7 @@ def precision() -> Iterator[Check]:
     """bf16 and fp16 on this device."""
     import torch
 
-    from more.train.distributed import local_device
+    from more.device import local_device
 
     place = local_device()
     bf16, fp16 = (probes.autocast_error(place, dtype)

@@ -10,6 +10,7 @@ import numpy as np
 
 from more.data.shards.format import sha256_bytes
 from more.data.shards.reader import ShardSet
+from more.device import usable_cores
 from more.errors import UserError
 from more.evaluation.boundary import DEFAULT_BOUNDARY, boundary_iou
 from more.evaluation.calibration import calibrate
@@ -25,7 +26,6 @@ from more.evaluation.score_sets import (
     seed_threshold,
     set_name,
 )
-from more.jobs.driver import usable_cores
 from more.progress import track
 
 MOST_THREADS = 16

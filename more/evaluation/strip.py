@@ -21,7 +21,7 @@ from more.evaluation.palettes import palette as colours_of
 from more.evaluation.pictures import heat_overlay, mask_overlay, thumbnail
 from more.evaluation.score_count import read_seed
 from more.evaluation.score_sets import seed_threshold
-from more.train.run_folder import STAGE_TWO
+from more.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]
 INCHES = 1.5  # side of a tile

@@ -10,13 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 import more
+from more import run_folder
 from more.config.load import config_from_dict, to_dict
 from more.config.schema import Config
 from more.data.shards.format import make_folder, write_atomic
 from more.errors import UserError
 from more.method.make_network import make_network
 from more.method.weight_files import check_finite
-from more.train import run_folder
 
 
 def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module, Path]:

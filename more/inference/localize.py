@@ -20,16 +20,15 @@ from more.data.shards.format import make_folder, remove_temporaries, sha256_file
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import Manifest, ShardEntry
 from more.data.shards.reader import ShardSet
+from more.device import local_device, usable_cores
 from more.errors import UserError
 from more.inference.load import load_run, weights_file
 from more.inference.localizer import Localizer, Request
 from more.inference.seed_shard import SeedShards
-from more.jobs.driver import usable_cores
 from more.jobs.failures import lacks_images, read_failures
 from more.progress import Tally, track
 from more.refine.mask_set import finished_beside_others, put_manifest
 from more.refine.retry import swap
-from more.train.distributed import local_device
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
 

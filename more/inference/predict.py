@@ -19,6 +19,7 @@ from more.config.schema import Config
 from more.data.shards.lock import folder_lock
 from more.data.tag_files import read_tag_file
 from more.data.tags import class_indices, split_cells
+from more.device import local_device
 from more.errors import UserError
 from more.evaluation.palettes import palette
 from more.filtering.parameters import CRFParams
@@ -30,9 +31,7 @@ from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
 from more.progress import Tally, console, track
 from more.refine.refine import announced_engine
-from more.train.distributed import local_device
-from more.train.run_folder import STAGE_TWO
-from more.train.stop import finished
+from more.run_folder import STAGE_TWO, finished
 
 
 def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None = None,

@@ -147,13 +147,6 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def usable_cores() -> int:
-    """Cores this process may run on (a batch system may grant fewer than the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _start_worker(parent: int, keep_memory: bool) -> None:
     import cv2
 

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from more.device import usable_cores
 from more.errors import UserError
 from more.jobs.dask_worker import Job
-from more.jobs.driver import Crew, local_crew, usable_cores
+from more.jobs.driver import Crew, local_crew
 from more.jobs.ranks import Rank, launched_rank
 
 FORMS = "local, ranks, dask://HOST:PORT, tcp://HOST:PORT or the path of a scheduler file"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from more.data.shards.format import TEMPORARY
+from more.device import SLURM_TASKS, launched_world, usable_cores
 from more.errors import UserError
-from more.jobs.driver import usable_cores
 from more.progress import console
 
 POLL = 1.0
@@ -59,8 +59,6 @@ def announced_world() -> tuple[int, int]:
     Raises:
         UserError: several ranks, but nothing shows that a launcher started them.
     """
-    from more.train.distributed import SLURM_TASKS, launched_world
-
     number, world = launched_world()
     if world > 1:
         names = "RANK and WORLD_SIZE" if "WORLD_SIZE" in os.environ else \

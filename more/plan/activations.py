@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from more.config.schema import Config, StartConfig
+from more.device import local_device
 from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes
 from more.method.forward_gradients import images_at_a_time
@@ -28,7 +29,6 @@ from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective
 from more.plan.live_bytes import LiveBytes, without_memory
 from more.train.cams import half_views, packs_views, view_sizes
-from more.train.distributed import local_device
 
 AUTOCAST = ("bf16", "fp16")  # fp16 keeps as much as autocast does, but for casts of weights
 PRESENT = 3  # classes of an image, for the maps that are kept of present classes alone

@@ -123,7 +123,13 @@ def make_batches(config: Config, images: ShardSet, world: World, split: BatchSpl
                  **shown: Any) -> Batches:
     """A rank's micro-batches from update number `start` on.
 
-    Args: shown: `masks`, `views`, `store` or `tokens`, see `make_train_loader`.
+    Args:
+        config: settings.
+        images: the training set.
+        world: this rank among its peers.
+        split: how the global batch is spread.
+        start: updates that are done.
+        **shown: `masks`, `views`, `store` or `tokens`, see `make_train_loader`.
     """
     data = config.data
     return make_train_loader(

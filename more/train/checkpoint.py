@@ -1,28 +1,26 @@
-"""Save and restore a training run; complete or absent (see `more.train.run_folder`).
+"""The state of a training as a checkpoint: taken from the engine, and put back into a new one.
 
 A checkpoint holds `model.safetensors` (weights for inference, no DeepSpeed needed; the average
 where the run keeps one), `training.safetensors` (AdamW's moments by parameter name, and the weights
 where the other file has the average), `ranks.safetensors` (random state of every rank) and
 `state.json` (counts, schedule, loss scale). No pickles. It fits every ZeRO stage and number of
-ranks (see `more.train.checkpoint_state`).
+ranks (see `more.train.checkpoint_state`). `more.train.checkpoint_files` writes it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from more.data.shards.format import to_json, write_file
 from more.errors import UserError
+from more.run_folder import TRAINING, WEIGHTS, info
 from more.train import random_state
 from more.train.average import WeightAverage
 from more.train.checkpoint_state import (
@@ -34,15 +32,6 @@ from more.train.checkpoint_state import (
     set_moments,
 )
 from more.train.distributed import World
-from more.train.run_folder import (
-    TRAINING,
-    WEIGHTS,
-    commit_folder,
-    info,
-    prune,
-    start_folder,
-    step_name,
-)
 
 STATE = "state.json"
 RANKS = "ranks.safetensors"
@@ -102,94 +91,6 @@ def take(engine: Any, step: int, world: World, average: WeightAverage | None = N
     snapshot.record = {"step": step, "world": world.size,
                        "zero_stage": engine.zero_optimization_stage(), **(record or {})}
     return snapshot
-
-
-def write(snapshot: Snapshot, folder: Path, keep: int) -> Path:
-    """Write a snapshot into `folder`, then remove older checkpoints; rank 0 only.
-
-    Raises:
-        UserError: too little space (nothing is left behind, older checkpoints stay).
-    """
-    target = folder / step_name(snapshot.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    needed, free = int(snapshot.bytes * _ROOM), shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"{target}: needs {needed:,} bytes, {free:,} are free",
-                        "free some space, or train into another --run folder; then run the same "
-                        "command again, it continues from the last checkpoint")
-    place = start_folder(target)
-    try:
-        save_file(snapshot.model, str(place / WEIGHTS))
-        save_file(snapshot.training, str(place / TRAINING))
-        save_file(snapshot.ranks, str(place / RANKS))
-        write_file(place / STATE, to_json(snapshot.state))
-        commit_folder(place, target, snapshot.record)
-    except BaseException as error:
-        shutil.rmtree(place, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise UserError(f"{target}: cannot be written ({error}); it needs {needed:,} bytes",
-                            "free some space or repair the disk, then run the same command again; "
-                            "it continues from the last checkpoint") from error
-        raise
-    prune(folder, keep)
-    return target
-
-
-class Writer:
-    """Writes checkpoints, in the background if asked to: then training goes on meanwhile.
-
-    Args:
-        folder: `RUN/checkpoints`.
-        keep: newest checkpoints kept.
-        world: ranks; every method is called by all of them.
-        background: write in a thread of rank 0; at most one checkpoint is under way.
-    """
-
-    def __init__(self, folder: Path, keep: int, world: World, background: bool = False):
-        self.folder, self.keep, self.world, self.background = folder, keep, world, background
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, or begin to.
-
-        Raises:
-            UserError: this one, or the one before it, could not be written; on every rank.
-        """
-        self.finish()
-        if self.world.main:
-            self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
-            self._thread.start()
-        if not self.background:
-            self.finish()
-
-    @property
-    def busy(self) -> bool:
-        """Whether this process is writing at the moment."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def finish(self) -> None:
-        """Wait for what is under way.
-
-        Raises:
-            UserError: it could not be written; on every rank.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        told = self.world.agree((error.message, error.fix) if isinstance(error, UserError)
-                                else repr(error) if error else None)
-        if isinstance(told, tuple):
-            raise UserError(*told)
-        if told is not None:
-            raise error or RuntimeError(f"rank 0 could not write a checkpoint: {told}")
-
-    def _write(self, snapshot: Snapshot) -> None:
-        try:
-            write(snapshot, self.folder, self.keep)
-        except BaseException as error:  # noqa: BLE001 - raised again by `finish`
-            self._error = error
 
 
 def training_weights(path: Path) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from more.config.load import to_dict
 from more.config.schema import Config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
+from more.run_folder import info
 from more.train.deepspeed_settings import BatchSplit
-from more.train.run_folder import info
 
 LEARNS_FROM = {1: "tags", 2: "masks"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from more.config.schema import Config
+from more.device import local_device
 from more.errors import UserError
-from more.train.distributed import local_device
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Ranks, device and process group: the one place that chooses them.
+"""The ranks of a training: their process group, and what they agree on.
 
-Works alone (`python -m more train`), under torchrun, under deepspeed and under srun.
+A training is one process (`python -m more train`) or several, under torchrun, deepspeed or srun.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from more.config.schema import Config
-from more.device import keep_freed_memory
-from more.errors import UserError
+from more.device import keep_freed_memory, local_device, usable_cores
+from more.train.launcher import fill_environment, not_met
 
 
 @dataclass(frozen=True)
@@ -74,30 +73,6 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 MOST_WORKERS = 8  # of a rank's loader, where the settings leave it open
 
-# Set by srun alone; SLURM_NTASKS is there in the batch script too, where only one process runs.
-SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-
-
-def launched_world() -> tuple[int, int]:
-    """(rank, world size) from the launcher's environment, without making a group."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", SLURM_TASKS)):
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
-    return 0, 1
-
-
-def local_device() -> torch.device:
-    """The device of this process among those of its machine, from the launcher's environment.
-
-    DeepSpeed's own variable `DS_ACCELERATOR=cpu` keeps everything off the GPUs.
-    """
-    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
-        return torch.device("cpu")
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if name in os.environ:
-            return torch.device("cuda", int(os.environ[name]) % torch.cuda.device_count())
-    return torch.device("cuda", 0)
-
 
 def settled_here(config: Config, device: torch.device, local_size: int,
                  world: World | None = None) -> Config:
@@ -115,14 +90,8 @@ def settled_here(config: Config, device: torch.device, local_size: int,
         everyone = [own] if world is None else world.gather(own)
         precision = "bf16" if all(everyone) else "fp32"
     if workers == -1:
-        workers = min(max(_cores() // local_size - 1, 1), MOST_WORKERS)
+        workers = min(max(usable_cores() // local_size - 1, 1), MOST_WORKERS)
     return replace(config, precision=precision, data=replace(config.data, workers=workers))
-
-
-def allow_tf32(allowed: bool, device: torch.device) -> None:
-    """Let matrix products of fp32 numbers round to TF32 (`train.tf32`); nothing on a CPU."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
@@ -135,14 +104,14 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     Raises:
         UserError: the ranks do not find each other (names address and port).
     """
-    _fill_environment()
+    fill_environment()
     device = local_device()
     cuda = device.type == "cuda"
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, _cores() // local_size))
+    torch.set_num_threads(threads or max(1, usable_cores() // local_size))
     deepspeed = import_deepspeed()
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -151,7 +120,7 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False,
                                    timeout=timedelta(minutes=timeout_minutes))
     except dist.DistError as error:
-        raise _not_met(str(error), timeout_minutes) from error
+        raise not_met(str(error), timeout_minutes) from error
     return World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
 
 
@@ -193,74 +162,3 @@ def import_deepspeed() -> Any:
     if hasattr(engine, "see_memory_usage"):
         engine.see_memory_usage = lambda *_, **__: None
     return deepspeed
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _fill_environment() -> None:
-    """The five launcher variables: from SLURM, else a world of one."""
-    if "RANK" not in os.environ and int(os.environ.get(SLURM_TASKS, "1")) > 1:
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ[SLURM_TASKS]
-        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
-        os.environ.setdefault("LOCAL_WORLD_SIZE",
-                              os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{os.environ['WORLD_SIZE']} ranks, but {' and '.join(missing)} not set: "
-                        "they would not find each other",
-                        "export the first machine's name and a free port, or start with "
-                        "launch/slurm/train.sbatch")
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for key, value in alone.items():
-        os.environ.setdefault(key, value)
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        _choose_interface()
-
-
-def _not_met(text: str, minutes: float) -> UserError:
-    """Why the ranks have not found each other, and what to do about it."""
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if "EADDRINUSE" in text or "address already in use" in text:
-        return UserError(f"port {port} of {host} is in use (MASTER_PORT)",
-                         "choose another one (PORT of the launch scripts, --master_port of "
-                         "torchrun), or end what uses it")
-    if rank == "0":
-        return UserError(f"not all of {size} ranks came to {host}:{port} within {minutes:g} "
-                         f"minutes ({text.splitlines()[0]})",
-                         "start the others, with this MASTER_ADDR and MASTER_PORT; see that the "
-                         "network lets them through")
-    return UserError(f"{host}:{port} (MASTER_ADDR, MASTER_PORT) does not answer rank {rank} "
-                     f"of {size} within {minutes:g} minutes ({text.splitlines()[0]})",
-                     "start rank 0 there, correct the address, or open the port between the "
-                     "machines")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _choose_interface() -> None:
-    """Name the network interface that reaches the master, where the user has not.
-
-    A host name that resolves to loopback makes gloo and nccl listen where no peer can reach them.
-    """
-    import psutil
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((os.environ["MASTER_ADDR"], 9))
-            address = probe.getsockname()[0]
-        except OSError:
-            return
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(item.address == address for item in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

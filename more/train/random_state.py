@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from more.train.distributed import World, local_device
+from more.device import local_device
+from more.train.distributed import World
 
 
 def seed(number: int, rank: int) -> None:

@@ -1,17 +1,39 @@
-"""Going back to an earlier checkpoint: what the run did after it is set aside.
+"""Where `--resume` begins: the newest checkpoint, an earlier one, or none.
 
-Left in place, later checkpoints would count as newer than those of the training that goes on from
-the earlier one: they would be resumed and localized, and its records would mix with the new ones.
+What the run did after an earlier checkpoint is set aside. Left in place, later checkpoints would
+count as newer than those of the training that goes on from the earlier one: they would be resumed
+and localized, and its records would mix with the new ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+from more import run_folder
 from more.data.shards.format import write_atomic
-from more.train import run_folder
 from more.train.distributed import World
+
+
+def resolve(run: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `--resume auto|never|PATH` means for a run; None = start afresh.
+
+    Only training calls it, on the rank that writes: "never" sets an earlier run aside.
+
+    Returns:
+        The checkpoint, and why newer ones were passed over.
+
+    Raises:
+        UserError: as `run_folder.choose`.
+    """
+    if resume == "never":
+        set_aside(run)
+        return None, []
+    if resume == "auto":
+        path, rejected = run_folder.find_newest(run / "checkpoints")
+        return run_folder.choose(run, "auto") if path is None else path, rejected
+    return run_folder.choose(run, resume), []
 
 
 def go_back(run: Path, source: Path | None, resume: str, world: World) -> list[str]:
@@ -40,7 +62,7 @@ def leave_future(run: Path, source: Path) -> str | None:
         What was moved and where to, as a sentence; None where there was nothing.
     """
     if source.resolve().parent != (run / "checkpoints").resolve():
-        place = run_folder.set_aside(run)
+        place = set_aside(run)
         return None if place is None else (
             f"{source} is a checkpoint of another run: what was in this folder is set aside in "
             f"{place}")
@@ -54,7 +76,7 @@ def leave_future(run: Path, source: Path) -> str | None:
     forget = best is not None and best["step"] > step
     if not (later or reports or dropped or forget):
         return None
-    place = run_folder.new_place(run)
+    place = new_place(run)
     # The log first: an interruption in between leaves checkpoints, and so the same work to do.
     if dropped:
         write_atomic(place / "log.jsonl", "".join(dropped).encode())
@@ -69,6 +91,34 @@ def leave_future(run: Path, source: Path) -> str | None:
                       if path.name != run_folder.BEST) or "no checkpoint"
     return (f"the run goes back to {step} updates: what came after them ({names}; {len(dropped)} "
             f"records of log.jsonl) is set aside in {place}")
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move what an earlier training left in a run folder to `RUN/earlier-1` (or -2, …).
+
+    Left in place, its later steps would count as newer than those of a training that starts
+    afresh: they would be resumed and localized, and the new ones removed as old.
+
+    Returns:
+        The new folder; None where there was nothing.
+    """
+    left = [run / name for name in ("checkpoints", "log.jsonl", "train.log", "tensorboard",
+                                    "config.json", "run.json", "status.json", "nonfinite")
+            if (run / name).exists()]
+    if not left:
+        return None
+    place = new_place(run)
+    for path in left:
+        path.rename(place / path.name)
+    return place
+
+
+def new_place(run: Path) -> Path:
+    """A new folder `RUN/earlier-1` (or -2, …) for what is set aside."""
+    number = next(n for n in itertools.count(1) if not (run / f"earlier-{n}").exists())
+    place = run / f"earlier-{number}"
+    place.mkdir()
+    return place
 
 
 def _split(log: Path, step: int) -> tuple[list[str], list[str]]:

@@ -112,7 +112,9 @@ class TagStage:
         forward serves both. So an update of n passes takes n - 1 forwards more, and no view twice.
         Where no term that counts takes part, it takes none more.
 
-        Args: passes: micro-batches from `taken`, all of this rank's update.
+        Args:
+            passes: micro-batches from `taken`, all of this rank's update.
+            step: number of the update.
         """
         share = 1 / (len(passes) * self.world.size)
         if len(passes) == 1 or not self.objective.needs_counts(step):

@@ -193,7 +193,10 @@ def init_digest(init: Path | None) -> str | None:
 def check_start(source: Path, record: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     """A run on masks goes on with the masks that it began with, from where it began.
 
-    Args: source: the checkpoint; record: of this `MaskStage`; recorded: what the checkpoint says.
+    Args:
+        source: the checkpoint.
+        record: of this `MaskStage`.
+        recorded: what the checkpoint says.
 
     Raises:
         UserError: other masks, or another start.

@@ -8,7 +8,6 @@ It imports no torch: signals have to be heeded before that has loaded.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from more.data.shards.format import make_folder, to_json, write_atomic
+from more.run_folder import read_status
 
 if TYPE_CHECKING:
     from more.train.distributed import World
@@ -157,7 +157,7 @@ def end_early(run: Path | None, iterations: int) -> NoReturn:
     if _is_main():
         if run is not None and iterations:
             make_folder(run)
-            write_status(run, "stopped", _read_status(run).get("step", 0), iterations)
+            write_status(run, "stopped", read_status(run).get("step", 0), iterations)
         print("stopped on request before the first update of this start, so there is nothing to "
               "save; the same command goes on from here", file=sys.stderr)
     for process in multiprocessing.active_children():  # loaders: they would notice in seconds
@@ -167,23 +167,10 @@ def end_early(run: Path | None, iterations: int) -> NoReturn:
     os._exit(exit_code())  # what was interrupted, an import for example, cannot be taken apart
 
 
-def finished(run: Path) -> bool:
-    """Whether `status.json` of a run folder says that training came to its end."""
-    return _read_status(run).get("state") == "finished"
-
-
 def write_status(run: Path, state: str, step: int, iterations: int) -> None:
     """Write `status.json`: state is "running", "finished", "stopped" or "failed"."""
     write_atomic(run / "status.json", to_json({"state": state, "step": step,
                                                "iterations": iterations}))
-
-
-def _read_status(run: Path) -> dict[str, object]:
-    try:
-        status = json.loads((run / "status.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _is_main() -> bool:

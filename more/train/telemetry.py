@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import psutil
 import torch
@@ -26,14 +26,15 @@ from rich.progress import (
 
 import more
 from more.config.load import to_dict
+from more.config.schema import Config
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
+from more.data.shards.reader import ShardSet
+from more.device import local_device
 from more.progress import console
-from more.train.distributed import ALONE, World, local_device
+from more.train.deepspeed_settings import BatchSplit
+from more.train.distributed import ALONE, World
 from more.train.timing import PHASES, Phases
-
-if TYPE_CHECKING:
-    from more.train.trainer import Trainer
 
 
 class Records:
@@ -214,27 +215,44 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def describe_run(trainer: Trainer, left_out: Sequence[Damaged]) -> None:
-    """Write a run's settings and say what is about to happen; rank 0 only."""
-    config, run, world, split = trainer.config, trainer.run, trainer.world, trainer.split
+def describe_run(records: Records, config: Config, world: World, split: BatchSplit,
+                 network: torch.nn.Module, train_set: ShardSet, val_set: ShardSet | None,
+                 sources: Mapping[str, Any], left_out: Sequence[Damaged]) -> None:
+    """Write a run's settings and say what is about to happen; rank 0 only.
+
+    Args:
+        records: of the run.
+        config: settings, with what they left to the machine.
+        world: ranks.
+        split: how the global batch is spread.
+        network: counted by its parameters, which ZeRO may have cut.
+        train_set: images that are trained on.
+        val_set: images that are scored, or None.
+        sources: what else `run.json` says the run was made from.
+        left_out: damaged images.
+    """
+    run = records.run
     write_atomic(run / "config.json", to_json(to_dict(config)))
-    about = {"version": more.__version__, "classes": trainer.train_set.class_names,
-             "train": str(Path(trainer.train_set.path).resolve()),
-             "val": str(Path(trainer.val_set.path).resolve()) if trainer.val_set else None,
-             "ranks": world.size, "torch": torch.__version__, "stage": config.stage,
-             **trainer.stage.sources}
+    about = {"version": more.__version__, "classes": train_set.class_names,
+             "train": str(Path(train_set.path).resolve()),
+             "val": str(Path(val_set.path).resolve()) if val_set else None,
+             "ranks": world.size, "torch": torch.__version__, "stage": config.stage, **sources}
     write_atomic(run / "run.json", to_json(about))
     if left_out:
         write_atomic(run / "quarantine.json", to_json([asdict(item) for item in left_out]))
-        trainer.records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
-                            f"{run / 'quarantine.json'} names them")
-    sizes = [(getattr(parameter, "ds_numel", parameter.numel()) / 1e6, parameter.requires_grad)
-             for parameter in trainer.engine.module.parameters()]
-    everything, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
-    parameters = f"{everything:.1f} M parameters" + (
-        f" ({trained:.2f} M trained)" if trained < everything else "")
-    trainer.records.say(
-        f"{config.name}: {parameters}, {len(trainer.train_set)} images, "
+        records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "
+                    f"{run / 'quarantine.json'} names them")
+    records.say(
+        f"{config.name}: {_parameters(network)}, {len(train_set)} images, "
         f"{world.size} rank(s) on {world.device.type}, global batch {split.global_batch} = "
         f"{world.size} × {split.micro} × {split.accumulation}, {config.precision}, ZeRO "
         f"{config.deepspeed.zero_stage}, {config.train.iterations} iterations")
+
+
+def _parameters(network: torch.nn.Module) -> str:
+    """How many parameters a network has, and how many of them are trained if not all are."""
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()) / 1e6, parameter.requires_grad)
+             for parameter in network.parameters()]
+    everything, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
+    return f"{everything:.1f} M parameters" + (
+        f" ({trained:.2f} M trained)" if trained < everything else "")

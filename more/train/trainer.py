@@ -9,19 +9,22 @@ from typing import Any
 
 import torch
 
+from more import run_folder
 from more.config.load import to_dict
 from more.config.schema import Config
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
+from more.device import allow_tf32
 from more.errors import UserError
-from more.train import checkpoint, run_folder
+from more.train import checkpoint
 from more.train.average import average_of
 from more.train.build import make_engine
+from more.train.checkpoint_files import Writer, prune, write_best
 from more.train.checks import check_classes, check_continues, check_same_model, out_of_memory
 from more.train.deepspeed_settings import split_batch
-from more.train.distributed import World, allow_tf32, settled_here
+from more.train.distributed import World, settled_here
 from more.train.means import Means
-from more.train.rewind import go_back
+from more.train.rewind import go_back, resolve
 from more.train.safety import Guard, Watchdog, poisoned
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage, check_start
@@ -70,7 +73,7 @@ class Trainer:
         self.config, self.run, self.world = config, run, world
         self.train_set, self.val_set = train_set, val_set
         self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
-        source, rejected = world.agree(run_folder.resolve(run, resume) if world.main else None)
+        source, rejected = world.agree(resolve(run, resume) if world.main else None)
         if source is not None:
             check_same_model(config, source)
             check_continues(config, self.train_set, source)
@@ -86,7 +89,7 @@ class Trainer:
                                   checkpoint.training_weights(source) if source else None)
         self.average = average_of(self.engine, config.train.ema) if config.train.ema else None
         self.stage.connect(self.engine, self.average)
-        self.writer = checkpoint.Writer(run / "checkpoints", config.checkpoint.keep, world,
+        self.writer = Writer(run / "checkpoints", config.checkpoint.keep, world,
                                         config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
         self.trace = Trace(config.train.profile, run, world.device, self.records.say, world.main)
@@ -96,7 +99,8 @@ class Trainer:
             self.saved = self.start
             self.records.say(f"resumed after {self.start} updates from {source}")
         if world.main:
-            describe_run(self, left_out)
+            describe_run(self.records, config, world, self.split, self.engine.module, train_set,
+                         val_set, self.stage.sources, left_out)
 
     def fit(self) -> str:
         """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""
@@ -233,8 +237,8 @@ class Trainer:
                 self._save(done)
                 self.writer.finish()
                 if self.world.main:
-                    run_folder.write_best(self.writer.folder, metric, scores[metric], done)
-                    run_folder.prune(self.writer.folder, self.config.checkpoint.keep)
+                    write_best(self.writer.folder, metric, scores[metric], done)
+                    prune(self.writer.folder, self.config.checkpoint.keep)
         return False
 
     def _scores(self) -> dict[str, float] | None:

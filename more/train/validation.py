@@ -89,7 +89,11 @@ def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
 def _count(totals: torch.Tensor, truth: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
     """Add an image's confusion counts to `totals` `[R,K·K]`, without waiting for the device.
 
-    Args: truth: uint8 `[H,W]`, values from `classes` on count nowhere; labels: uint8 `[R,S,S]`.
+    Args:
+        totals: counts of truth and prediction, `[R,K·K]`, changed in place.
+        truth: uint8 `[H,W]`; values from `classes` on count nowhere.
+        labels: uint8 `[R,S,S]`.
+        classes: K, with the background.
     """
     predicted = F.interpolate(labels[None].float(), truth.shape, mode="nearest")[0].flatten(1)
     truth = truth.flatten().long()

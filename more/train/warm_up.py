@@ -171,8 +171,10 @@ def _at_the_border(probabilities: Tensor, tags: Tensor, count: float = 0.0) -> T
     Which side a class takes, the object or what lies around it, is decided in the first updates,
     and both classify. Objects are seldom at the border only: this tells the two apart.
 
-    Args: probabilities [B,C,h,w], tags [B,C]; count: tags of the update over all ranks, where
-    these images are a part of it.
+    Args:
+        probabilities: [B,C,h,w].
+        tags: [B,C].
+        count: tags of the update over all ranks, where these images are a part of it.
     """
     height, width = probabilities.shape[2:]
     down, across = max(1, height // 8), max(1, width // 8)

@@ -15,9 +15,9 @@ from more.bench.bench_train import bench_settings
 from more.bench.drawn_step import OwnStep, drawn_example
 from more.bench.step_parts import peak_bytes
 from more.data.shards.reader import ShardSet
+from more.device import local_device
 from more.method.make_network import make_network
 from more.plan.activations import step_activations
-from more.train.distributed import local_device
 from tests.train.conftest import ROOT, records, tiny  # noqa: F401
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

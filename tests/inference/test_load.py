@@ -12,7 +12,7 @@ import torch
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.inference.load import export_weights, find_checkpoint, load_run
-from more.train import run_folder
+from more.train import checkpoint_files
 from tests.data.sets import small_set
 from tests.inference.test_localize import make_run
 from tests.train.conftest import command
@@ -47,7 +47,7 @@ def test_inference_does_not_import_deepspeed():
 def test_the_best_by_name(run):
     with pytest.raises(UserError, match="no best checkpoint"):
         find_checkpoint(run, "best")
-    run_folder.write_best(run / "checkpoints", "lam", 41.5, 5)
+    checkpoint_files.write_best(run / "checkpoints", "lam", 41.5, 5)
     assert find_checkpoint(run, "best").name == "step-000005"
 
 

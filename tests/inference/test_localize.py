@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from more import run_folder
 from more.config.load import config_from_dict, to_dict
 from more.config.schema import Config
 from more.data.seeds import decode_seed, encode_seed
@@ -31,7 +32,7 @@ from more.jobs.failures import failures_path
 from more.method.make_network import make_network
 from more.refine.refine import refine
 from more.refine.settings import Refinement
-from more.train import run_folder
+from more.train import checkpoint_files
 from tests.data.sets import flip_a_byte, small_set
 from tests.refine.sets import make_sets
 
@@ -52,9 +53,9 @@ def make_run(folder: Path, step: int = 5) -> Path:
     """A run folder with the settings and one complete checkpoint of an untrained network."""
     config = config_from_dict(SETTINGS)
     target = folder / "checkpoints" / run_folder.step_name(step)
-    place = run_folder.start_folder(target)
+    place = checkpoint_files.start_folder(target)
     save_file(make_network(config).state_dict(), str(place / run_folder.WEIGHTS))
-    run_folder.commit_folder(place, target, {"step": step, "world": 1})
+    checkpoint_files.commit_folder(place, target, {"step": step, "world": 1})
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     return folder
 
@@ -66,7 +67,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def seeds(run, data, tmp_path_factory) -> Path:
-    """All kinds of seeds of the set, in sub-run_folder."""
+    """All kinds of seeds of the set, in sub-folders."""
     out = tmp_path_factory.mktemp("seeds")
     tally = localize(run, data, out, Request(("cam", "lam", "fused", "decoder"), "true", 0))
     assert (tally.done, tally.skipped, tally.exit_code) == (15, 0, 0)

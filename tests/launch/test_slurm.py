@@ -38,7 +38,8 @@ exit $code
 """
 WORLD = """
 import torch
-from more.train.distributed import launched_world, setup, teardown
+from more.device import launched_world
+from more.train.distributed import setup, teardown
 share = launched_world()
 world = setup(1)
 assert share == (world.rank, world.size), (share, world)

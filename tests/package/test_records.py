@@ -6,9 +6,8 @@ import re
 
 import yaml
 
-from more import __version__
+from more import __version__, run_folder
 from more.data.shards import format as shards
-from more.train import run_folder
 from more.tuning import result
 from tests.conftest import ROOT
 

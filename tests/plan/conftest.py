@@ -1,3 +1,3 @@
-"""A tiny configuration, as for training."""
+"""The tiny run of the engine's tests."""
 
-from tests.train.conftest import tiny  # noqa: F401
+from tests.train.conftest import tiny  # noqa: F401 - a fixture

@@ -13,7 +13,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.plan import dry_run
+from more.plan import dry_run, dry_run_tables
 from more.plan.memory import Layout, checkpoint_bytes, parameter_sizes, stage_memory
 from tests.processes import run
 
@@ -184,8 +184,8 @@ def test_nothing_is_fetched_started_or_written(tiny, sets, tmp_path, monkeypatch
     facts = dry_run.describe(config, *sets, 1, run=run)
     assert facts["start"] == "the beginning" and facts["parameters"] > 80e6 and not run.exists()
     assert not torch.distributed.is_initialized()
-    dry_run.show(facts)
+    dry_run_tables.show(facts)
     printed = capsys.readouterr().out
     assert "1 ←" in printed and "vit" not in printed and "GB" in printed
-    dry_run.show(facts, as_json=True)
+    dry_run_tables.show(facts, as_json=True)
     assert json.loads(capsys.readouterr().out) == facts

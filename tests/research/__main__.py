@@ -166,5 +166,16 @@ def filter_command(
     run(classes, patches, batch, rounds, device, as_json)
 
 
+@app.command()
+def modules(
+    data: Annotated[Path, typer.Argument(help="shard set of the shapes, at least 8 images")],
+) -> None:
+    """Files of the package whose functions one training step enters."""
+    from tests.research.modules_entered import step_files
+
+    found = step_files(data)
+    print(f"a training step enters {len(found)} files:", *found, sep="\n  ")
+
+
 if __name__ == "__main__":
     cli.main(app)

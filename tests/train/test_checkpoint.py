@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from more import run_folder
 from more.data.shards.format import sha256_file
 from more.errors import UserError
-from more.train import run_folder
+from more.train.rewind import resolve
 
 
 def make(folder, step: int, complete: bool = True):
@@ -31,15 +32,15 @@ def test_the_newest_complete_one_is_used_and_the_others_are_named(tmp_path):
     assert found == good
     assert "step-000009: state.pt has 1 bytes, not 9" in rejected
     assert any("step-000008" in line and "incomplete" in line for line in rejected)
-    assert run_folder.resolve(tmp_path, "auto")[0] == good
-    assert run_folder.resolve(tmp_path, "never")[0] is None
+    assert resolve(tmp_path, "auto")[0] == good
+    assert resolve(tmp_path, "never")[0] is None
 
 
 def test_no_checkpoint_starts_afresh_but_broken_ones_never_do(tmp_path):
-    assert run_folder.resolve(tmp_path, "auto")[0] is None
+    assert resolve(tmp_path, "auto")[0] is None
     make(tmp_path, 3, complete=False)
     with pytest.raises(UserError, match="no complete checkpoint"):
-        run_folder.resolve(tmp_path, "auto")
+        resolve(tmp_path, "auto")
 
 
 @pytest.mark.parametrize("damage", ["marker", "file", "json"])
@@ -52,4 +53,4 @@ def test_a_path_that_cannot_be_used_is_refused(tmp_path, damage):
     else:
         (path / run_folder.MARKER).write_text("{")
     with pytest.raises(UserError, match="not a usable checkpoint"):
-        run_folder.resolve(tmp_path, str(path))
+        resolve(tmp_path, str(path))

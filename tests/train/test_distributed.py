@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from more.train.distributed import launched_world, local_device
+from more.device import launched_world, local_device
 from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]

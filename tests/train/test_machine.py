@@ -10,12 +10,13 @@ import torch
 
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
+from more.device import allow_tf32
 from more.errors import UserError
-from more.plan import dry_run
+from more.plan import dry_run, dry_run_tables
+from more.run_folder import find_newest
 from more.train import distributed
 from more.train.checks import check_same_model
-from more.train.distributed import World, allow_tf32, settled_here
-from more.train.run_folder import find_newest
+from more.train.distributed import World, settled_here
 from more.train.timing import PHASES, Phases, Trace
 from tests.train.conftest import command, records
 
@@ -24,7 +25,7 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 def settled(monkeypatch, device, bf16=True, cores=16, ranks=1, everyone=None, settings=()):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
-    monkeypatch.setattr(distributed, "_cores", lambda: cores)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: cores)
     world = None
     if everyone is not None:
         world = World(0, len(everyone), 0, 1, device)
@@ -66,7 +67,7 @@ def test_a_dry_run_says_what_the_machine_and_scale_to_make_of_the_settings(tiny,
     facts = dry_run.describe(config, ShardSet(tiny["train"], kind="images"), None, 1)
     assert facts["precision"] == "fp32" and facts["loader"]["workers"] >= 1
     assert facts["scaled"]["settings"]["train.iterations"] == 3
-    dry_run.show(facts)
+    dry_run_tables.show(facts)
     said = " ".join(capsys.readouterr().out.split())
     assert "from 4 to 8 images an update (× 2)" in said and "optim.lr 0.002" in said
 

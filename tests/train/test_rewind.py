@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from more import run_folder
 from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.train import run_folder
+from more.train import checkpoint_files
 from more.train.checks import check_continues
 from more.train.rewind import leave_future
 from tests.data.sets import small_set
@@ -26,7 +27,7 @@ def test_a_step_back_sets_the_future_aside(tmp_path):
     for step in (2, 4, 6):
         make(tmp_path, step, complete=step != 4)
     logged(tmp_path, 1, 2, 3, 4, 5, 6)
-    run_folder.write_best(tmp_path / "checkpoints", "lam", 50.0, 6)
+    checkpoint_files.write_best(tmp_path / "checkpoints", "lam", 50.0, 6)
     for step in (1, 2):  # the second and the third update
         (tmp_path / "nonfinite").mkdir(exist_ok=True)
         (tmp_path / "nonfinite" / f"step-{step:06d}.json").write_text("{}")
@@ -60,7 +61,7 @@ def test_steps_are_numbers_not_text(tmp_path):
     make(tmp_path, 2)
     checkpoints = tmp_path / "checkpoints"
     assert run_folder.find_newest(checkpoints)[0].name == "step-1000000"
-    run_folder.prune(checkpoints, keep=1)
+    checkpoint_files.prune(checkpoints, keep=1)
     assert [path.name for path in run_folder.in_order(checkpoints)] == ["step-1000000"]
 
 
