@@ -15,7 +15,7 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
 from more.data.shards.reader import shard_ids
 from more.errors import UserError, from_system
-from more.jobs.in_hand import Crumbs, clear_crumb, leave_crumb
+from more.jobs.bookkeeping import DeadlyImages, clear_in_hand, note_in_hand
 from more.progress import Tally, track
 
 
@@ -46,7 +46,7 @@ class Part:
         """
         reason = dict(self.skip).get(row_id)
         if self.watched and reason is None:
-            clear_crumb(self.path) if row_id is None else leave_crumb(self.path, row_id)
+            clear_in_hand(self.path) if row_id is None else note_in_hand(self.path, row_id)
         return reason
 
 
@@ -72,8 +72,8 @@ def automatic_shard_size(images: int) -> int:
 RECODED = "stored as PNG, without loss, since not every reader knows their format"
 
 
-class _Suspects(Crumbs):
-    """As `Crumbs`, for shards that are watched only once a worker has died on them."""
+class _Suspects(DeadlyImages):
+    """As `DeadlyImages`, for shards that are watched only once a worker has died on them."""
 
     def revise(self, part: Part) -> Part:
         """The shard to try after a worker died on `part`."""

@@ -13,8 +13,8 @@ import typer
 from more.errors import UserError, from_system
 from more.jobs.driver import (
     WorkerDied,
-    local_crew,
     local_executor,
+    local_workers,
     one_thread_each,
     run_tasks,
     usable_cores,
@@ -38,8 +38,8 @@ def parallel(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int 
         for task in tasks:
             yield task, _caught(function, task)
         return
-    crew = local_crew(workers, functools.partial(local_executor, keep_memory=False))
-    with one_thread_each(), closing(run_tasks(function, tasks, crew, revise)) as outcomes:
+    found = local_workers(workers, functools.partial(local_executor, keep_memory=False))
+    with one_thread_each(), closing(run_tasks(function, tasks, found, revise)) as outcomes:
         for outcome in outcomes:
             yield outcome.task, _told(outcome.error) or outcome.result
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from more.data.shards.format import make_folder, write_atomic
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.pictures import colour_of, mask_overlay, thumbnail
+from more.evaluation.pictures import thumbnail
+from more.palette import colour_of, mask_overlay
 
 _FONT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 _TEXT, _LINE, _GAP, _LINES = 14, 19, 12, 3  # pixels: letters, line, space between; lines of tags

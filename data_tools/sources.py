@@ -24,7 +24,7 @@ from more.progress import console, track
 NOTES = ".sources"
 COMPARED = "ids, tags, and the content (sha256) of every image and mask file"
 _SETTLED = 2.0  # seconds: a file changed later than that before its hash may change once more
-_LOT = 32  # files that a thread takes at a time
+_BATCH = 32  # files that a thread takes at a time
 Stat = tuple[int, int, int]  # bytes, modification and change time in ns
 
 
@@ -122,13 +122,13 @@ def _hashed(paths: Sequence[str], before: dict[str, Note]) -> dict[str, Note]:
             notes[path] = before[path]
         else:
             todo.append(path)
-    lots = [todo[start:start + _LOT] for start in range(0, len(todo), _LOT)]
+    batches = [todo[start:start + _BATCH] for start in range(0, len(todo), _BATCH)]
     pool = ThreadPoolExecutor(min(16, 2 * usable_cores()))  # hashing and reading both leave Python
     try:
         with track(len(todo), "comparing files", "files", disable=not todo) as bar:
-            for lot, made in zip(lots, pool.map(_notes, lots), strict=True):
-                notes.update(zip(lot, made, strict=True))
-                bar.advance(len(lot))
+            for batch, made in zip(batches, pool.map(_notes, batches), strict=True):
+                notes.update(zip(batch, made, strict=True))
+                bar.advance(len(batch))
     finally:
         pool.shutdown(cancel_futures=True)
     return {path: notes[path] for path in paths}

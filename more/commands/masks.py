@@ -97,8 +97,8 @@ def refine(
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
+    from more.refine.image import Refinement
     from more.refine.refine import refine as job
-    from more.refine.settings import Refinement
 
     one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))

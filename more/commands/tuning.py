@@ -54,10 +54,10 @@ def tune(
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
     from more.progress import Tally
-    from more.refine.settings import Refinement
-    from more.tuning.result import TuneResult, refine_command
+    from more.refine.image import Refinement
     from more.tuning.tune import Search
     from more.tuning.tune import tune as job
+    from more.tuning.tune_result import TuneResult, refine_command
 
     def show(result: TuneResult | None, tally: Tally) -> None:
         if result is not None:

@@ -17,8 +17,9 @@ from more.errors import UserError
 from more.evaluation.count import read_seed
 from more.evaluation.evaluate import evaluate
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
-from more.evaluation.pictures import colour_of, data_uri, heat_overlay, mask_overlay, thumbnail
+from more.evaluation.pictures import data_uri, heat_overlay, thumbnail
 from more.evaluation.sets import seed_threshold
+from more.palette import colour_of, mask_overlay
 
 MASKS = ("lam", "fused", "cam", "decoder")
 

@@ -10,8 +10,9 @@ import numpy as np
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.gallery import find_data, label_tile
-from more.evaluation.pictures import colour_of, data_uri, thumbnail
+from more.evaluation.pictures import data_uri, thumbnail
 from more.evaluation.saved import stage_folders
+from more.palette import colour_of
 
 
 def new_image_cards(run: Path, count: int, notes: list[str]) -> list[dict[str, Any]]:

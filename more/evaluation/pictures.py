@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from more.data.shards.format import IGNORE
-from more.export import voc_palette
+from more.palette import LINE, outline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
 LONGEST_SIDE = 300
 # Stands for the page's text colour in drawn curves; replaced by the CSS keyword.
 _INK = "#0a0b0c"
-_LINE = "#3b7dd8"
-
-
-PALETTE = voc_palette()
-
-
-def colour_of(label: int) -> str:
-    """A label's colour as `#rrggbb`; light grey for 255."""
-    return "#e0e0e0" if label == IGNORE else f"#{bytes(PALETTE[label]).hex()}"
 
 
 def thumbnail(image: np.ndarray, nearest: bool = False) -> np.ndarray:
@@ -63,25 +53,6 @@ def heat_overlay(image: np.ndarray, value: np.ndarray, label: np.ndarray | None 
     return mixed
 
 
-def mask_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A label map in VOC colours over the dimmed image; 255 in light grey, white outlines."""
-    colours = PALETTE.copy()
-    colours[IGNORE] = 224
-    painted = cv2.addWeighted(image, 0.25, colours[label], 0.75, 0)
-    dimmed = cv2.addWeighted(image, 0.55, np.zeros_like(image), 0.45, 0)
-    mixed = np.where((label > 0)[..., None], painted, dimmed)
-    mixed[outline(label)] = 255
-    return mixed
-
-
-def outline(label: np.ndarray) -> np.ndarray:
-    """True on the pixels above or left of a change of label, `[H, W]`."""
-    edge = np.zeros(label.shape, bool)
-    edge[:-1] |= label[:-1] != label[1:]
-    edge[:, :-1] |= label[:, :-1] != label[:, 1:]
-    return edge
-
-
 def data_uri(image: np.ndarray, lossless: bool = False) -> str:
     """An RGB picture as `data:image/…;base64,…` (JPEG, or PNG for flat colours)."""
     kind, options = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 86])
@@ -102,7 +73,7 @@ def curve_svg(name: str, steps: Sequence[float], values: Sequence[float], points
 
     x, y = _binned(np.asarray(steps, np.float64), np.asarray(values, np.float64))
     with _chart(name) as (axes, svg):
-        axes.plot(x, y, color=_LINE, linewidth=1.4, marker="o" if points else None, markersize=3)
+        axes.plot(x, y, color=LINE, linewidth=1.4, marker="o" if points else None, markersize=3)
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     return svg[0]
@@ -121,8 +92,8 @@ def reliability_svg(name: str, confidence: Sequence[float], accuracy: Sequence[f
     with _chart(name) as (axes, svg):
         low = min((*confidence, *accuracy, 0.5))
         axes.plot([low, 1], [low, 1], color=_INK, alpha=0.5, linewidth=0.8, linestyle="--")
-        axes.plot(confidence, accuracy, color=_LINE, linewidth=1.0)
-        axes.scatter(confidence, accuracy, 4 + 60 * np.asarray(share), color=_LINE, zorder=3)
+        axes.plot(confidence, accuracy, color=LINE, linewidth=1.0)
+        axes.scatter(confidence, accuracy, 4 + 60 * np.asarray(share), color=LINE, zorder=3)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
     return svg[0]
@@ -132,7 +103,7 @@ def kept_svg(name: str, kept: Sequence[float], miou: Sequence[float],
              thresholds: Sequence[float]) -> str:
     """mIoU of the pixels kept over their share as inline SVG, some points with their threshold."""
     with _chart(name) as (axes, svg):
-        axes.plot(kept, miou, color=_LINE, linewidth=1.2, marker="o", markersize=3)
+        axes.plot(kept, miou, color=LINE, linewidth=1.2, marker="o", markersize=3)
         for place in range(0, len(kept), 2):
             axes.annotate(f"{thresholds[place]:g}", (kept[place], miou[place]), fontsize=6,
                           textcoords="offset points", xytext=(3, 3), color=_INK)

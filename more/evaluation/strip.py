@@ -18,8 +18,9 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.count import read_seed
 from more.evaluation.gallery import find_data
-from more.evaluation.pictures import heat_overlay, mask_overlay
+from more.evaluation.pictures import heat_overlay
 from more.evaluation.sets import seed_threshold
+from more.palette import mask_overlay
 from more.train.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]

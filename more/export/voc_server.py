@@ -17,15 +17,10 @@ from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.data.voc import VOC_CLASSES
 from more.errors import UserError
-from more.export.common import (
-    mask_of,
-    open_masks,
-    reason,
-    require_ending,
-    some,
-    whole_file,
-)
-from more.export.png import encode_png, voc_palette
+from more.export.masks import mask_of, open_masks
+from more.export.output_files import reason, require_ending, some, whole_file
+from more.export.png import encode_png
+from more.palette import voc_palette
 from more.progress import Tally, track
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

@@ -21,14 +21,14 @@ from more.data.tag_files import read_tag_file
 from more.data.tags import class_indices, split_cells
 from more.errors import UserError
 from more.filtering.crf import CRFParams
+from more.inference.inputs import find_pictures, plain
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
 from more.inference.localizer import Localizer, Request
-from more.inference.pictures import find_pictures, plain
 from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
 from more.progress import Tally, console, track
-from more.refine.refine import announced_engine
+from more.refine.plan import announced_engine
 from more.train.distributed import local_device
 from more.train.run_folder import STAGE_TWO
 from more.train.stop import finished

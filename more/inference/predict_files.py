@@ -12,8 +12,8 @@ import numpy as np
 
 from more.data.shards.format import TEMPORARY, is_temporary, make_folder, to_json, write_atomic
 from more.errors import UserError
-from more.evaluation.pictures import PALETTE, colour_of, mask_overlay
-from more.export import encode_png
+from more.export.png import encode_png
+from more.palette import PALETTE, colour_of, mask_overlay
 
 LISTED = 0.1
 QUALITY = 90

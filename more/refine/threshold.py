@@ -15,7 +15,7 @@ from more.data.seeds import decode_seed
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.progress import track
-from more.refine.settings import Refinement
+from more.refine.image import Refinement
 
 BINS = 100
 
@@ -64,7 +64,11 @@ def strongest_values(seeds: ShardSet, progress: bool = True) -> np.ndarray:
 def otsu(counts: np.ndarray) -> float:
     """The edge between two bins of 0..1 that separates a histogram best.
 
-    Args: counts `[n]`, not all 0. Returns: a multiple of 1/n above 0 and below 1.
+    Args:
+        counts: [n], not all 0.
+
+    Returns:
+        A multiple of 1/n above 0 and below 1.
     """
     share = counts / counts.sum()
     middles = (np.arange(len(counts)) + 0.5) / len(counts)

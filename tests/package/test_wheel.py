@@ -88,7 +88,7 @@ def test_a_wheel_holds_packages_templates_recipes_and_scripts(wheel):
     assert {name for name in files if not name.startswith(about)} == expected
     assert {"more/recipes/_base_/voc12.py", "more/launch/train.sh",
             "more/evaluation/templates/report.html.j2",
-            "more/pseudo/templates/train_example.py", f"{about}/licenses/LICENSE"} <= files
+            "more/export/templates/train_example.py", f"{about}/licenses/LICENSE"} <= files
     assert b"more = more.__main__:main" in content(wheel)[f"{about}/entry_points.txt"]
 
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from more.errors import UserError
+from more.palette import LINE
 from more.tuning.grid import Axis, check_key, marked, value_of
-from more.tuning.result import TuneResult
+from more.tuning.tune_result import TuneResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVE, _BEST, _REFERENCE = "#3b7dd8", "#d62728", "#111111"
+_BEST, _REFERENCE = "#d62728", "#111111"
 
 
 def parse_axes(text: str, axes: Sequence[Axis]) -> list[Axis]:
@@ -138,7 +139,7 @@ def _frame(plot: Axes, result: TuneResult, number: int, pair: Sequence[Axis], co
 
 def _curve(plot: Axes, result: TuneResult, axis: Axis, more_axes: bool) -> None:
     values = 100 * best_along(result, [axis])
-    plot.plot(axis.values, values, color=_CURVE, marker="o", markersize=4, linewidth=1.4)
+    plot.plot(axis.values, values, color=LINE, marker="o", markersize=4, linewidth=1.4)
     for x, y in zip(axis.values, values, strict=True):
         if math.isfinite(y):
             plot.annotate(f"{y:.1f}", (x, y), textcoords="offset points", xytext=(0, 7),

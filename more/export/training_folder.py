@@ -10,20 +10,12 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.data.shares import Share, assign
 from more.errors import UserError
-from more.export.common import (
-    ENDINGS,
-    ending_of,
-    mask_of,
-    open_images,
-    open_masks,
-    reason,
-    replace_file,
-    some,
-)
+from more.export.masks import ENDINGS, ending_of, mask_of, open_images, open_masks
+from more.export.output_files import reason, replace_file, some
 from more.export.png import encode_png
 from more.progress import Tally, track
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 EXAMPLE = "train_example.py"
 _FOLDERS = ("images", "masks", "splits")
 _README = """\
