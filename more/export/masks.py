@@ -19,6 +19,12 @@ ENDINGS = tuple(dict.fromkeys((*COMMON.values(), *RARE.values(), "avif")))
 def open_masks(masks: Path | str) -> ShardSet:
     """A set that holds masks, every file hashed.
 
+    Args:
+        masks: its folder.
+
+    Returns:
+        The set.
+
     Raises:
         UserError: not a shard set, damaged, or without masks.
     """
@@ -31,6 +37,13 @@ def open_masks(masks: Path | str) -> ShardSet:
 
 def open_images(data: Path | str, source: ShardSet) -> tuple[ShardSet, list[int]]:
     """The set of the images of some masks, and its row for every row of the masks.
+
+    Args:
+        data: folder of the images.
+        source: the masks.
+
+    Returns:
+        The images, and the row of each mask's image.
 
     Raises:
         UserError: other classes, an image lacking, or one of another size.
@@ -55,6 +68,13 @@ def open_images(data: Path | str, source: ShardSet) -> tuple[ShardSet, list[int]
 def mask_of(source: ShardSet, row: int) -> np.ndarray:
     """Label map of a row, uint8 [H, W], of the size that the shard states; 0..C and 255.
 
+    Args:
+        source: the masks.
+        row: of the set.
+
+    Returns:
+        The mask.
+
     Raises:
         UserError: no mask, damaged, another size, or a value that is no class.
     """
@@ -74,6 +94,12 @@ def mask_of(source: ShardSet, row: int) -> np.ndarray:
 
 def ending_of(data: bytes | bytearray) -> str:
     """`jpg`, `png`, …: the content decides.
+
+    Args:
+        data: of an image file.
+
+    Returns:
+        The ending, without a dot.
 
     Raises:
         UserError: the bytes do not begin like an image.

@@ -28,6 +28,13 @@ def replace_file(path: Path, data: bytes | bytearray) -> bool:
 
     After a power cut the name holds the old content or all of the new. That the name itself is on
     the disk takes a `sync` of the folder, which the caller does once for all of its files.
+
+    Args:
+        path: the file.
+        data: its content.
+
+    Returns:
+        True if it was written.
     """
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return False
@@ -47,6 +54,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     It does not if the body raises or deletes the temporary file: then whatever had the name before
     stays. What an interrupted export of the same name left is removed.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The temporary name.
 
     Raises:
         UserError: a folder has the name, its folder cannot be made, or somebody else writes there.

@@ -97,6 +97,14 @@ def export_training(masks: Path, out: Path, data: Path, val_share: float = 0.1, 
 def split(ids: list[str], share: Fraction, seed: int = 0) -> tuple[list[str], list[str]]:
     """Ids for training and for validation, each in the order given, as `data_tools.split` deals.
 
+    Args:
+        ids: of all images.
+        share: for validation.
+        seed: another seed, other images.
+
+    Returns:
+        The two lists.
+
     Raises:
         UserError: a share above 0 that gives no image, or one that leaves none to train on.
     """

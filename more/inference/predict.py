@@ -83,6 +83,13 @@ def choose_network(run: Path, options: Options) -> tuple[Path, Options]:
 
     A run folder has stage two in its folder `two` (the default of `more train --masks --init`),
     once that is finished.
+
+    Args:
+        run: run folder or exported file.
+        options: how to predict.
+
+    Returns:
+        The folder or file to load, and the options with a map.
     """
     if options.map != "auto":
         return run, options
@@ -105,6 +112,12 @@ def _stage(config: Config) -> str:
 
 def choose_device(name: str) -> torch.device:
     """`cpu`, `cuda` or `cuda:1`; "" is this process's CUDA device if there is one, else CPU.
+
+    Args:
+        name: as on the command line.
+
+    Returns:
+        The device.
 
     Raises:
         UserError: no such device here.

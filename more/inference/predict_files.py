@@ -87,6 +87,9 @@ def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
         probabilities: `[C]` of the classifier.
         tags: `[C]`, true for the classes that were given or found.
         label: uint8 `[H, W]`.
+
+    Returns:
+        A record for each class that is listed.
     """
     pixels = np.bincount(label.reshape(-1), minlength=256)[1:len(names) + 1]
     kept = np.flatnonzero((probabilities > LISTED) | tags | (pixels > 0))

@@ -130,6 +130,9 @@ def local_executor(keep_memory: bool = True) -> Executor:
 
     Args:
         keep_memory: it keeps what it frees for the next image; faster where images need much.
+
+    Returns:
+        A pool of one process.
     """
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker,
                                initargs=(os.getpid(), keep_memory))

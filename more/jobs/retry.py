@@ -1,7 +1,8 @@
 """Failed images of a finished set, tried again: the new shard takes the old one's place at the end.
 
 A second try leaves the set as it is. It writes the new shard, its entry and its failures beside
-the old ones (`again_path`); rows that were done are copied. `swap` then takes four steps:
+the old ones (`again_path`); rows that were done are copied (`more.jobs.rows`). Then `swap` takes
+four steps:
 
 1. the manifest names the new file instead of the old one;
 2. the new content gets the shard's usual name, which the manifest does not name now;
@@ -54,6 +55,9 @@ def manifest_turn(folder: Path, alone: bool) -> Iterator[None]:
     Args:
         folder: the set.
         alone: this process holds the folder's lock already.
+
+    Yields:
+        Nothing; the turn is held inside the `with` block.
 
     Raises:
         UserError: another process holds the folder for longer than `WAIT`.

@@ -27,7 +27,7 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering.crf import crf_devices
 from more.jobs.bookkeeping import DeadlyImages, reopen_shard
-from more.jobs.driver import Outcome, local_executor, one_thread_each, run_tasks
+from more.jobs.driver import Workers, local_executor, one_thread_each, run_tasks
 from more.jobs.executors import Choice, choose
 from more.jobs.ranks import Departure, Rank
 from more.jobs.resume import (
@@ -90,13 +90,7 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
     how, choice, out = how or Refinement(), choose(executor), Path(out)
     rank = choice.rank
     source, images = open_pair(Path(seeds), Path(data), rank)
-    how = with_threshold(how, source, progress and rank.number == 0)
-    if how.chosen:
-        console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
-                      highlight=False)
-    if how.engine == "auto" and device != "cpu":
-        how = replace(how, engine="lattice")
-    how = replace(how, engine=announced_engine(how.engine))
+    how = _resolved(how, source, device, progress and rank.number == 0)
     devices = crf_devices(how.engine, device)
     batch = batch or (1 if device == "cpu" else GPU_BATCH)
     workers = workers or (None if device == "cpu" else len(devices))
@@ -111,11 +105,7 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         if todo:
             workers = fitting_workers(choice, workers, source, todo)
             with choice.workers(workers, todo[0], make_executor) as found:
-                for spec in todo:
-                    if not spec.again:
-                        reopen_shard(spec.path)
-                outcomes = run_tasks(shard_function, todo, found, DeadlyImages().revise)
-                _collect(outcomes, todo, tally, progress and rank.number == 0)
+                _make(shard_function, todo, found, tally, progress and rank.number == 0)
             swap([spec.path for spec in todo], rank.alone)
         finish_set(planned_set(specs, source.class_names), rank.alone)
         if report:
@@ -197,9 +187,24 @@ def fitting_workers(choice: Choice, workers: int | None, source: ShardSet,
     return announced_fit(how.engine, image_bytes(how.engine, pixels, labels), wanted)
 
 
-def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], todo: list[ShardSpec],
-             tally: Tally, progress: bool) -> None:
-    """Count what comes back; whatever ends this takes back the work that is still out."""
+def _resolved(how: Refinement, source: ShardSet, device: str, progress: bool) -> Refinement:
+    """The settings with a threshold and an engine in place of "auto"; says what was chosen."""
+    how = with_threshold(how, source, progress)
+    if how.chosen:
+        console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
+                      highlight=False)
+    if how.engine == "auto" and device != "cpu":
+        how = replace(how, engine="lattice")
+    return replace(how, engine=announced_engine(how.engine))
+
+
+def _make(shard_function: Callable[[ShardSpec], ShardReport], todo: list[ShardSpec],
+          workers: Workers, tally: Tally, progress: bool) -> None:
+    """Make the shards and count; whatever ends this takes back the work that is still out."""
+    for spec in todo:
+        if not spec.again:
+            reopen_shard(spec.path)
+    outcomes = run_tasks(shard_function, todo, workers, DeadlyImages().revise)
     total = sum(len(spec.tried) for spec in todo)
     with closing(outcomes), track(total, "refine", disable=not progress) as bar:
         for outcome in outcomes:

@@ -23,6 +23,14 @@ BINS = 100
 def with_threshold(how: Refinement, seeds: ShardSet, progress: bool = True) -> Refinement:
     """How to refine, with "auto" replaced by the threshold of these seeds.
 
+    Args:
+        how: settings.
+        seeds: the set.
+        progress: show a progress line.
+
+    Returns:
+        The settings; the same ones where a number was given.
+
     Raises:
         UserError: seeds with a background of their own, or without any class.
     """
@@ -39,6 +47,13 @@ def strongest_values(seeds: ShardSet, progress: bool = True) -> np.ndarray:
     """How many cells of all seeds have their strongest map in each of 100 bins of 0..1.
 
     Seeds that cannot be read are left out here; refining them reports why.
+
+    Args:
+        seeds: the set.
+        progress: show a progress line.
+
+    Returns:
+        int64 [100].
 
     Raises:
         UserError: seeds with a background of their own: there is nothing to choose.

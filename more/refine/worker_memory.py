@@ -80,6 +80,11 @@ def _group_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 def check_image(engine: str, pixels: int, labels: int) -> None:
     """Refuse, before it is begun, an image that this process can never hold.
 
+    Args:
+        engine: of the CRF.
+        pixels: of the image.
+        labels: of its seed, background included.
+
     Raises:
         ValueError: with both figures.
     """

@@ -92,6 +92,9 @@ class Counting:
             store: what is known.
             own: rows of the seeds set to count.
             name: begins the names of the tasks.
+
+        Returns:
+            The tasks.
         """
         specs: list[CountSpec] = []
         seeds, data = (str(part.path.absolute()) for part in (self.source, self.images))

@@ -24,6 +24,13 @@ _BEST, _REFERENCE = "#d62728", "#111111"
 def parse_axes(text: str, axes: Sequence[Axis]) -> list[Axis]:
     """The axes named in `a,b`.
 
+    Args:
+        text: two keys.
+        axes: all of the grid.
+
+    Returns:
+        The two.
+
     Raises:
         UserError: not two different settings of the grid.
     """
@@ -37,6 +44,10 @@ def parse_axes(text: str, axes: Sequence[Axis]) -> list[Axis]:
 
 def best_along(result: TuneResult, axes: Sequence[Axis]) -> np.ndarray:
     """Highest mIoU for each combination of values of some axes, over all others.
+
+    Args:
+        result: the search.
+        axes: some of its axes.
 
     Returns:
         float64 with one dimension an axis; NaN where no point was tried that keeps enough pixels.
@@ -63,6 +74,9 @@ def draw(result: TuneResult, shown: Sequence[Axis] | None = None) -> Figure:
     Args:
         result: the search.
         shown: two axes for the heat map, across and up; None: the two most influential ones.
+
+    Returns:
+        The figure.
     """
     from matplotlib.figure import Figure
 

@@ -27,15 +27,20 @@ class TuneResult:
     """All points of a search with their figures.
 
     Attributes:
-        name: what the seeds are called. route: how masks of them come about.
-        axes: what was varied. random: number of points drawn from the product; None: all.
+        name: what the seeds are called.
+        route: how masks of them come about.
+        axes: what was varied.
+        random: number of points drawn from the product; None: all.
         seed: of sample, draw and bootstrap.
-        points: settings; the reference is among them. scores: figures of each.
-        reference: number of the point to compare with. reference_name: what to call it.
+        points: settings; the reference is among them.
+        scores: figures of each.
+        reference: number of the point to compare with.
+        reference_name: what to call it.
         best: number of the point with the highest mIoU among those that keep enough.
         min_kept: the share of pixels that such a point keeps.
         difference: best less reference.
-        sample: the images. failed: those of them that could not be counted, with reasons.
+        sample: the images.
+        failed: those of them that could not be counted, with reasons.
         class_names: background first.
         provenance: of the figures: digests, engine, seeds.
     """
