@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -71,3 +71,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if not close:
         return ""
     return close[0] if len(close) == 1 else ", ".join(close[:-1]) + " or " + close[-1]
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names for a message, and that there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -9,11 +9,12 @@ import numpy as np
 from more.data.shards.codec import COMMON, RARE, file_ending, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
-from more.export.output_files import some
+from more.errors import UserError, some
 
 # Endings that images in an export may have.
 ENDINGS = tuple(dict.fromkeys((*COMMON.values(), *RARE.values(), "avif")))
+LISTED = 20
+"""Names that a message lists at most."""
 
 
 def open_masks(masks: Path | str) -> ShardSet:
@@ -56,12 +57,12 @@ def open_images(data: Path | str, source: ShardSet) -> tuple[ShardSet, list[int]
     strangers = [name for name in source.ids if name not in place]
     if strangers:
         raise UserError(f"{data} lacks {len(strangers)} of the {len(source)} images of "
-                        f"{source.path}: {some(strangers)}", fix=fix)
+                        f"{source.path}: {some(strangers, LISTED)}", fix=fix)
     rows = [place[name] for name in source.ids]
     other = np.flatnonzero((images.sizes[rows] != source.sizes).any(1))
     if len(other):
         raise UserError(f"{data}: {len(other)} images have another size than their mask: "
-                        f"{some([source.ids[row] for row in other[:21]])}", fix=fix)
+                        f"{some([source.ids[row] for row in other[:21]], LISTED)}", fix=fix)
     return images, rows
 
 

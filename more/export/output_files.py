@@ -1,4 +1,4 @@
-"""The files that exports write: whole or not there; and lists of names in messages."""
+"""The files that exports write: whole or not there."""
 
 from __future__ import annotations
 
@@ -99,11 +99,6 @@ def write_list(file: IO[str], key: str, items: Iterable[dict[str, Any]]) -> None
     for number, item in enumerate(items):
         file.write((",\n" if number else "\n") + json.dumps(item, ensure_ascii=False))
     file.write("]")
-
-
-def some(names: list[str], most: int = 20) -> str:
-    """The first names, and that there are more."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def reason(error: Exception) -> str:

@@ -9,9 +9,9 @@ from more.data.shards.format import make_folder, remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.data.shares import Share, assign
-from more.errors import UserError
+from more.errors import UserError, some
 from more.export.masks import ENDINGS, ending_of, mask_of, open_images, open_masks
-from more.export.output_files import reason, replace_file, some
+from more.export.output_files import reason, replace_file
 from more.export.png import encode_png
 from more.progress import Tally, track
 
@@ -135,7 +135,7 @@ def _present(out: Path, source: ShardSet) -> set[str]:
                  if Path(name).suffix not in allowed[folder] or Path(name).stem not in known]
     if strangers:
         raise UserError(f"{out}: holds {len(strangers)} files that are not of this set: "
-                        f"{some(strangers, 5)}", fix="write to a new folder, or delete this one")
+                        f"{some(strangers)}", fix="write to a new folder, or delete this one")
     return set(found["images"])
 
 

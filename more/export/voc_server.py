@@ -16,9 +16,9 @@ from more.data.shards.codec import UNREADABLE, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.data.voc import VOC_CLASSES
-from more.errors import UserError
-from more.export.masks import mask_of, open_masks
-from more.export.output_files import reason, require_ending, some, whole_file
+from more.errors import UserError, some
+from more.export.masks import LISTED, mask_of, open_masks
+from more.export.output_files import reason, require_ending, whole_file
 from more.export.png import encode_png
 from more.palette import voc_palette
 from more.progress import Tally, console, track
@@ -66,7 +66,7 @@ def export_voc_server(masks: Path, out: Path, list_file: Path | None = None,
         sums, ignored = _write_archive(temporary, source, rows, bool(fill_ignore), tally, progress)
         if ignored:
             raise UserError(f"{masks}: {len(ignored)} of {len(source)} masks hold pixels of value "
-                            f"{IGNORE}, which the server does not take: {some(ignored)}",
+                            f"{IGNORE}, which the server does not take: {some(ignored, LISTED)}",
                             fix="--fill-ignore background makes them background; or refine "
                                 "without --ignore-below")
         if tally.failures:
@@ -154,7 +154,8 @@ def read_ids(path: Path) -> list[str]:
         raise UserError(f"{path}: the list is empty", fix="write one id a line")
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: ids twice in the list: {some(twice)}", fix="remove one of them")
+        raise UserError(f"{path}: ids twice in the list: {some(twice, LISTED)}",
+                        fix="remove one of them")
     return ids
 
 
@@ -163,7 +164,7 @@ def check_ids(source: ShardSet, path: Path | None, wanted: list[str]) -> None:
     held, listed = set(source.ids), set(wanted)
     missing = [name for name in wanted if name not in held]
     surplus = [name for name in source.ids if name not in listed]
-    wrong = [f"{len(names)} {what}: {some(names)}" for what, names in
+    wrong = [f"{len(names)} {what}: {some(names, LISTED)}" for what, names in
              (("missing", missing), ("not in the list", surplus)) if names]
     if wrong:
         raise UserError(f"{source.path} does not hold the ids of {path}; {'; '.join(wrong)}",
