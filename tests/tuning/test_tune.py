@@ -24,7 +24,7 @@ from more.refine.image import Refinement
 from more.refine.refine import refine
 from more.tuning import count_task as module
 from more.tuning.count_store import CountStore
-from more.tuning.counting import IMAGES_PER_TASK, Job
+from more.tuning.counting import IMAGES_PER_TASK, Counting
 from more.tuning.rank_share import Share
 from more.tuning.tune import Search, tune
 from tests.refine.sets import POISON
@@ -59,7 +59,7 @@ def quick(monkeypatch):
 
 def context(sets):
     source, images = map(ShardSet, sets)
-    job = Job(source, images, None, None, [], None, None, False)
+    job = Counting(source, images, None, None, [], None, None, False)
     return job.context()
 
 
