@@ -53,7 +53,7 @@ def found(sets, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures take longer than these searches; tests/tuning/test_picture.py has them."""
+    """Pictures take longer than these searches; tests/tuning/test_heat_map.py has them."""
     monkeypatch.setattr("more.tuning.tune.picture_bytes", lambda figure: b"")
 
 
