@@ -15,7 +15,7 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry, finished_shards, write_manifest
 from more.data.shards.reader import shard_ids
 from more.errors import UserError, from_system
-from more.jobs.in_hand import Crumbs, clear_crumb, leave_crumb
+from more.jobs.bookkeeping import DeadlyImages, clear_in_hand, note_in_hand
 from more.progress import Tally, track
 
 
@@ -55,7 +55,7 @@ class ShardJob:
         """
         reason = dict(self.skip).get(row_id)
         if self.watched and reason is None:
-            clear_crumb(self.path) if row_id is None else leave_crumb(self.path, row_id)
+            clear_in_hand(self.path) if row_id is None else note_in_hand(self.path, row_id)
         return reason
 
 
@@ -87,8 +87,8 @@ def automatic_shard_size(images: int) -> int:
 RECODED = "stored as PNG, without loss, since not every reader knows their format"
 
 
-class _Suspects(Crumbs):
-    """As `Crumbs`, but shards are watched only after a worker died on them."""
+class _Suspects(DeadlyImages):
+    """As `DeadlyImages`, for shards that are watched only once a worker has died on them."""
 
     def revise(self, part: ShardJob) -> ShardJob:
         """What to try after a worker died on a shard."""

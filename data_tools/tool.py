@@ -12,7 +12,7 @@ import typer
 
 from more.device import usable_cores
 from more.errors import UserError, from_system
-from more.jobs.driver import WorkerDied, local_crew, local_executor, one_thread_each, run_tasks
+from more.jobs.driver import WorkerDied, local_executor, local_workers, one_thread_each, run_tasks
 
 Workers = Annotated[int, typer.Option(min=0, help="processes; 0 = all cores")]
 ShardSize = Annotated[int, typer.Option(min=0, help="images per shard; 0 = by set size")]
@@ -46,8 +46,8 @@ def parallel(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int 
         for task in tasks:
             yield task, _caught(function, task)
         return
-    crew = local_crew(workers, functools.partial(local_executor, keep_memory=False))
-    with one_thread_each(), closing(run_tasks(function, tasks, crew, revise)) as outcomes:
+    found = local_workers(workers, functools.partial(local_executor, keep_memory=False))
+    with one_thread_each(), closing(run_tasks(function, tasks, found, revise)) as outcomes:
         for outcome in outcomes:
             yield outcome.task, _told(outcome.error) or outcome.result
 

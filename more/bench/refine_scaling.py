@@ -24,15 +24,15 @@ from more.bench.refine_worker import (
 )
 from more.data.shards.reader import ShardSet
 from more.filtering.crf import load_engine
-from more.jobs.driver import local_crew, local_executor, run_tasks
-from more.refine.shard import ShardSpec
+from more.jobs.driver import local_executor, local_workers, run_tasks
+from more.refine.plan import ShardSpec
 
 
 def startup_times(workers: int, rounds: int) -> list[Line]:
     """Seconds until one worker, and the last of several, has loaded its libraries."""
     def once(count: int) -> float:
         started = ready = time.perf_counter()
-        for outcome in run_tasks(_ready, range(count), local_crew(count)):
+        for outcome in run_tasks(_ready, range(count), local_workers(count)):
             if outcome.error:
                 raise outcome.error
             ready = time.perf_counter()  # ending the workers does not count
@@ -100,7 +100,8 @@ def _driven(function: Callable, tasks: list, pools: list[Executor]) -> Spent:
     """One task for each of as many workers, by the driver that refine uses; mean CPU of a task."""
     lent = iter(pools)
     started = time.perf_counter()
-    outcomes = list(run_tasks(function, tasks, local_crew(len(tasks), lambda: _Lent(next(lent)))))
+    workers = local_workers(len(tasks), lambda: _Lent(next(lent)))
+    outcomes = list(run_tasks(function, tasks, workers))
     wall = time.perf_counter() - started
     for outcome in outcomes:
         if outcome.error:

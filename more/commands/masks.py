@@ -23,7 +23,7 @@ from more.errors import UserError
 
 if TYPE_CHECKING:
     from more.progress import Tally
-    from more.tuning.result import TuneResult
+    from more.tuning.tune_result import TuneResult
 
 Maps = Annotated[list[str] | None, typer.Option(
     "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
@@ -125,8 +125,8 @@ def refine(
     from more.config.load import load_config
     from more.filtering.parameters import ENGINES, CRFParams
     from more.progress import Tally
+    from more.refine.image import Refinement
     from more.refine.refine import refine as job
-    from more.refine.settings import Refinement
 
     one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
@@ -246,10 +246,10 @@ def tune(
 
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
-    from more.refine.settings import Refinement
-    from more.tuning.result import refine_command
+    from more.refine.image import Refinement
     from more.tuning.tune import Search
     from more.tuning.tune import tune as job
+    from more.tuning.tune_result import refine_command
 
     def show(result: TuneResult | None, tally: Tally) -> None:
         if result is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from more.data.shards.format import IGNORE
-from more.evaluation.palettes import ink_on
+from more.palette import ink_on
 
 _SMALLEST = 0.002  # of the picture: smaller objects get no name
 

@@ -13,9 +13,9 @@ from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.evaluation.layers import heat_uri, label_uri, name_labels, photograph
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_pixels
-from more.evaluation.palettes import colour_of
 from more.evaluation.score_count import read_seed
 from more.evaluation.score_sets import seed_threshold
+from more.palette import colour_of
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.cards import Maker, Source
-from more.evaluation.palettes import PALETTE
 from more.evaluation.routes import seed_facts
 from more.evaluation.run_scores import about_run
 from more.evaluation.score import evaluate
 from more.evaluation.score_result import Result
+from more.palette import PALETTE
 
 MASKS = ("lam", "fused", "cam", "decoder")
 SEEDS = {"cam": "CAM", "lam": "LAM", "fused": "CAM and LAM", "decoder": "decoder"}

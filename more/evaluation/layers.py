@@ -15,8 +15,8 @@ import numpy as np
 
 from more.data.shards.format import IGNORE
 from more.evaluation.captions import name_places
-from more.evaluation.palettes import GREY, colour_of, ink_on
 from more.evaluation.pictures import heat_layer, outline, thumbnail
+from more.palette import GREY, colour_of, ink_on
 
 SIDES = (640, 560, 480, 400, 340, 280, 220, 160)
 MASK_SIDE, HEAT_SIDE = 400, 240

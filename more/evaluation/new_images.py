@@ -9,9 +9,9 @@ import numpy as np
 from more.data.shards.reader import ShardSet
 from more.evaluation.cards import Maker, Source
 from more.evaluation.gallery import Gallery, choose, find_data, open_set
-from more.evaluation.palettes import PALETTE
 from more.evaluation.routes import seed_facts
 from more.evaluation.run_scores import TRUE, about_run, stage_folders
+from more.palette import PALETTE
 
 
 def new_images(run: Path, count: int, colours: np.ndarray = PALETTE, most: int = 60_000

@@ -9,7 +9,7 @@ import numpy as np
 
 from more.data.shards.format import IGNORE
 from more.evaluation.captions import draw_names
-from more.evaluation.palettes import GREY, PALETTE, colour_of
+from more.palette import GREY, PALETTE, colour_of
 
 __all__ = ["LONGEST_SIDE", "PALETTE", "colour_of", "heat_overlay", "mask_overlay", "outline",
            "thumbnail"]

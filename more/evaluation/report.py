@@ -21,11 +21,11 @@ from more.evaluation.gallery import Gallery, make_gallery
 from more.evaluation.headline import facts, headline
 from more.evaluation.new_images import new_images
 from more.evaluation.next_step import next_step
-from more.evaluation.palettes import palette as colours_of
 from more.evaluation.routes import describe_route, seed_facts
 from more.evaluation.run_scores import read_json, read_scores, stage_notes
 from more.evaluation.score_result import percent, ratio
 from more.evaluation.training_record import curves, progress, read_log
+from more.palette import palette as colours_of
 
 __all__ = ["build_report", "read_log"]
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,10 +17,10 @@ from more.data.shards.format import make_folder
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.gallery import find_data
-from more.evaluation.palettes import palette as colours_of
 from more.evaluation.pictures import heat_overlay, mask_overlay, thumbnail
 from more.evaluation.score_count import read_seed
 from more.evaluation.score_sets import seed_threshold
+from more.palette import palette as colours_of
 from more.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]

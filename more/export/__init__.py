@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from more.errors import UserError
-from more.export.png import encode_png, export_png, voc_palette
+from more.export.png import export_png
 from more.progress import Tally
 
-__all__ = ["FORMATS", "encode_png", "export_masks", "export_png", "voc_palette"]
+__all__ = ["FORMATS", "export_masks", "export_png"]
 
 # Options that each format takes beside the masks and `--out`.
 FORMATS = {"png": ("palette",), "rle": ("data", "panoptic"), "voc-server": ("list", "fill_ignore"),
@@ -46,7 +46,7 @@ def export_masks(masks: Path, out: Path, format: str = "png", progress: bool = T
 
         return export_voc_server(masks, out, list_file=given.get("list"),
                                  fill_ignore=given.get("fill_ignore"), progress=progress)
-    from more.export.training import export_training
+    from more.export.training_folder import export_training
 
     return export_training(masks, out, progress=progress, **given)
 

@@ -11,7 +11,9 @@ from PIL import Image
 from more.data.shards.format import remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.errors import UserError
-from more.export.common import open_masks, reason, replace_file
+from more.export.masks import open_masks
+from more.export.output_files import reason, replace_file
+from more.palette import voc_palette
 from more.progress import Tally, track
 
 
@@ -60,14 +62,3 @@ def encode_png(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def voc_palette() -> np.ndarray:
-    """The 256 colours of PASCAL VOC, uint8 [256, 3]: the bits of an index, dealt out to R, G, B.
-
-    Bits 0, 3, 6 go to red, 1, 4, 7 to green, 2, 5 to blue, the lowest ones to the highest bit.
-    """
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    bits = np.pad(bits, ((0, 0), (0, 1))).reshape(256, 3, 3)  # [index, triple, channel]
-    weights = np.array([128, 64, 32])
-    return (bits * weights[:, None]).sum(1).astype(np.uint8)

@@ -16,17 +16,12 @@ from more.data.shards.codec import UNREADABLE, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.data.tags import VOC_CLASSES
-from more.errors import UserError
-from more.export.common import (
-    mask_of,
-    open_masks,
-    reason,
-    require_ending,
-    some,
-    whole_file,
-)
-from more.export.png import encode_png, voc_palette
-from more.progress import Tally, track
+from more.errors import UserError, first_few
+from more.export.masks import LISTED, mask_of, open_masks
+from more.export.output_files import reason, require_ending, whole_file
+from more.export.png import encode_png
+from more.palette import voc_palette
+from more.progress import Tally, console, track
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 
@@ -65,41 +60,63 @@ def export_voc_server(masks: Path, out: Path, list_file: Path | None = None,
                         "sets choose --format png")
     if wanted is not None:
         check_ids(source, list_file, wanted)
-    tally, sums, ignored = Tally("masks"), {}, []
+    tally = Tally("masks")
     rows = sorted(source, key=lambda row: source.ids[row])
     with whole_file(out) as temporary:
-        with (track(len(rows), "export", "masks", disable=not progress) as bar,
-              open(temporary, "wb") as raw,
-              gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-              tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT,
-                           encoding="utf-8") as archive):
-            for row in rows:
-                image_id = source.ids[row]
-                try:
-                    mask = mask_of(source, row)
-                except (UserError, OSError) as error:
-                    tally.fail(image_id, reason(error))
-                else:
-                    if fill_ignore:
-                        mask[mask == IGNORE] = 0
-                    elif (mask == IGNORE).any():
-                        ignored.append(image_id)
-                    data = encode_png(mask, voc_palette())
-                    sums[member_name(image_id)] = zlib.crc32(data)
-                    add_file(archive, member_name(image_id), data)
-                    tally.ok()
-                bar.advance()
+        sums, ignored = _write_archive(temporary, source, rows, bool(fill_ignore), tally, progress)
         if ignored:
             raise UserError(f"{masks}: {len(ignored)} of {len(source)} masks hold pixels of value "
-                            f"{IGNORE}, which the server does not take: {some(ignored)}",
+                            f"{IGNORE}, which the server does not take: "
+                            f"{first_few(ignored, LISTED)}",
                             fix="--fill-ignore background makes them background; or refine "
                                 "without --ignore-below")
         if tally.failures:
             temporary.unlink()
-            bar.note(f"{out} was not written: {len(tally.failures)} masks failed")
+            console.print(f"{out} was not written: {len(tally.failures)} masks failed",
+                          highlight=False, markup=False)
             return tally
         read_back(temporary, out, source, rows, sums, progress)
     return tally
+
+
+def _write_archive(path: Path, source: ShardSet, rows: list[int], fill: bool, tally: Tally,
+                   progress: bool) -> tuple[dict[str, int], list[str]]:
+    """Write and count the masks.
+
+    Args:
+        path: the archive.
+        source: the masks.
+        rows: of the masks, in the order of the archive.
+        fill: pixels of value 255 become 0.
+        tally: counts them.
+        progress: show a progress line.
+
+    Returns:
+        crc32 of each file by its name in the archive; ids of masks with pixels of value 255.
+    """
+    sums, ignored = {}, []
+    with (track(len(rows), "export", "masks", disable=not progress) as bar,
+          open(path, "wb") as raw,
+          gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+          tarfile.open(fileobj=packed, mode="w|", format=tarfile.GNU_FORMAT,
+                       encoding="utf-8") as archive):
+        for row in rows:
+            image_id = source.ids[row]
+            try:
+                mask = mask_of(source, row)
+            except (UserError, OSError) as error:
+                tally.fail(image_id, reason(error))
+            else:
+                if fill:
+                    mask[mask == IGNORE] = 0
+                elif (mask == IGNORE).any():
+                    ignored.append(image_id)
+                data = encode_png(mask, voc_palette())
+                sums[member_name(image_id)] = zlib.crc32(data)
+                add_file(archive, member_name(image_id), data)
+                tally.ok()
+            bar.advance()
+    return sums, ignored
 
 
 def member_name(image_id: str) -> str:
@@ -117,6 +134,12 @@ def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def read_ids(path: Path) -> list[str]:
     """Ids of a list file, one a line, blank lines left out.
 
+    Args:
+        path: the list.
+
+    Returns:
+        The ids, in order.
+
     Raises:
         UserError: no such file, not UTF-8, empty, or an id twice.
     """
@@ -132,7 +155,8 @@ def read_ids(path: Path) -> list[str]:
         raise UserError(f"{path}: the list is empty", fix="write one id a line")
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: ids twice in the list: {some(twice)}", fix="remove one of them")
+        raise UserError(f"{path}: ids twice in the list: {first_few(twice, LISTED)}",
+                        fix="remove one of them")
     return ids
 
 
@@ -141,7 +165,7 @@ def check_ids(source: ShardSet, path: Path | None, wanted: list[str]) -> None:
     held, listed = set(source.ids), set(wanted)
     missing = [name for name in wanted if name not in held]
     surplus = [name for name in source.ids if name not in listed]
-    wrong = [f"{len(names)} {what}: {some(names)}" for what, names in
+    wrong = [f"{len(names)} {what}: {first_few(names, LISTED)}" for what, names in
              (("missing", missing), ("not in the list", surplus)) if names]
     if wrong:
         raise UserError(f"{source.path} does not hold the ids of {path}; {'; '.join(wrong)}",
@@ -154,8 +178,10 @@ def read_back(path: Path, name: Path, source: ShardSet, rows: list[int], sums: d
     """Compare an archive with what was to be written.
 
     Args:
-        path: the archive. name: what to call it.
-        source, rows: the masks, in the order of the archive.
+        path: the archive.
+        name: what to call it.
+        source: the masks.
+        rows: of the masks, in the order of the archive.
         sums: crc32 of each file by its name in the archive.
         progress: show a progress line.
 

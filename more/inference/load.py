@@ -26,6 +26,9 @@ def load_run(run: Path, which: str = "latest") -> tuple[Config, torch.nn.Module,
         run: run folder, or a file that `export_weights` made.
         which: "latest", "best", the name of a checkpoint of the run, or a checkpoint folder.
 
+    Returns:
+        The three.
+
     Raises:
         UserError: no run, damaged settings, no complete checkpoint.
     """
@@ -82,6 +85,9 @@ def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
         out: file to write, `.safetensors`.
         which: as in `load_run`.
 
+    Returns:
+        `out`.
+
     Raises:
         UserError: as `load_run`; another ending.
     """
@@ -107,6 +113,12 @@ def class_names(run: Path) -> list[str]:
 def exported_config(file: Path) -> Config:
     """The settings in a file of `export_weights`.
 
+    Args:
+        file: made by `export_weights`.
+
+    Returns:
+        The settings.
+
     Raises:
         UserError: damaged, or another kind of file.
     """
@@ -128,6 +140,10 @@ def _notes(file: Path) -> dict[str, str]:
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Read the weights of a checkpoint folder, or of an exported file, into a network.
+
+    Args:
+        network: takes the weights.
+        path: checkpoint folder or exported file.
 
     Raises:
         UserError: the file is missing or damaged, or names or shapes differ.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,16 @@ from more.config.load import changed
 from more.config.schema import Config
 from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
 from more.data.shards.lock import folder_lock
-from more.data.shards.manifest import Manifest, ShardEntry
+from more.data.shards.manifest import ShardEntry
 from more.data.shards.reader import ShardSet
 from more.device import local_device, usable_cores
 from more.errors import UserError
 from more.inference.load import load_run, weights_file
 from more.inference.localizer import Localizer, Request
 from more.inference.seed_shard import SeedShards
-from more.jobs.failures import lacks_images, read_failures
+from more.jobs.resume import PlannedSet, finish_set, finished_beside_others, images_to_try
+from more.jobs.retry import swap
 from more.progress import Tally, track
-from more.refine.mask_set import finished_beside_others, put_manifest
-from more.refine.retry import swap
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
 
@@ -44,7 +42,8 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
         out: seed shards; with several maps, a sub-folder for each.
         request: what to compute.
         which: "latest" or a checkpoint folder.
-        rank, world: this process takes shards rank, rank + world, …
+        rank: this process takes shards rank, rank + world, …
+        world: number of such processes.
         device: where to compute; None: this process's CUDA device if there is one, else CPU.
         overrides: `"inference.key=value"`, settings in place of the run's.
 
@@ -104,12 +103,11 @@ def _lacking(shards: SeedShards, shard: int, done: dict[str, dict[str, ShardEntr
     missing, again = [], {}
     rows = len(shards.source.rows_of(shard))
     for kind in done:
-        failed = read_failures(shards.path(kind, shard))
-        entry = done[kind].get(shard_name(shard))
-        if failed and (entry.rows if entry else 0) + len(failed) == rows:
-            again[kind] = [image_id for image_id, _ in failed]
-        elif lacks_images(entry, rows, shards.path(kind, shard)):
+        wanted = images_to_try(done[kind].get(shard_name(shard)), rows, shards.path(kind, shard))
+        if wanted is None:
             missing.append(kind)
+        elif wanted:
+            again[kind] = wanted
     return missing, again
 
 
@@ -118,26 +116,17 @@ def finish(folders: dict[str, Path], provenance: dict[str, dict[str, Any]],
     """Write the manifests once every shard of every rank is there (the last rank's call does).
 
     An image counts as accounted for when it is in its shard or listed as failed beside it.
+
+    Args:
+        folders: of the set of each map kind.
+        provenance: of the set of each map kind.
+        source: the images.
+        alone: no other process writes into the folders.
     """
     for kind, folder in folders.items():
-        put_manifest(folder, partial(_wanted, folder, provenance[kind], source), alone)
-
-
-def _wanted(folder: Path, provenance: dict[str, Any], source: ShardSet) -> Manifest | None:
-    """The manifest that the shards call for; None while one is not accounted for."""
-    numbers = range(len(source.shard_rows))
-    entries = finished_beside_others(folder, provenance)
-    lacking = [read_failures(folder / shard_name(number)) for number in numbers]
-    rows = [entries[shard_name(number)].rows if shard_name(number) in entries else 0
-            for number in numbers]
-    whole = all(rows[number] + len(lacking[number]) == source.shard_rows[number]
-                for number in numbers)
-    if not whole or not entries:
-        return None
-    listed = [list(failure) for failures in lacking for failure in failures]
-    return Manifest("seeds", list(source.class_names),
-                    sorted(entries.values(), key=lambda entry: entry.file), provenance,
-                    {"data": str(Path(source.path).resolve()), "failures": listed})
+        finish_set(PlannedSet(folder, "seeds", source.class_names, provenance[kind],
+                              list(source.shard_rows),
+                              {"data": str(Path(source.path).resolve())}), alone)
 
 
 def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
@@ -152,7 +141,16 @@ def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
 
 
 def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
-    """How the maps of a kind come out of a checkpoint folder or an exported file."""
+    """How the maps of a kind come out of a checkpoint folder or an exported file.
+
+    Args:
+        kind: of maps.
+        config: the run's settings.
+        path: the checkpoint folder or the file.
+
+    Returns:
+        Values by name, as the provenance of seeds records them.
+    """
     inference = config.inference
     scales = inference.segment_scales if kind == "decoder" else inference.scales
     masks = {"tags": "masks from tags"}.get(config.segment.supervision, config.segment.supervision)

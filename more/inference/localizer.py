@@ -1,4 +1,8 @@
-"""The maps of a batch of images, and what is stored of them."""
+"""The maps of a batch of images, and what is stored of them.
+
+Letters of shapes: B counts the images, C the foreground classes; S is the side of the network's
+input, s that of stored maps; h and w count patches, D is their width.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,8 @@ class Request:
     """What to compute.
 
     Attributes:
-        maps: map kinds. tags: where the tags come from, "true" or "predicted".
+        maps: map kinds, of `KINDS`.
+        tags: where the tags come from, "true" or "predicted".
         batch: images a forward.
         within_tags: the decoder chooses among the background and the tagged classes alone.
     """
@@ -58,14 +63,14 @@ class Localizer:
         self.side = max(1, round(grid * config.inference.seed_scale))
 
     def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """RGB uint8 `[H,W,3]` → normalised `[3,S,S]` at the inference size."""
+        """RGB uint8 [H, W, 3] → normalised [3, S, S] at the inference size."""
         data = self.config.data
         return torch.from_numpy(
             inference_image(image, self.config.inference.size, data.mean, data.std))
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor, tags: torch.Tensor) -> list[dict[str, SeedItem]]:
-        """Seeds of normalised images `[B,3,S,S]` with tags `[B,C]`, one dict per image."""
+        """Seeds of normalised images [B, 3, S, S] with tags [B, C], one dict per image."""
         images = images.to(self.device)
         maps: dict[str, torch.Tensor] = {}
         with self._autocast():
@@ -102,16 +107,16 @@ class Localizer:
         return {kind: self._shrink(value) for kind, value in maps.items()}
 
     def _spread(self, maps: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """Maps `[B,C,S,S]` at the grid of patches `[B,D,h,w]`, spread over similar ones, 0..1."""
+        """Maps [B, C, S, S] at the grid of patches [B, D, h, w], spread over similar ones, 0..1."""
         inference = self.config.inference
         coarse = F.interpolate(maps, patches.shape[-2:], mode="bilinear", antialias=True)
         wide = spread(coarse, patches, inference.spread, inference.spread_temperature)
         return minmax(wide)
 
     def _decoder(self, images: torch.Tensor, within: torch.Tensor | None) -> torch.Tensor:
-        """Probabilities `[B,C+1,s,s]`: logits of image and mirror added, maximum over scales.
+        """Probabilities [B, C + 1, s, s]: logits of image and mirror added, maximum over scales.
 
-        Those of classes that are false in `within` `[B,C]` are 0.
+        Those of classes that are false in `within` [B, C] are 0.
         """
         best = None
         for scale in self.config.inference.segment_scales:
@@ -127,9 +132,15 @@ class Localizer:
 
     @torch.inference_mode()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """How likely normalised images `[B,3,S,S]` show each class, `[B,C]`.
+        """How likely normalised images [B, 3, S, S] show each class, [B, C].
 
         The classifier says it; in stage two, which does not train it on, the decoder.
+
+        Args:
+            images: [B, 3, S, S], normalised.
+
+        Returns:
+            [B, C], 0 to 1.
         """
         images = images.to(self.device)
         with self._autocast():
@@ -152,9 +163,12 @@ def seed_item(maps: np.ndarray, tags: np.ndarray | None) -> SeedItem:
     """The stored form of one image's maps.
 
     Args:
-        maps: `[C,s,s]` for class maps, `[C+1,s,s]` with background first for probabilities.
-        tags: `[C]`: the classes to keep; None keeps background and every class whose probability
+        maps: [C, s, s] for class maps, [C + 1, s, s] with background first for probabilities.
+        tags: [C]: the classes to keep; None keeps background and every class whose probability
             reaches 0.01 anywhere.
+
+    Returns:
+        The item, float16.
     """
     if tags is None:
         keep = maps.max(axis=(1, 2)) >= SMALLEST_PROBABILITY

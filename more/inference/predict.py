@@ -21,16 +21,16 @@ from more.data.tag_files import read_tag_file
 from more.data.tags import class_indices, split_cells
 from more.device import local_device
 from more.errors import UserError
-from more.evaluation.palettes import palette
 from more.filtering.parameters import CRFParams
+from more.inference.inputs import find_pictures, plain
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
 from more.inference.localizer import Localizer, Request
-from more.inference.pictures import find_pictures, plain
 from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
+from more.palette import palette
 from more.progress import Tally, console, track
-from more.refine.refine import announced_engine
+from more.refine.plan import announced_engine
 from more.run_folder import STAGE_TWO, finished
 
 
@@ -84,6 +84,13 @@ def choose_network(run: Path, options: Options) -> tuple[Path, Options]:
 
     A run folder has stage two in its folder `two` (the default of `more train --masks --init`),
     once that is finished.
+
+    Args:
+        run: run folder or exported file.
+        options: how to predict.
+
+    Returns:
+        The folder or file to load, and the options with a map.
     """
     if options.map != "auto":
         return run, options
@@ -106,6 +113,12 @@ def _stage(config: Config) -> str:
 
 def choose_device(name: str) -> torch.device:
     """`cpu`, `cuda` or `cuda:1`; "" is this process's CUDA device if there is one, else CPU.
+
+    Args:
+        name: as on the command line.
+
+    Returns:
+        The device.
 
     Raises:
         UserError: no such device here.

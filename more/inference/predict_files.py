@@ -13,9 +13,9 @@ import numpy as np
 
 from more.data.shards.format import TEMPORARY, is_temporary, make_folder, to_json, write_atomic
 from more.errors import UserError
-from more.evaluation.palettes import PALETTE, colour_of
 from more.evaluation.pictures import mask_overlay
-from more.export import encode_png
+from more.export.png import encode_png
+from more.palette import PALETTE, colour_of
 
 LISTED = 0.1
 QUALITY = 90
@@ -91,7 +91,9 @@ def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
         probabilities: `[C]` of the classifier.
         tags: `[C]`, true for the classes that were given or found.
         label: uint8 `[H, W]`.
-        colours: uint8 `[256, 3]` by pixel value.
+
+    Returns:
+        A record for each class that is listed.
     """
     pixels = np.bincount(label.reshape(-1), minlength=256)[1:len(names) + 1]
     kept = np.flatnonzero((probabilities > LISTED) | tags | (pixels > 0))

@@ -15,15 +15,14 @@ from more.data.seeds import SeedItem, seed_label
 from more.data.shards.codec import decode_whole
 from more.data.shards.format import sha256_bytes
 from more.errors import UserError
-from more.evaluation.palettes import palette
 from more.filtering.parameters import CRFParams
+from more.inference.inputs import Picture
 from more.inference.localize import seed_threshold
 from more.inference.localizer import Localizer
-from more.inference.pictures import Picture
 from more.inference.predict_files import Result, class_table
+from more.palette import palette
 from more.progress import Tally, Tracker
-from more.refine.images import refine_item
-from more.refine.settings import Refinement
+from more.refine.image import Refinement, refine_item
 
 _FOR_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the next picture would fail as well
 

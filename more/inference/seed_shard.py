@@ -17,11 +17,9 @@ from more.data.seeds import encode_seed
 from more.data.shards.codec import decode_image
 from more.data.shards.format import shard_name
 from more.data.shards.reader import ShardSet
-from more.data.shards.writer import ShardWriter
 from more.inference.localizer import Localizer
-from more.jobs.failures import failure_reason, finish_shard, reopen_shard
-from more.refine.groups import Rows
-from more.refine.retry import again_path, copied_rows
+from more.jobs.bookkeeping import failure_reason, reopen_shard
+from more.jobs.rows import Rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,8 +29,14 @@ def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[It
           depth: int) -> Iterator[tuple[Item, Future[Result]]]:
     """Run `function` on the items in the pool, at most `depth` ahead of the one that is yielded.
 
+    Args:
+        pool: does the work.
+        function: of one item.
+        items: taken lazily.
+        depth: items that are under way at most.
+
     Yields:
-        each item with its future, in order.
+        Each item with its future, in order.
     """
     source = iter(items)
     waiting = deque((item, pool.submit(function, item)) for item in islice(source, depth))
@@ -71,8 +75,7 @@ class SeedShards:
               advance: Callable[[int], None]) -> list[tuple[str, str]]:
         """Make a shard of some kinds anew, and try the failed images of others again.
 
-        A second try leaves the shard as it is: the new one lies beside it (see `second_try`),
-        none where no image succeeded.
+        A second try leaves the shard as it is, see `Rows.finish`.
 
         Args:
             shard: its number, the same as of the images' shard.
@@ -85,45 +88,33 @@ class SeedShards:
         """
         for kind in kinds:
             reopen_shard(self.path(kind, shard))
-        made = {kind: Rows() for kind in (*kinds, *again)}
+        ids = [self.source.ids[row] for row in self.source.rows_of(shard)]
+        made = {kind: Rows(ids, again.get(kind, ())) for kind in (*kinds, *again)}
         failures: list[tuple[str, str]] = []
         tried = self.tried(shard, kinds, again)
         for batch in self._batches(self.source.rows_of(shard), set(tried)):
             failures += self._add(batch, made)
             advance(sum(future is not None for _, future in batch))
-        for kind in kinds:
-            self._finish(self.path(kind, shard), shard, kind, made[kind], failures)
-        for kind, ids in again.items():
-            self._finish_again(shard, kind, ids, made[kind], failures)
+        for kind, rows in made.items():
+            rows.finish(self.path(kind, shard), "seeds", self.source.class_names,
+                        self.provenance[kind], failures)
         return failures
 
     def tried(self, shard: int, kinds: Sequence[str],
               again: dict[str, Collection[str]]) -> list[int]:
-        """Rows that `write` computes: all, or where no kind is made whole those that failed."""
+        """Rows that `write` computes: all, or where no kind is made whole those that failed.
+
+        Args:
+            shard: its number.
+            kinds: of maps, to make whole.
+            again: ids of the images to try, by kind.
+
+        Returns:
+            Rows of the images.
+        """
         wanted = {image_id for ids in again.values() for image_id in ids}
         return [row for row in self.source.rows_of(shard)
                 if kinds or self.source.ids[row] in wanted]
-
-    def _finish_again(self, shard: int, kind: str, ids: Collection[str], made: Rows,
-                      failures: list[tuple[str, str]]) -> None:
-        """The new shard beside the old one, if one of the images that it lacks was made."""
-        path, names = self.path(kind, shard), set(ids)
-        made.held = {name: row for name, row in made.held.items() if name in names}
-        if not made.held:
-            return
-        if len(names) < len(self.source.rows_of(shard)):
-            for image_id, tags, size, payloads in copied_rows(path, names):
-                made.add(image_id, tags, size, **payloads)
-        self._finish(again_path(path), shard, kind, made,
-                     [failure for failure in failures if failure[0] in names])
-
-    def _finish(self, path: Path, shard: int, kind: str, made: Rows,
-                failures: list[tuple[str, str]]) -> None:
-        writer = ShardWriter(path, "seeds", self.source.class_names, self.provenance[kind])
-        for row in self.source.rows_of(shard):
-            if self.source.ids[row] in made.held:
-                made.write(self.source.ids[row], writer)
-        finish_shard(writer, path, failures)
 
     def _batches(self, rows: range, tried: Collection[int]
                  ) -> Iterator[list[tuple[int, Future[torch.Tensor] | None]]]:

@@ -1,1 +1,1 @@
-"""Work shared out to processes that may die: the driver, and how it finds the image at fault."""
+"""Work in pieces over processes that may die: the one layer for refine, tune and converters."""

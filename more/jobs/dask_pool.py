@@ -1,4 +1,4 @@
-"""A crew of dask workers: somebody else's scheduler and workers, used and left as they are.
+"""Dask workers: somebody else's scheduler and workers, used and left as they are.
 
 The workers are single-threaded processes, on any number of machines with a common file system.
 Only paths and numbers travel. Without the package `distributed` everything else works.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from more import __version__
 from more.errors import UserError
 from more.jobs.dask_worker import Job, look_around, mark_name, run_once
-from more.jobs.driver import Crew
+from more.jobs.driver import Workers
 from more.progress import console
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ VERSION = (pkgutil.resolve_name, "more:__version__")
 
 
 @contextmanager
-def dask_crew(address: str, workers: int | None, spec: Job) -> Iterator[Crew]:
+def dask_workers(address: str, workers: int | None, spec: Job) -> Iterator[Workers]:
     """The workers of a running scheduler, checked, for the time of a job.
 
     Args:
@@ -41,13 +41,16 @@ def dask_crew(address: str, workers: int | None, spec: Job) -> Iterator[Crew]:
         workers: use at most so many; None: all, also those that join later.
         spec: any task of the job.
 
+    Yields:
+        The workers, as `run_tasks` takes them.
+
     Raises:
         UserError: no package, no scheduler, no worker, or a worker that cannot do the work.
     """
     client = _connect(address)
     try:
         cluster = _Cluster(client, address, workers, spec)
-        yield Crew(cluster.executor, cluster.slots, POLL)
+        yield Workers(cluster.executor, cluster.slots, POLL)
     finally:
         client.close(timeout=5)
 

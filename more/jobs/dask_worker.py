@@ -1,4 +1,4 @@
-"""What a dask worker does for `more refine`: look around, and run a task once.
+"""What a dask worker does for a job: look around, and run a task once.
 
 Imports neither torch nor dask.
 """
@@ -14,8 +14,6 @@ from uuid import uuid4
 from more.data.shards.format import MANIFEST, TEMPORARY
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
-from more.filtering.crf import load_engine, resolve_engine
-from more.refine.settings import Refinement
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,16 +21,21 @@ SHARED = "mount the folder under the same path on every machine"
 
 
 class Job(Protocol):
-    """What the tasks of a job have in common: their sets, the output folder, the CRF."""
+    """What the tasks of a job have in common.
+
+    Attributes:
+        seeds, data: folders of the shard sets that they read.
+        digests: content of the two.
+        out: the output folder.
+    """
 
     seeds: str
     data: str
     digests: tuple[str, str]
     out: str
 
-    @property
-    def how(self) -> Refinement:
-        """The CRF, its engine resolved."""
+    def missing_here(self) -> tuple[str, str] | None:
+        """What this process lacks for the work: the problem and its remedy; None: nothing."""
 
 
 class LostWorker(BrokenExecutor):
@@ -40,11 +43,14 @@ class LostWorker(BrokenExecutor):
 
 
 def look_around(spec: Job, sign: str) -> tuple[str, str] | None:
-    """What keeps this process from working on `spec`: the problem and its remedy, or None.
+    """What keeps this process from working on `spec`.
 
     Args:
         spec: any task of the job.
         sign: a file that the driver has put into the output folder.
+
+    Returns:
+        The problem and its remedy, or None.
     """
     for folder, digest in zip((spec.seeds, spec.data), spec.digests, strict=True):
         try:
@@ -61,11 +67,7 @@ def look_around(spec: Job, sign: str) -> tuple[str, str] | None:
         probe.unlink()
     except OSError as error:
         return f"cannot write to {spec.out} ({error.strerror})", "correct the permissions"
-    try:
-        load_engine(resolve_engine(spec.how.engine))
-    except UserError as error:
-        return error.message, "install the same requirements there, or choose another --engine"
-    return None
+    return spec.missing_here()
 
 
 def run_once(mark: str, function: Callable[[Task], Result], task: Task) -> Result:
@@ -78,6 +80,9 @@ def run_once(mark: str, function: Callable[[Task], Result], task: Task) -> Resul
         mark: a file name of this submission's own.
         function: importable.
         task: its argument.
+
+    Returns:
+        What the function returns.
 
     Raises:
         LostWorker: the submission was started before.

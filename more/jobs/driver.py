@@ -42,7 +42,7 @@ class WorkerDied(Exception):
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Workers as `run_tasks` wants them.
 
     Attributes:
@@ -57,7 +57,7 @@ class Crew:
     poll: float | None = None
 
 
-def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], crew: Crew,
+def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers: Workers,
               revise: Callable[[Task], Task] | None = None,
               retries: int = 2) -> Iterator[Outcome[Task, Result]]:
     """Run `function` on every task; yield outcomes as they finish, in any order.
@@ -65,11 +65,14 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], crew: C
     Args:
         function: importable in the workers. An exception it raises fails its task only.
         tasks: picklable; taken lazily, never more ahead than there are workers.
-        crew: the workers.
+        workers: who runs them.
         revise: called with the task on which a worker died; the task to try instead, for example
             without the part that was being worked on.
         retries: how often such a task is tried again before it is given up as `WorkerDied`; a
             revised task starts anew.
+
+    Yields:
+        How each task ended.
     """
     queue, again = iter(tasks), deque()
     pools: list[Executor] = []
@@ -77,19 +80,19 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], crew: C
     flying: dict[Future, tuple] = {}
     try:
         while True:
-            slots = crew.slots()
+            slots = workers.slots()
             while len(flying) < slots:
                 task, deaths = again.popleft() if again else (next(queue, _END), 0)
                 if task is _END:
                     break
                 if not idle:
                     idle.append(len(pools))
-                    pools.append(crew.make_executor())
+                    pools.append(workers.make_executor())
                 slot = idle.pop()
                 flying[_submit(pools[slot], function, task)] = slot, task, deaths
             if not flying:
                 return
-            for future in wait(flying, crew.poll, return_when=FIRST_COMPLETED).done:
+            for future in wait(flying, workers.poll, return_when=FIRST_COMPLETED).done:
                 slot, task, deaths = flying.pop(future)
                 idle.append(slot)
                 error = future.exception()
@@ -97,7 +100,7 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], crew: C
                     yield Outcome(task, None if error else future.result(), error)
                     continue
                 pools[slot].shutdown(wait=True)
-                pools[slot] = crew.make_executor()
+                pools[slot] = workers.make_executor()
                 revised = revise(task) if revise else task
                 if revised == task and deaths >= retries:
                     yield Outcome(task, error=WorkerDied(f"the worker died {deaths + 1} times"))
@@ -117,9 +120,9 @@ def _submit(pool: Executor, function: Callable[[Task], Result], task: Task) -> F
         return future
 
 
-def local_crew(workers: int, make_executor: Callable[[], Executor] | None = None) -> Crew:
+def local_workers(number: int, make_executor: Callable[[], Executor] | None = None) -> Workers:
     """A fixed number of workers on this machine; by default processes."""
-    return Crew(make_executor or local_executor, lambda: workers)
+    return Workers(make_executor or local_executor, lambda: number)
 
 
 def local_executor(keep_memory: bool = True) -> Executor:
@@ -127,6 +130,9 @@ def local_executor(keep_memory: bool = True) -> Executor:
 
     Args:
         keep_memory: it keeps what it frees for the next image; faster where images need much.
+
+    Returns:
+        A pool of one process.
     """
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker,
                                initargs=(os.getpid(), keep_memory))

@@ -79,6 +79,12 @@ def was_launched(environment: Mapping[str, str]) -> bool:
 
     `MORE_RANKS=1` says so for ranks that are started by hand. `srun --pty` gives a shell to one
     task only: what is typed there is no rank, whatever SLURM says.
+
+    Args:
+        environment: variables by name.
+
+    Returns:
+        True if so.
     """
     if environment.get(OVERRIDE) == "1" or any(name in environment for name in LAUNCHERS):
         return True
@@ -98,6 +104,13 @@ def rank_cores(environment: Mapping[str, str], usable: int) -> int:
 
     SLURM confines a task to its `--cpus-per-task`; without that, and under torchrun, the ranks of
     a machine share what they may all use.
+
+    Args:
+        environment: variables by name.
+        usable: cores that this process may run on.
+
+    Returns:
+        1 or more.
     """
     if "LOCAL_WORLD_SIZE" in environment:
         return max(1, usable // int(environment["LOCAL_WORLD_SIZE"]))

@@ -18,27 +18,32 @@ from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from more import __version__
 from more.data.shards.format import make_folder, remove_temporaries
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.filtering.crf import available_engine, crf_devices, load_engine, resolve_engine
-from more.jobs.driver import Outcome, local_executor, one_thread_each, run_tasks
+from more.filtering.crf import crf_devices
+from more.jobs.bookkeeping import DeadlyImages, reopen_shard
+from more.jobs.driver import Workers, local_executor, one_thread_each, run_tasks
 from more.jobs.executors import Choice, choose
-from more.jobs.in_hand import Crumbs
 from more.jobs.ranks import Departure, Rank
+from more.jobs.resume import (
+    PlannedSet,
+    finish_set,
+    finished_beside_others,
+    images_to_try,
+    sweep,
+)
+from more.jobs.retry import swap
 from more.progress import Tally, console, track
-from more.refine.mask_set import finish, reopen, sweep, unfinished
-from more.refine.retry import swap
-from more.refine.settings import Refinement
-from more.refine.shard import ShardReport, ShardSpec, refine_shard
+from more.refine.image import Refinement
+from more.refine.mask_shard import ShardReport, refine_shard
+from more.refine.plan import ShardSpec, announced_engine, open_pair, plan
 from more.refine.threshold import with_threshold
-from more.refine.worker_memory import GB, free_memory, image_bytes, ranks_here, workers_that_fit
+from more.refine.worker_memory import announced_fit, image_bytes
 
 ROWS_PER_SHARD = 64
 GPU_BATCH = 8
@@ -85,13 +90,7 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
     how, choice, out = how or Refinement(), choose(executor), Path(out)
     rank = choice.rank
     source, images = open_pair(Path(seeds), Path(data), rank)
-    how = with_threshold(how, source, progress and rank.number == 0)
-    if how.chosen:
-        console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
-                      highlight=False)
-    if how.engine == "auto" and device != "cpu":
-        how = replace(how, engine="lattice")
-    how = replace(how, engine=announced_engine(how.engine))
+    how = _resolved(how, source, device, progress and rank.number == 0)
     devices = crf_devices(how.engine, device)
     batch = batch or (1 if device == "cpu" else GPU_BATCH)
     workers = workers or (None if device == "cpu" else len(devices))
@@ -105,12 +104,10 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         tally.skip(sum(spec.rows for spec in own) - sum(len(spec.tried) for spec in todo))
         if todo:
             workers = fitting_workers(choice, workers, source, todo)
-            with choice.crew(workers, todo[0], make_executor) as crew:
-                reopen([spec for spec in todo if not spec.again])
-                outcomes = run_tasks(shard_function, todo, crew, Crumbs().revise)
-                _collect(outcomes, todo, tally, progress and rank.number == 0)
+            with choice.workers(workers, todo[0], make_executor) as found:
+                _make(shard_function, todo, found, tally, progress and rank.number == 0)
             swap([spec.path for spec in todo], rank.alone)
-        finish(specs, source.class_names, rank.alone)
+        finish_set(planned_set(specs, source.class_names), rank.alone)
         if report:
             report(tally)
         departure.through(bool(tally.failures))
@@ -122,10 +119,10 @@ def _writing(out: Path, rank: Rank, own: list[ShardSpec]) -> Iterator[Departure]
     """The writer's place in the folder, or in its own shards, without what killed writers left."""
     if not rank.alone:
         make_folder(out)
-        sweep(own)
+        sweep(spec.path for spec in own)
         with one_thread_each():
             yield Departure(out, rank)
-        sweep(own)
+        sweep(spec.path for spec in own)
         return
     with folder_lock(out), one_thread_each():
         remove_temporaries(out)
@@ -133,48 +130,51 @@ def _writing(out: Path, rank: Rank, own: list[ShardSpec]) -> Iterator[Departure]
         remove_temporaries(out)  # of workers that died
 
 
-def plan(source: ShardSet, images: ShardSet, out: Path, how: Refinement,
-         rows_per_shard: int) -> list[ShardSpec]:
-    """The shards of the masks set, a pure function of the inputs and parameters.
+def unfinished(specs: Sequence[ShardSpec], own: Sequence[ShardSpec]) -> list[ShardSpec]:
+    """The shards of `own` that are to be made: missing, damaged, or lacking images.
+
+    Of a shard that lacks images only these are to be tried (`ShardSpec.again`).
 
     Args:
-        source, images: seeds and images.
-        out: folder of the masks set.
-        how: with its engine resolved, not "auto".
-        rows_per_shard: as in `refine`.
+        specs: all shards of the set.
+        own: those of this process.
+
+    Returns:
+        Their tasks.
+
+    Raises:
+        UserError: something in the folder was made with other parameters.
     """
-    recorded = source.manifest.provenance
-    made = {**recorded, **(recorded.get("parameters") or {})}
-    how.check_seeds(made.get("map"))
-    digests = source.manifest.digest, images.manifest.digest
-    provenance: dict[str, Any] = {
-        "tool": "more refine", "version": __version__, "stage": "refine", **how.record(),
-        "rows_per_shard": rows_per_shard,
-        "seeds": recorded, "seeds_digest": digests[0], "data": digests[1],
-    }
-    decoder = made.get("map") == "decoder"
-    free = made.get("tags") == "predicted" or (decoder and made.get("tags") != "true")
-    folders = [str(Path(folder).absolute()) for folder in (source.path, images.path, out)]
-    specs = []
-    for number, start in enumerate(range(0, len(source), rows_per_shard)):
-        rows = range(start, min(start + rows_per_shard, len(source)))
-        specs.append(ShardSpec(*folders, digests, number, rows.start, rows.stop,
-                               tuple(source.ids[rows.start:rows.stop]),
-                               shards_of(source, images, rows), how, not free, provenance))
-    return specs
+    done = finished_beside_others(specs[0].out, specs[0].provenance)
+    todo = []
+    for spec in own:
+        wanted = images_to_try(done.get(spec.path.name), spec.rows, spec.path)
+        if wanted is None:
+            todo.append(spec)
+        elif wanted:
+            todo.append(replace(spec, again=tuple(wanted)))
+    return todo
 
 
-def shards_of(source: ShardSet, images: ShardSet, rows: Sequence[int]
-              ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of the shards of seeds and of images that hold some rows of the seeds."""
-    seeds = {source.locate(row)[0] for row in rows}
-    data = {images.locate(images.index_of(source.ids[row]))[0] for row in rows}
-    return tuple(sorted(seeds)), tuple(sorted(data))
+def planned_set(specs: Sequence[ShardSpec], class_names: list[str]) -> PlannedSet:
+    """The set of masks that these tasks, all of it, are to make."""
+    return PlannedSet(Path(specs[0].out), "masks", class_names, specs[0].provenance,
+                      [spec.rows for spec in specs], {})
 
 
 def fitting_workers(choice: Choice, workers: int | None, source: ShardSet,
                     todo: list[ShardSpec]) -> int | None:
-    """Workers of this machine as far as its memory goes; says so where they become fewer."""
+    """Workers of this machine as far as its memory goes; says so where they become fewer.
+
+    Args:
+        choice: the executor; on a cluster the number stays.
+        workers: wanted; None: one for each core.
+        source: the seeds.
+        todo: the tasks.
+
+    Returns:
+        The number; None: the executor's own.
+    """
     if choice.address or todo[0].device != "cpu":
         return workers
     how, wanted = todo[0].how, workers or choice.rank.cores
@@ -184,19 +184,27 @@ def fitting_workers(choice: Choice, workers: int | None, source: ShardSet,
     pixels = source.sizes[rows].astype(np.int64).prod(1)
     if how.max_pixels:
         pixels = pixels.clip(max=how.max_pixels)
-    needs = image_bytes(how.engine, pixels, labels)
-    free = free_memory() / ranks_here()
-    fit = workers_that_fit(how.engine, needs, wanted, free)
-    if fit < wanted:
-        console.print(f"{fit} of {wanted} workers: the largest images need up to "
-                      f"{needs.max() / GB:.1f} GB in the CRF, {free / GB:.1f} GB are free "
-                      "(--max-pixels reduces large images)", highlight=False)
-    return fit
+    return announced_fit(how.engine, image_bytes(how.engine, pixels, labels), wanted)
 
 
-def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], todo: list[ShardSpec],
-             tally: Tally, progress: bool) -> None:
-    """Count what comes back; whatever ends this takes back the work that is still out."""
+def _resolved(how: Refinement, source: ShardSet, device: str, progress: bool) -> Refinement:
+    """The settings with a threshold and an engine in place of "auto"; says what was chosen."""
+    how = with_threshold(how, source, progress)
+    if how.chosen:
+        console.print(f"threshold {how.threshold:g}, chosen by the values of the seeds",
+                      highlight=False)
+    if how.engine == "auto" and device != "cpu":
+        how = replace(how, engine="lattice")
+    return replace(how, engine=announced_engine(how.engine))
+
+
+def _make(shard_function: Callable[[ShardSpec], ShardReport], todo: list[ShardSpec],
+          workers: Workers, tally: Tally, progress: bool) -> None:
+    """Make the shards and count; whatever ends this takes back the work that is still out."""
+    for spec in todo:
+        if not spec.again:
+            reopen_shard(spec.path)
+    outcomes = run_tasks(shard_function, todo, workers, DeadlyImages().revise)
     total = sum(len(spec.tried) for spec in todo)
     with closing(outcomes), track(total, "refine", disable=not progress) as bar:
         for outcome in outcomes:
@@ -211,34 +219,6 @@ def _collect(outcomes: Iterator[Outcome[ShardSpec, ShardReport]], todo: list[Sha
                 bar.note(f"failed: {image_id}: {why}")
             tally.ok(len(spec.tried) - len(failures))
             bar.advance(len(spec.tried))
-
-
-def open_pair(seeds: Path, data: Path, rank: Rank) -> tuple[ShardSet, ShardSet]:
-    """Both sets, checked to belong together; ranks share out the hashing of their files."""
-    share = rank.number, rank.world
-    source = ShardSet(seeds, kind="seeds", check="full", share=share)
-    images = ShardSet(data, kind="images", check="full", share=share)
-    if source.class_names != images.class_names:
-        raise UserError(f"{seeds} has {source.num_classes} classes, {data} {images.num_classes}, "
-                        "or they differ in name or order",
-                        fix="give the image set that the seeds were made from")
-    held = set(images.ids)
-    strangers = [image_id for image_id in source.ids if image_id not in held]
-    if strangers:
-        raise UserError(f"{data} lacks {len(strangers)} of the {len(source)} images of {seeds}: "
-                        f"{', '.join(strangers[:5])}",
-                        fix="give the image set that the seeds were made from")
-    return source, images
-
-
-def announced_engine(engine: str) -> str:
-    """The engine that serves, ready for work; where it was chosen here, say which and why."""
-    resolved = resolve_engine(engine)
-    if engine == "auto":
-        console.print(f"dense CRF: engine {resolved} ({available_engine()[1]})", highlight=False,
-                      markup=False)
-    load_engine(resolved)
-    return resolved
 
 
 def _check_options(workers: int | None, rows_per_shard: int, batch: int) -> None:

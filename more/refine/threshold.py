@@ -15,13 +15,21 @@ from more.data.seeds import decode_seed
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.progress import track
-from more.refine.settings import Refinement
+from more.refine.image import Refinement
 
 BINS = 100
 
 
 def with_threshold(how: Refinement, seeds: ShardSet, progress: bool = True) -> Refinement:
     """How to refine, with "auto" replaced by the threshold of these seeds.
+
+    Args:
+        how: settings.
+        seeds: the set.
+        progress: show a progress line.
+
+    Returns:
+        The settings; the same ones where a number was given.
 
     Raises:
         UserError: seeds with a background of their own, or without any class.
@@ -39,6 +47,13 @@ def strongest_values(seeds: ShardSet, progress: bool = True) -> np.ndarray:
     """How many cells of all seeds have their strongest map in each of 100 bins of 0..1.
 
     Seeds that cannot be read are left out here; refining them reports why.
+
+    Args:
+        seeds: the set.
+        progress: show a progress line.
+
+    Returns:
+        int64 [100].
 
     Raises:
         UserError: seeds with a background of their own: there is nothing to choose.
@@ -64,7 +79,11 @@ def strongest_values(seeds: ShardSet, progress: bool = True) -> np.ndarray:
 def otsu(counts: np.ndarray) -> float:
     """The edge between two bins of 0..1 that separates a histogram best.
 
-    Args: counts `[n]`, not all 0. Returns: a multiple of 1/n above 0 and below 1.
+    Args:
+        counts: [n], not all 0.
+
+    Returns:
+        A multiple of 1/n above 0 and below 1.
     """
     share = counts / counts.sum()
     middles = (np.arange(len(counts)) + 0.5) / len(counts)

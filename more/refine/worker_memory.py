@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from more.progress import console
+
 GB = 1e9
 SHARE = 0.9  # of the memory that workers may plan with
 
@@ -78,6 +80,11 @@ def _group_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 def check_image(engine: str, pixels: int, labels: int) -> None:
     """Refuse, before it is begun, an image that this process can never hold.
 
+    Args:
+        engine: of the CRF.
+        pixels: of the image.
+        labels: of its seed, background included.
+
     Raises:
         ValueError: with both figures.
     """
@@ -105,6 +112,26 @@ def workers_that_fit(engine: str, needs: np.ndarray, workers: int, free: float) 
     held[:len(largest)] = largest
     fitting = np.cumsum(held + COSTS[engine].process) <= SHARE * free
     return max(1, int(fitting.sum()))
+
+
+def announced_fit(engine: str, needs: np.ndarray, wanted: int) -> int:
+    """`workers_that_fit` into the free memory of this machine; says so where they become fewer.
+
+    Args:
+        engine: of the CRF.
+        needs: bytes of every image.
+        wanted: workers.
+
+    Returns:
+        1 to `wanted`.
+    """
+    free = free_memory() / ranks_here()
+    fit = workers_that_fit(engine, needs, wanted, free)
+    if fit < wanted:
+        console.print(f"{fit} of {wanted} workers: the largest images need up to "
+                      f"{needs.max() / GB:.1f} GB in the CRF, {free / GB:.1f} GB are free "
+                      "(--max-pixels reduces large images)", highlight=False)
+    return fit
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> int:

@@ -48,6 +48,9 @@ def score_point(counts: np.ndarray) -> PointScores:
 
     Args:
         counts: int64 [N, K, K + 1] as `CountStore.counts` gives.
+
+    Returns:
+        Its figures.
     """
     square, total = counts[:, :, :-1], counts.sum(0)
     margins = np.stack([np.diagonal(square, axis1=1, axis2=2), square.sum(2), square.sum(1),
@@ -99,6 +102,9 @@ def compare(points: Sequence[PointScores], best: int, reference: int, eligible: 
         eligible: points that a draw may choose.
         seed: of the draws.
         draws: their number.
+
+    Returns:
+        The difference with its interval.
     """
     miou = points[best].scores.miou - points[reference].scores.miou
     images = len(points[best].margins)

@@ -10,7 +10,7 @@ from typing import Any
 
 from more.errors import UserError, nearest
 from more.filtering.parameters import CRFParams
-from more.refine.settings import Refinement
+from more.refine.image import Refinement
 
 KEYS = ("threshold", "ignore_below", *(f"crf.{item.name}" for item in fields(CRFParams)))
 MOST_POINTS = 10_000
@@ -35,6 +35,9 @@ def parse_grid(texts: Sequence[str]) -> list[Axis]:
 
     Args:
         texts: keys are `threshold`, `ignore_below` (0 = off) and `crf.FIELD`.
+
+    Returns:
+        The axes.
 
     Raises:
         UserError: an unknown key (names the nearest), a key twice, no value, a value that is no
@@ -81,6 +84,14 @@ def _values(key: str, listed: str) -> tuple[float, ...]:
 def with_value(how: Refinement, key: str, value: float) -> Refinement:
     """The same settings with one changed; `ignore_below` 0 means off, as in `more refine`.
 
+    Args:
+        how: settings.
+        key: as in a grid.
+        value: the new one.
+
+    Returns:
+        The changed settings.
+
     Raises:
         UserError: a value that `more refine` would refuse.
     """
@@ -107,6 +118,9 @@ def grid_points(base: Refinement, axes: Sequence[Axis], most: int | None = None,
         axes: what varies.
         most: try this many points of the product, drawn without repetition; None: all.
         seed: of the draw.
+
+    Returns:
+        The points.
 
     Raises:
         UserError: the product is too large to try whole.

@@ -43,6 +43,9 @@ def choose_sample(seeds: ShardSet, data: ShardSet, count: int, seed: int) -> Sam
         count: images to choose; all labelled ones where there are fewer.
         seed: of the order in which classes find their images.
 
+    Returns:
+        The images.
+
     Raises:
         UserError: fewer than one image asked for, or no image has a true mask.
     """

@@ -18,17 +18,17 @@ from more.evaluation.score_sets import set_name
 from more.jobs.driver import local_executor
 from more.jobs.executors import choose
 from more.progress import Tally
-from more.refine.refine import announced_engine, open_pair
-from more.refine.settings import Refinement
-from more.tuning.count import CountReport, CountSpec, count_task
+from more.refine.image import Refinement
+from more.refine.plan import announced_engine, open_pair
+from more.tuning.count_store import CountStore
+from more.tuning.count_task import CountReport, CountSpec, count_task
+from more.tuning.counting import Counting
 from more.tuning.figures import compare, score_point
 from more.tuning.grid import DEFAULT, DEFAULT_DECODER, Axis, grid_points, parse_grid
-from more.tuning.job import Job
-from more.tuning.picture import draw, parse_axes, picture_bytes
-from more.tuning.result import TuneResult, ranking
+from more.tuning.heat_map import draw, parse_axes, picture_bytes
+from more.tuning.rank_share import Share
 from more.tuning.sample import choose_sample
-from more.tuning.shares import Share
-from more.tuning.store import CountStore
+from more.tuning.tune_result import TuneResult, ranking
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Search:
     Attributes:
         grid: `key=v1,v2` texts; empty: a default grid.
         base: settings that the grid does not vary, and the point to compare with.
-        images: size of the labelled sample. seed: of sample, draw and bootstrap.
+        images: size of the labelled sample.
+        seed: of sample, draw and bootstrap.
         random: try this many points of the grid only; None: all.
         axes: two settings for the heat map, as `a,b`; None: the most influential ones.
         min_kept: points that label a smaller share of the pixels cannot be the best.
@@ -92,8 +93,8 @@ def tune(seeds: Path, data: Path, out: Path, search: Search | None = None,
     source, images = open_pair(Path(seeds), Path(data), choice.rank)
     axes, points = _points(search, facts(source.manifest.provenance).get("map"))
     shown = parse_axes(search.axes, axes) if search.axes else None
-    job = Job(source, images, out, choose_sample(source, images, search.images, search.seed),
-              points, choice, count_function, progress and choice.rank.number == 0)
+    job = Counting(source, images, out, choose_sample(source, images, search.images, search.seed),
+                   points, choice, count_function, progress and choice.rank.number == 0)
     share = Share(out, choice.rank, job.request())
     with share.writing() as departure:
         store = CountStore(out, job.context(), share.counts)
@@ -121,7 +122,7 @@ def _points(search: Search, kind: str | None) -> tuple[list[Axis], list[Refineme
     return axes, points
 
 
-def _result(job: Job, store: CountStore, search: Search, axes: list[Axis],
+def _result(job: Counting, store: CountStore, search: Search, axes: list[Axis],
             failures: list[tuple[str, str]]) -> TuneResult:
     lost = {image_id for image_id, _ in failures}
     ids = [image_id for image_id in job.sample.ids if image_id not in lost]

@@ -15,7 +15,7 @@ from data_tools.build import build_set
 from data_tools.convert import Record, convert
 from data_tools.tool import parallel
 from more.data.shards.reader import ShardSet
-from more.jobs.driver import Crew
+from more.jobs.driver import Workers
 from tests.data_tools.layout import convert_voc, voc_folder
 from tests.refine.sets import segfault
 
@@ -106,8 +106,8 @@ def test_a_dead_worker_costs_no_other_task():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 def test_workers_are_counted_by_the_cores_that_this_process_may_use(monkeypatch):
     asked = []
-    here = Crew(lambda: ThreadPoolExecutor(1), lambda: 1)
-    monkeypatch.setattr("data_tools.tool.local_crew",
+    here = Workers(lambda: ThreadPoolExecutor(1), lambda: 1)
+    monkeypatch.setattr("data_tools.pool.local_workers",
                         lambda workers, make: asked.append(workers) or here)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7, 9})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

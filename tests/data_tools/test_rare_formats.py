@@ -17,7 +17,7 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set
 from more.errors import UserError
 from more.export import export_masks
-from more.inference.pictures import find_pictures
+from more.inference.inputs import find_pictures
 from tests.data_tools.layout import save_picture
 from tests.data_tools.odd import encoded, quadrants, ramp
 from tests.data_tools.test_folder import run

@@ -8,8 +8,8 @@ import pytest
 
 from more.errors import UserError
 from more.evaluation.captions import draw_names, name_places
-from more.evaluation.palettes import colour_of, ink_on, palette
 from more.evaluation.pictures import mask_overlay
+from more.palette import colour_of, ink_on, palette
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 BLINDNESS = {

@@ -14,7 +14,6 @@ from more.evaluation.charts import curve_svg
 from more.evaluation.gallery import pick
 from more.evaluation.layers import label_uri, photograph
 from more.evaluation.next_step import next_step
-from more.evaluation.palettes import colour_of
 from more.evaluation.pictures import LONGEST_SIDE, heat_overlay, mask_overlay, thumbnail
 from more.evaluation.report import build_report, read_log, shared
 from more.evaluation.score import evaluate
@@ -187,12 +186,7 @@ def test_pick():
     assert len({name for name, _ in pick(order, 13)}) == 13
 
 
-def test_colours_of_the_legend():
-    assert [colour_of(label) for label in (0, 15, 20)] == ["#000000", "#c08080", "#004080"]
-    assert colour_of(255) == "#e0e0e0"
-
-
-def test_overlays_keep_the_shape_and_show_the_map():
+def test_a_heat_overlay_keeps_the_shape_and_shows_the_map():
     image = np.full((30, 40, 3), 100, np.uint8)
     value = np.zeros((30, 40), np.float32)
     value[:, 20:] = 1

@@ -20,9 +20,9 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.split_parts import assign, parse_parts
 from more.errors import UserError
-from more.export import training
-from more.export.common import replace_file
-from more.export.training import export_training, split
+from more.export import training_folder as training
+from more.export.output_files import replace_file
+from more.export.training_folder import export_training, split
 from tests import processes
 from tests.code import FILE
 from tests.command.conftest import refused

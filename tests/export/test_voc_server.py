@@ -15,9 +15,9 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.tags import VOC_CLASSES
 from more.errors import UserError
-from more.export import voc_palette
 from more.export import voc_server as module
 from more.export.voc_server import FOLDER, export_voc_server
+from more.palette import voc_palette
 from tests.command.conftest import refused
 
 IDS = ["2008_000006", "2008_000011", "2008_000004"]

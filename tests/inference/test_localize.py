@@ -28,11 +28,11 @@ from more.filtering.parameters import CRFParams
 from more.inference import seed_shard
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item
-from more.jobs.failures import failures_path
-from more.method.make_network import make_network
+from more.jobs.bookkeeping import failures_path
+from more.refine.image import Refinement
 from more.refine.refine import refine
-from more.refine.settings import Refinement
 from more.train import checkpoint_files
+from more.train.build import make_network
 from tests.data.sets import flip_a_byte, small_set
 from tests.refine.sets import make_sets
 
@@ -248,7 +248,7 @@ def test_once_the_cause_is_gone_only_the_failed_images_are_made(run, data, tmp_p
         assert localize(run, data, tmp_path, Request()).exit_code == 1
     before = contents(tmp_path)
     with monkeypatch.context() as patch:  # killed while it is tried again
-        patch.setattr(seed_shard, "finish_shard", lambda *_: 1 / 0)
+        patch.setattr("more.jobs.rows.finish_shard", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             localize(run, data, tmp_path, Request())
     assert contents(tmp_path) == before and len(ShardSet(tmp_path, check="full")) == 14

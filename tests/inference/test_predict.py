@@ -298,7 +298,7 @@ def test_without_a_map_the_decoder_of_a_finished_stage_two_is_taken(run, photos,
 
 def test_the_palette_colours_mask_overlay_and_json_alike(run, photos, tmp_path):
     """Another palette is another result: it is made again."""
-    from more.evaluation.palettes import palette
+    from more.palette import palette
 
     out, found = tmp_path / "out", set()
     for name in ("voc", "okabe-ito"):

@@ -19,7 +19,8 @@ from more.inference.load import load_run
 from more.inference.localize import Request, localize
 from more.inference.localizer import Localizer
 from more.jobs.ranks import Rank
-from more.refine.refine import open_pair, plan, refine
+from more.refine.plan import open_pair, plan
+from more.refine.refine import refine
 from tests.data.sets import NAMES, label_pictures
 from tests.inference.test_localize import make_run
 from tests.refine.sets import FAST, INLINE, textured

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from more.filtering.parameters import CRFParams
 from more.progress import Tally
+from more.refine.image import Refinement
 from more.refine.refine import refine
-from more.refine.settings import Refinement
 from tests.refine import sets
 
 

@@ -115,13 +115,13 @@ def test_tasks_are_sent_only_as_dask_workers_get_free(cluster, spec):
             taken.append(number)
             yield f"task {number}"
 
-    with dask_pool.dask_crew(cluster.scheduler_address, None, spec) as crew:
-        assert crew.slots() == 2
-        for finished, outcome in enumerate(run_tasks(str.upper, source(), crew)):
+    with dask_pool.dask_workers(cluster.scheduler_address, None, spec) as found:
+        assert found.slots() == 2
+        for finished, outcome in enumerate(run_tasks(str.upper, source(), found)):
             assert outcome.result.startswith("TASK") and len(taken) <= finished + 1 + 2
     assert len(taken) == 12
-    with dask_pool.dask_crew(cluster.scheduler_address, 1, spec) as crew:
-        assert crew.slots() == 1
+    with dask_pool.dask_workers(cluster.scheduler_address, 1, spec) as found:
+        assert found.slots() == 1
 
 
 @pytest.mark.timeout(120)
@@ -155,7 +155,7 @@ def test_what_dask_calls_a_death_is_one_for_the_driver(status):
 
 
 def refused(address: str, spec) -> str:
-    with pytest.raises(UserError) as caught, dask_pool.dask_crew(address, None, spec):
+    with pytest.raises(UserError) as caught, dask_pool.dask_workers(address, None, spec):
         pass
     assert caught.value.fix
     return str(caught.value)
@@ -195,16 +195,16 @@ def test_work_waits_for_workers_and_ends_with_the_scheduler(spec, monkeypatch):
     monkeypatch.setattr(dask_pool, "CONNECT", 2)
     with distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=1,
                                   dashboard_address=":0") as cluster:
-        with dask_pool.dask_crew(cluster.scheduler_address, None, spec) as crew:
+        with dask_pool.dask_workers(cluster.scheduler_address, None, spec) as found:
             cluster.scale(0)
             while cluster.scheduler.workers:
                 time.sleep(0.05)
             threading.Timer(1, cluster.scale, [2]).start()
-            assert [done.result for done in run_tasks(str.upper, ["a"], crew)] == ["A"]
+            assert [done.result for done in run_tasks(str.upper, ["a"], found)] == ["A"]
             end = time.monotonic() + 20
-            while crew.slots() < 2 and time.monotonic() < end:
+            while found.slots() < 2 and time.monotonic() < end:
                 time.sleep(0.1)
-            assert crew.slots() == 2
+            assert found.slots() == 2
             threading.Timer(0.5, cluster.close).start()
             with pytest.raises(UserError, match="is gone"):
-                list(run_tasks(time.sleep, [3], crew))
+                list(run_tasks(time.sleep, [3], found))

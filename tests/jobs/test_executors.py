@@ -12,12 +12,13 @@ import pytest
 
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
+from more.jobs.bookkeeping import failures_path, reopen_shard, write_failures
 from more.jobs.dask_worker import LostWorker, look_around, mark_name, run_once
 from more.jobs.executors import choose
-from more.jobs.failures import failures_path, write_failures
-from more.refine.mask_set import accounted, reopen, unfinished
-from more.refine.refine import open_pair, plan, refine
-from more.refine.settings import Refinement
+from more.jobs.resume import accounted
+from more.refine.image import Refinement
+from more.refine.plan import open_pair, plan
+from more.refine.refine import refine, unfinished
 from tests.refine.sets import FAST, INLINE, make_sets, shard_bytes
 
 
@@ -75,13 +76,13 @@ def test_a_shard_made_again_is_unfinished_until_then(sets, tmp_path):
     engine = read_manifest(tmp_path / "masks").provenance["engine"]
     specs = plan(*open_pair(*sets[:2], choose("local").rank), tmp_path / "masks",
                  replace(FAST, engine=engine), 3)
-    assert unfinished(specs, specs) == [] and all(map(accounted, specs))
+    assert unfinished(specs, specs) == []
+    assert all(accounted(spec.path, spec.rows) for spec in specs)
     write_failures(specs[1].path, [("image-03", "why")])
-    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1])
-    reopen([specs[1]])
-    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1])
+    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1].path, specs[1].rows)
+    reopen_shard(specs[1].path)
+    assert unfinished(specs, specs) == [specs[1]] and not accounted(specs[1].path, specs[1].rows)
     assert not (tmp_path / "masks" / "manifest.json").exists()
-
 
 
 def test_failures_are_on_disk_before_the_shard_that_lacks_them(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +23,9 @@ from more.jobs.ranks import (
     announced_world,
     rank_cores,
 )
-from more.refine.refine import open_pair, refine
+from more.jobs.resume import finished_beside_others
+from more.refine.plan import open_pair
+from more.refine.refine import refine
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
 from tests.refine.sets import (
@@ -155,15 +156,16 @@ def test_the_last_to_finish_corrects_the_manifest(sets, tmp_path, monkeypatch):
 def test_a_rank_looks_again_after_it_has_written_the_manifest(sets, tmp_path, monkeypatch):
     """Another may have replaced a shard, and written its manifest, between its look and its
     writing."""
-    from more.refine import mask_set
-    from more.refine.refine import open_pair, plan
+    from more.jobs import resume
+    from more.refine.plan import open_pair, plan
+    from more.refine.refine import planned_set
 
     out = tmp_path / "masks"
     run(*sets[:2], out)
     new, specs = read_manifest(out), plan(*open_pair(*sets[:2], Rank()), out, FAST, 3)
     looks = iter([replace(new, extra={"failures": [["image-00", "old"]]}), new, new])
-    monkeypatch.setattr(mask_set, "_wanted", lambda *_: next(looks))
-    assert mask_set.finish(specs, new.class_names, alone=False)
+    monkeypatch.setattr(resume, "_wanted", lambda *_: next(looks))
+    assert resume.finish_set(planned_set(specs, new.class_names), alone=False)
     assert read_manifest(out) == new
 
 
@@ -265,8 +267,8 @@ def test_a_salloc_shell_is_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("shard-00000.h5"), UserError("half read")])
-def test_localize_tries_again_when_another_rank_replaces_a_shard(error, tmp_path, monkeypatch):
-    """`localize` and the mask set read finished shards through the same function."""
+def test_a_job_looks_again_when_another_rank_replaces_a_shard(error, tmp_path, monkeypatch):
+    """`localize` and `refine` read finished shards through this function."""
     calls = []
 
     def finished(folder, provenance):
@@ -275,10 +277,8 @@ def test_localize_tries_again_when_another_rank_replaces_a_shard(error, tmp_path
             raise error
         return {}
 
-    monkeypatch.setattr("more.refine.mask_set.finished_shards", finished)
-    source = SimpleNamespace(shard_rows=[4], path=tmp_path, class_names=[])
-    localize.finish({"cam": tmp_path}, {"cam": {}}, source)  # unfinished: writes no manifest
-    assert len(calls) == 3 and not list(tmp_path.iterdir())
+    monkeypatch.setattr("more.jobs.resume.finished_shards", finished)
+    assert finished_beside_others(tmp_path, {}) == {} and len(calls) == 3
 
 
 @pytest.mark.parametrize("tool", ["refine seeds", "refine data", "localize data"])

@@ -8,7 +8,7 @@ import yaml
 
 from more import __version__, run_folder
 from more.data.shards import format as shards
-from more.tuning import result
+from more.tuning import tune_result as result
 from tests.conftest import ROOT
 
 CHANGES = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

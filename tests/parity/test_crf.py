@@ -5,10 +5,8 @@ import pytest
 
 from more.data.seeds import SeedItem, seed_probabilities
 from more.errors import UserError
-from more.filtering.crf import refine, resolve_engine
-from more.filtering.parameters import CRFParams
-from more.refine.images import refine_item
-from more.refine.settings import Refinement
+from more.filtering.crf import CRFParams, refine, resolve_engine
+from more.refine.image import Refinement, refine_item
 from tests.parity.compare import close, equal
 
 ENGINES = ["fast", "pydensecrf", "lattice"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from more.jobs.ranks import Rank
-from more.refine.refine import open_pair, plan, refine
+from more.refine.plan import open_pair, plan
+from more.refine.refine import refine
 from tests.command.conftest import run  # noqa: F401
 from tests.refine.sets import FAST, make_sets
 

@@ -20,9 +20,9 @@ from more.data.shards import writer as writer_module
 from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
-from more.jobs.in_hand import read_crumb
-from more.refine import shard as module
-from more.refine.settings import Refinement
+from more.jobs.bookkeeping import read_in_hand
+from more.refine import mask_shard as module
+from more.refine.image import Refinement
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 POISON = "image-05"
@@ -89,10 +89,10 @@ def kill_the_worker_on(shard: Path) -> list[tuple[int, str]]:
 
     def watch() -> None:
         while not killed:
-            crumb = read_crumb(shard)
-            if crumb and crumb[0] != os.getpid():
-                os.kill(crumb[0], signal.SIGKILL)
-                killed.append(crumb)
+            found = read_in_hand(shard)
+            if found and found[0] != os.getpid():
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found)
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -13,13 +13,13 @@ import pytest
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering import crf
-from more.filtering.crf import crf_devices
-from more.filtering.parameters import CRFParams
-from more.jobs.in_hand import Crumbs, read_crumb
-from more.refine import shard as module
-from more.refine.groups import lots
-from more.refine.refine import plan, refine
-from more.refine.settings import Refinement
+from more.filtering.crf import CRFParams, crf_devices
+from more.jobs.bookkeeping import DeadlyImages, read_in_hand
+from more.refine import mask_shard as module
+from more.refine.image import Refinement
+from more.refine.mask_shard import groups
+from more.refine.plan import plan
+from more.refine.refine import refine
 from tests.refine.sets import make_sets, shard_bytes
 
 LATTICE = Refinement(CRFParams(iterations=2), "lattice")
@@ -28,7 +28,7 @@ LATTICE = Refinement(CRFParams(iterations=2), "lattice")
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     """Seeds, data, and the masks of one image at a time."""
-    root = tmp_path_factory.mktemp("lots")
+    root = tmp_path_factory.mktemp("groups")
     seeds, data = make_sets(root, count=24, size=(30, 36))
     run(seeds, data, root / "one", batch=1)
     return seeds, data, root / "one"
@@ -57,14 +57,14 @@ def test_the_same_bytes_for_any_batch(sets, tmp_path, monkeypatch, batch):
     assert 1 < max(calls) <= batch
 
 
-def test_a_lot_has_one_size_and_one_number_of_labels(sets, tmp_path):
+def test_a_group_has_one_size_and_one_number_of_labels(sets, tmp_path):
     seeds, (spec,) = ShardSet(sets[0]), specs(sets, tmp_path, batch=3)
-    found = lots(spec, seeds)
-    assert sorted(row for lot in found for row in lot) == list(range(24))
-    assert max(map(len, found)) > 1 and all(len(lot) <= 3 for lot in found)
-    for lot in found:
-        assert lot == sorted(lot)
-        assert len({(*seeds.sizes[row], int(seeds.tags[row].sum())) for row in lot}) == 1
+    found = groups(spec, seeds)
+    assert sorted(row for group in found for row in group) == list(range(24))
+    assert max(map(len, found)) > 1 and all(len(group) <= 3 for group in found)
+    for group in found:
+        assert group == sorted(group)
+        assert len({(*seeds.sizes[row], int(seeds.tags[row].sum())) for row in group}) == 1
 
 
 @pytest.mark.parametrize("change", [
@@ -73,10 +73,10 @@ def test_a_lot_has_one_size_and_one_number_of_labels(sets, tmp_path):
     {"batch": 8, "skip": (("image-03", "died"),)}])
 def test_one_at_a_time_where_nothing_is_gained_or_a_culprit_is_sought(sets, tmp_path, change):
     (spec,) = specs(sets, tmp_path, **change)
-    assert lots(spec, ShardSet(sets[0])) == [[row] for row in range(24)]
+    assert groups(spec, ShardSet(sets[0])) == [[row] for row in range(24)]
 
 
-def test_a_damaged_image_fails_alone_and_its_lot_is_done(tmp_path):
+def test_a_damaged_image_fails_alone_and_its_group_is_done(tmp_path):
     seeds, data = make_sets(tmp_path, count=16, size=(30, 36), damage="image-03")
     tally = run(seeds, data, tmp_path / "masks", batch=8)
     (name, why), = tally.failures
@@ -100,18 +100,18 @@ def test_a_batch_too_large_for_the_memory_is_done_one_by_one(sets, tmp_path, mon
 
 
 def test_the_image_in_hand_is_named_and_found_after_two_deaths(sets, tmp_path, monkeypatch):
-    """A lot names its first image; once that is left out, images go one by one."""
+    """A group names its first image; once that is left out, images go one by one."""
     seeds, path = ShardSet(sets[0]), tmp_path / "masks"
     path.mkdir()
     spec = replace(plan(seeds, ShardSet(sets[1]), path, LATTICE, 24)[0], batch=8)
-    lot = next(lot for lot in lots(spec, seeds) if len(lot) > 1)
-    true, crumbs, first, culprit = module._add_images, Crumbs(), *(
-        seeds.ids[row] for row in (lot[0], lot[-1]))
+    group = next(group for group in groups(spec, seeds) if len(group) > 1)
+    true, deadly, first, culprit = module._add_images, DeadlyImages(), *(
+        seeds.ids[row] for row in (group[0], group[-1]))
 
-    def die(rows, spec, seeds, data, lot):
-        if culprit in [seeds.ids[row] for row in lot]:
+    def die(rows, spec, seeds, data, group):
+        if culprit in [seeds.ids[row] for row in group]:
             raise KeyboardInterrupt  # no worker process: what is left on disk counts
-        true(rows, spec, seeds, data, lot)
+        true(rows, spec, seeds, data, group)
 
     monkeypatch.setattr(module, "_add_images", die)
     named = []
@@ -120,8 +120,8 @@ def test_the_image_in_hand_is_named_and_found_after_two_deaths(sets, tmp_path, m
             report = module.refine_shard(spec)
             break
         except KeyboardInterrupt:
-            named.append(read_crumb(spec.path)[1])
-            spec = crumbs.revise(spec)
+            named.append(read_in_hand(spec.path)[1])
+            spec = deadly.revise(spec)
     assert named == [first, first, culprit, culprit]
     assert [name for name, _ in report.failures] == sorted([first, culprit])
     assert report.entry.rows == 22

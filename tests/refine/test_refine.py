@@ -14,10 +14,9 @@ import pytest
 from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set
 from more.errors import UserError
-from more.filtering.crf import available_engine
-from more.filtering.parameters import CRFParams
+from more.filtering.crf import CRFParams, available_engine
+from more.refine.image import Refinement
 from more.refine.refine import refine
-from more.refine.settings import Refinement
 from tests.refine.sets import (
     CLASSES,
     FAST,
@@ -214,9 +213,9 @@ def test_a_worker_imports_no_torch(sets):
     code = (
         "import sys, numpy as np\n"
         "from more.refine.refine import refine\n"
-        "from more.refine.images import refine_item\n"
+        "from more.refine.image import refine_item\n"
         "from more.data.seeds import SeedItem\n"
-        "from more.refine.settings import Refinement\n"
+        "from more.refine.image import Refinement\n"
         "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
         "refine_item(np.zeros((8, 9, 3), np.uint8), item, Refinement())\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))\n"

@@ -17,7 +17,8 @@ from more.errors import UserError
 from more.inference import seed_shard
 from more.inference.localize import localize
 from more.inference.localizer import Localizer, Request
-from more.refine import retry, shard
+from more.jobs import retry
+from more.refine import mask_shard
 from more.refine.refine import refine
 from tests.data.sets import small_set
 from tests.inference.test_localize import make_run
@@ -53,13 +54,13 @@ def refining(sets, monkeypatch) -> Work:
     seeds, data, whole = sets
     options = {"how": FAST, "rows_per_shard": 3, "progress": False, **INLINE}
     work = Work(partial(refine, seeds, data, **options), whole, ShardSet(seeds).ids)
-    add = shard._add_image
+    add = mask_shard._add_image
 
     def watched(rows, spec, source, images, row):
         work.look(source.ids[row])
         add(rows, spec, source, images, row)
 
-    monkeypatch.setattr(shard, "_add_image", watched)
+    monkeypatch.setattr(mask_shard, "_add_image", watched)
     return work
 
 

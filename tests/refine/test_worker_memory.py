@@ -20,10 +20,11 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
-from more.refine import shard, worker_memory
-from more.refine.images import refine_item
-from more.refine.refine import plan, refine
-from more.refine.settings import Refinement
+from more.refine import plan as planning
+from more.refine import worker_memory
+from more.refine.image import Refinement, refine_item
+from more.refine.plan import plan
+from more.refine.refine import refine
 from more.refine.worker_memory import COSTS, image_bytes, ranks_here, workers_that_fit
 from tests.refine.sets import make_sets, textured
 
@@ -71,7 +72,7 @@ def test_the_limit_of_the_control_group(tmp_path, files, expected):
 
 def test_the_job_starts_fewer_workers_and_says_so(tmp_path, monkeypatch, capsys):
     seeds, data = make_sets(tmp_path, count=6, size=(30, 36))
-    monkeypatch.setattr("more.refine.refine.free_memory", lambda: 0.4 * GB)
+    monkeypatch.setattr("more.refine.worker_memory.free_memory", lambda: 0.4 * GB)
     made = []
 
     def executor():
@@ -159,15 +160,15 @@ def test_a_worker_opens_the_shards_of_its_task_alone(tmp_path, monkeypatch):
     assert len(source.manifest.shards) > 1 or len(images.manifest.shards) > 1
     specs = plan(source, images, tmp_path / "out", Refinement(engine="fast"), 2)
     opened = []
-    monkeypatch.setattr(shard, "ShardSet", lambda path, kind, only: (
+    monkeypatch.setattr(planning, "ShardSet", lambda path, kind, only: (
         opened.append((kind, only)), ShardSet(path, kind=kind, only=only))[1])
     for spec in specs:
-        shard._open_set.cache_clear()
+        planning._open_set.cache_clear()
         opened.clear()
-        own, pictures = shard.open_sets(spec)
+        own, pictures = planning.open_sets(spec)
         assert set(spec.ids) <= set(own.ids) and set(spec.ids) <= set(pictures.ids)
         assert opened == [("seeds", spec.shards[0]), ("images", spec.shards[1])]
         for set_, folder in ((own, source), (pictures, images)):
             needed = {folder.locate(folder.index_of(image_id))[0] for image_id in spec.ids}
             assert len(set_.manifest.shards) == len(needed)
-    shard._open_set.cache_clear()
+    planning._open_set.cache_clear()

@@ -1,4 +1,4 @@
-"""Small sets with true masks, a crew of threads, and count functions that misbehave."""
+"""Small sets with true masks, threads as workers, and count functions that misbehave."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
-from more.refine.settings import Refinement
-from more.tuning import count as module
+from more.refine.image import Refinement
+from more.tuning import count_task as module
 from more.tuning.tune import Search
 from tests.refine.sets import POISON, make_sets
 

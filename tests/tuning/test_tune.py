@@ -21,12 +21,12 @@ from more.evaluation.score import evaluate
 from more.filtering import crf
 from more.filtering.parameters import CRFParams
 from more.jobs.ranks import Rank
+from more.refine.image import Refinement
 from more.refine.refine import refine
-from more.refine.settings import Refinement
-from more.tuning import count as module
-from more.tuning.job import IMAGES_PER_TASK, Job
-from more.tuning.shares import Share
-from more.tuning.store import CountStore
+from more.tuning import count_task as module
+from more.tuning.count_store import CountStore
+from more.tuning.counting import IMAGES_PER_TASK, Counting
+from more.tuning.rank_share import Share
 from more.tuning.tune import Search, tune
 from tests.refine.sets import POISON
 from tests.tuning.sets import (
@@ -54,13 +54,13 @@ def found(sets, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures take longer than these searches; tests/tuning/test_picture.py has them."""
+    """Pictures take longer than these searches; tests/tuning/test_heat_map.py has them."""
     monkeypatch.setattr("more.tuning.tune.picture_bytes", lambda figure: b"")
 
 
 def context(sets):
     source, images = map(ShardSet, sets)
-    job = Job(source, images, None, None, [], None, None, False)
+    job = Counting(source, images, None, None, [], None, None, False)
     return job.context()
 
 
@@ -407,9 +407,9 @@ def test_a_seed_with_a_class_outside_the_tags_fails_as_in_refine(sets, tmp_path,
 
 def test_a_worker_imports_no_torch():
     pytest.importorskip("pydensecrf", reason="without pydensecrf the worker's engine is torch")
-    code = ("import sys, numpy as np\nfrom more.refine.settings import Refinement\n"
+    code = ("import sys, numpy as np\nfrom more.refine.image import Refinement\n"
             "from more.data.seeds import SeedItem\n"
-            "from more.tuning.count import count_task, labels\n"
+            "from more.tuning.count_task import count_task, labels\n"
             "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
             "labels(np.zeros((8, 9, 3), np.uint8), item, [Refinement()])\n"
             "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'matplotlib')))\n")

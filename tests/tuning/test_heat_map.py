@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from more.tuning.picture import best_along, draw, influence, parse_axes, picture_bytes
+from more.tuning.heat_map import best_along, draw, influence, parse_axes, picture_bytes
 from more.tuning.tune import tune
 from tests.tuning.sets import ALL, INLINE, labelled_sets
 

@@ -13,22 +13,22 @@ from more import __version__
 from more.data.shards.format import sha256_bytes, to_json
 from more.data.shards.reader import ShardSet
 from more.evaluation.routes import facts
+from more.jobs.bookkeeping import DeadlyImages
 from more.jobs.driver import Outcome, run_tasks
 from more.jobs.executors import Choice
-from more.jobs.in_hand import Crumbs
 from more.progress import Tally, Tracker, console, track
-from more.refine.refine import shards_of
-from more.refine.settings import Refinement
-from more.tuning.count import CountReport, CountSpec
+from more.refine.image import Refinement
+from more.refine.plan import shards_of
+from more.tuning.count_store import CountStore
+from more.tuning.count_task import CountReport, CountSpec
 from more.tuning.grid import crf_groups
 from more.tuning.sample import Sample
-from more.tuning.store import CountStore
 
 IMAGES_PER_TASK = 4
 
 
 @dataclass(frozen=True)
-class Job:
+class Counting:
     """The open sets, the folder, the sample, the points to count, and who counts them."""
 
     source: ShardSet
@@ -75,10 +75,10 @@ class Job:
         fresh = {image_id for spec in specs for image_id in spec.ids}
         failed: dict[str, str] = {}
         if specs:
-            with self.choice.crew(workers, specs[0], make_executor) as crew, \
+            with self.choice.workers(workers, specs[0], make_executor) as found, \
                     track(todo, "tune", "CRF runs", disable=not self.progress) as bar:
                 tasks = self._without(specs, failed, bar.advance)
-                outcomes = run_tasks(self.count_function, tasks, crew, Crumbs().revise)
+                outcomes = run_tasks(self.count_function, tasks, found, DeadlyImages().revise)
                 self._collect(outcomes, store, failed, bar)
         tally = Tally(rank.counted, len(fresh) - len(failed), len(own) - len(fresh))
         for image_id in sorted(failed):
@@ -92,6 +92,9 @@ class Job:
             store: what is known.
             own: rows of the seeds set to count.
             name: begins the names of the tasks.
+
+        Returns:
+            The tasks.
         """
         specs: list[CountSpec] = []
         seeds, data = (str(part.path.absolute()) for part in (self.source, self.images))

@@ -15,11 +15,10 @@ from more.data.seeds import SeedItem, decode_seed, seed_probabilities
 from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
-from more.jobs.failures import failure_reason
-from more.jobs.in_hand import clear_crumb, leave_crumb
-from more.refine.images import label_map
-from more.refine.settings import Refinement
-from more.refine.shard import allowed_tags, open_sets
+from more.jobs.bookkeeping import clear_in_hand, failure_reason, note_in_hand
+from more.refine.image import Refinement, label_map
+from more.refine.mask_shard import allowed_tags
+from more.refine.plan import missing_engine, open_sets
 from more.refine.worker_memory import check_image
 
 Cells = list[list[int]]
@@ -31,9 +30,12 @@ class CountSpec:
     """All that a worker needs for one task: paths and numbers, no arrays.
 
     Attributes:
-        seeds, data: folders of the shard sets. digests: their content.
-        out: folder of the search. name: of the task.
-        ids: images to count. shards: numbers of the shards of both sets that hold them.
+        seeds, data: folders of the shard sets.
+        digests: their content.
+        out: folder of the search.
+        name: of the task.
+        ids: images to count.
+        shards: numbers of the shards of both sets that hold them.
         hows: points with the same CRF; their engine is resolved, not "auto".
         keep_to_tags: seeds must hold no class outside the image's tags.
         skip: (id, reason) of images not to touch because they killed workers.
@@ -52,13 +54,17 @@ class CountSpec:
 
     @property
     def path(self) -> Path:
-        """Where the crumbs of the task lie."""
+        """Where the task notes the image it has in hand."""
         return Path(self.out) / self.name
 
     @property
     def how(self) -> Refinement:
         """The settings up to the CRF."""
         return self.hows[0]
+
+    def missing_here(self) -> tuple[str, str] | None:
+        """What this process lacks to run the CRF: the problem and its remedy; None: nothing."""
+        return missing_engine(self.how)
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,12 @@ def count_task(spec: CountSpec) -> CountReport:
         if image_id in skip:
             failures.append((image_id, skip[image_id]))
             continue
-        leave_crumb(spec.path, image_id)
+        note_in_hand(spec.path, image_id)
         try:
             cells[image_id] = _count_image(spec, seeds, data, seeds.index_of(image_id))
         except Exception as error:  # reported with its reason; the others go on
             failures.append((image_id, failure_reason(error)))
-    clear_crumb(spec.path)
+    clear_in_hand(spec.path)
     return CountReport(cells, failures)
 
 

@@ -9,17 +9,9 @@ from more.data.shards.format import make_folder, remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.data.split_parts import SplitPart, assign
-from more.errors import UserError
-from more.export.common import (
-    ENDINGS,
-    ending_of,
-    mask_of,
-    open_images,
-    open_masks,
-    reason,
-    replace_file,
-    some,
-)
+from more.errors import UserError, first_few
+from more.export.masks import ENDINGS, ending_of, mask_of, open_images, open_masks
+from more.export.output_files import reason, replace_file
 from more.export.png import encode_png
 from more.progress import Tally, track
 
@@ -105,6 +97,14 @@ def export_training(masks: Path, out: Path, data: Path, val_share: float = 0.1, 
 def split(ids: list[str], share: Fraction, seed: int = 0) -> tuple[list[str], list[str]]:
     """Ids for training and for validation, each in the order given, as `data_tools.split` deals.
 
+    Args:
+        ids: of all images.
+        share: for validation.
+        seed: another seed, other images.
+
+    Returns:
+        The two lists.
+
     Raises:
         UserError: a share above 0 that gives no image, or one that leaves none to train on.
     """
@@ -135,7 +135,7 @@ def _present(out: Path, source: ShardSet) -> set[str]:
                  if Path(name).suffix not in allowed[folder] or Path(name).stem not in known]
     if strangers:
         raise UserError(f"{out}: holds {len(strangers)} files that are not of this set: "
-                        f"{some(strangers, 5)}", fix="write to a new folder, or delete this one")
+                        f"{first_few(strangers)}", fix="write to a new folder, or delete this one")
     return set(found["images"])
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from more.data.shards.format import sha256_bytes, to_json
-from more.refine.settings import Refinement
-from more.tuning.count import Cells, CountReport
+from more.refine.image import Refinement
+from more.tuning.count_task import Cells, CountReport
 
 
 class CountStore:

@@ -14,11 +14,9 @@ from more.data.seeds import SeedItem, seed_label, seed_probabilities
 from more.data.shards.manifest import read_manifest, write_manifest
 from more.errors import UserError
 from more.evaluation.routes import describe_route
-from more.filtering.crf import refine
-from more.filtering.parameters import CRFParams
-from more.refine.images import refine_item
+from more.filtering.crf import CRFParams, refine
+from more.refine.image import Refinement, refine_item
 from more.refine.refine import refine as refine_set
-from more.refine.settings import Refinement
 from tests.refine.sets import make_sets, smooth_maps, textured
 
 FAST = CRFParams(iterations=3)

@@ -64,6 +64,9 @@ def find_pictures(inputs: Sequence[str], out: Path, stdin: BinaryIO | None = Non
         out: folder of the results.
         stdin: where a list comes from: a path a line, or separated by zero bytes.
 
+    Returns:
+        The pictures with their names.
+
     Raises:
         UserError: an input that does not exist or lies in `out`, a pattern or folder without
             images altogether, a name that is not UTF-8, two pictures with one name.

@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from more.errors import UserError
+from more.palette import LINE
 from more.tuning.grid import Axis, check_key, marked, value_of
-from more.tuning.result import TuneResult
+from more.tuning.tune_result import TuneResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVE, _BEST, _REFERENCE = "#3b7dd8", "#d62728", "#111111"
+_BEST, _REFERENCE = "#d62728", "#111111"
 
 
 def parse_axes(text: str, axes: Sequence[Axis]) -> list[Axis]:
     """The axes named in `a,b`.
+
+    Args:
+        text: two keys.
+        axes: all of the grid.
+
+    Returns:
+        The two.
 
     Raises:
         UserError: not two different settings of the grid.
@@ -36,6 +44,10 @@ def parse_axes(text: str, axes: Sequence[Axis]) -> list[Axis]:
 
 def best_along(result: TuneResult, axes: Sequence[Axis]) -> np.ndarray:
     """Highest mIoU for each combination of values of some axes, over all others.
+
+    Args:
+        result: the search.
+        axes: some of its axes.
 
     Returns:
         float64 with one dimension an axis; NaN where no point was tried that keeps enough pixels.
@@ -62,6 +74,9 @@ def draw(result: TuneResult, shown: Sequence[Axis] | None = None) -> Figure:
     Args:
         result: the search.
         shown: two axes for the heat map, across and up; None: the two most influential ones.
+
+    Returns:
+        The figure.
     """
     from matplotlib.figure import Figure
 
@@ -138,7 +153,7 @@ def _frame(plot: Axes, result: TuneResult, number: int, pair: Sequence[Axis], co
 
 def _curve(plot: Axes, result: TuneResult, axis: Axis, more_axes: bool) -> None:
     values = 100 * best_along(result, [axis])
-    plot.plot(axis.values, values, color=_CURVE, marker="o", markersize=4, linewidth=1.4)
+    plot.plot(axis.values, values, color=LINE, marker="o", markersize=4, linewidth=1.4)
     for x, y in zip(axis.values, values, strict=True):
         if math.isfinite(y):
             plot.annotate(f"{y:.1f}", (x, y), textcoords="offset points", xytext=(0, 7),

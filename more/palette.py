@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from more.data.shards.format import IGNORE
 from more.errors import UserError
-from more.export import voc_palette
 
+
+def voc_palette() -> np.ndarray:
+    """The 256 colours of PASCAL VOC, uint8 [256, 3]: the bits of an index, dealt out to R, G, B.
+
+    Bits 0, 3, 6 go to red, 1, 4, 7 to green, 2, 5 to blue, the lowest ones to the highest bit.
+    """
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    bits = np.pad(bits, ((0, 0), (0, 1))).reshape(256, 3, 3)  # [index, triple, channel]
+    weights = np.array([128, 64, 32])
+    return (bits * weights[:, None]).sum(1).astype(np.uint8)
+
+
+LINE = "#3b7dd8"  # of charts
+NO_LABEL = 255  # the value of pixels without a label
 PALETTE = voc_palette()
 GREY = 224  # of pixels with the value 255
 # Okabe and Ito, "Color Universal Design": told apart with each kind of colour blindness. Their
@@ -38,7 +50,7 @@ def palette(name: str) -> np.ndarray:
 
 def colour_of(label: int, colours: np.ndarray = PALETTE) -> str:
     """A label's colour as `#rrggbb`; light grey for 255."""
-    return f"#{bytes([GREY] * 3 if label == IGNORE else colours[label]).hex()}"
+    return f"#{bytes([GREY] * 3 if label == NO_LABEL else colours[label]).hex()}"
 
 
 def ink_on(colour: np.ndarray) -> tuple[int, int, int]:

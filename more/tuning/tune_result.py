@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from more import __version__
 from more.evaluation.score_result import percent, plain
 from more.progress import PlainTable
-from more.refine.settings import Refinement
+from more.refine.image import Refinement
 from more.tuning.figures import Difference, PointScores
 from more.tuning.grid import Axis, marked, settings_at, value_of
 from more.tuning.sample import Sample
@@ -27,15 +27,20 @@ class TuneResult:
     """All points of a search with their figures.
 
     Attributes:
-        name: what the seeds are called. route: how masks of them come about.
-        axes: what was varied. random: number of points drawn from the product; None: all.
+        name: what the seeds are called.
+        route: how masks of them come about.
+        axes: what was varied.
+        random: number of points drawn from the product; None: all.
         seed: of sample, draw and bootstrap.
-        points: settings; the reference is among them. scores: figures of each.
-        reference: number of the point to compare with. reference_name: what to call it.
+        points: settings; the reference is among them.
+        scores: figures of each.
+        reference: number of the point to compare with.
+        reference_name: what to call it.
         best: number of the point with the highest mIoU among those that keep enough.
         min_kept: the share of pixels that such a point keeps.
         difference: best less reference.
-        sample: the images. failed: those of them that could not be counted, with reasons.
+        sample: the images.
+        failed: those of them that could not be counted, with reasons.
         class_names: background first.
         provenance: of the figures: digests, engine, seeds.
     """

@@ -1,7 +1,8 @@
 """Failed images of a finished set, tried again: the new shard takes the old one's place at the end.
 
 A second try leaves the set as it is. It writes the new shard, its entry and its failures beside
-the old ones (`again_path`); rows that were done are copied. `swap` then takes four steps:
+the old ones (`again_path`); rows that were done are copied (`more.jobs.rows`). Then `swap` takes
+four steps:
 
 1. the manifest names the new file instead of the old one;
 2. the new content gets the shard's usual name, which the manifest does not name now;
@@ -18,13 +19,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import h5py
 
 from more.data.shards.format import AGAIN, MANIFEST, commit, sidecar_path, temporary_path
 from more.data.shards.lock import folder_lock
@@ -37,7 +36,7 @@ from more.data.shards.manifest import (
 )
 from more.data.shards.reader import shard_ids
 from more.errors import UserError
-from more.jobs.failures import drop_failures, failures_path, read_failures, write_failures
+from more.jobs.bookkeeping import drop_failures, failures_path, read_failures, write_failures
 
 WAIT = 600.0
 """Seconds that a rank waits for its turn to change the manifest."""
@@ -49,25 +48,6 @@ def again_path(shard: Path) -> Path:
     return shard.with_name(shard.stem + AGAIN)
 
 
-def copied_rows(shard: Path, without: Collection[str]) -> Iterator[tuple]:
-    """Rows of a finished shard for the new one: id, tags, size, and its payloads by name.
-
-    Args:
-        shard: its content was compared with its entry before.
-        without: ids to leave out.
-    """
-    with h5py.File(shard, "r", locking=False) as file:
-        ids = [text.decode("utf-8") for text in file["ids"][:]]
-        tags, sizes = file["tags"][:], file["sizes"][:].tolist()
-        stored = {str(name): (file[f"{name}/offsets"][:].tolist(), file[f"{name}/bytes"][:])
-                  for name in file.attrs["payloads"]}
-    for row, image_id in enumerate(ids):
-        if image_id not in without:
-            yield image_id, tags[row], tuple(sizes[row]), {
-                name: data[starts[row]:starts[row + 1]].tobytes()
-                for name, (starts, data) in stored.items()}
-
-
 @contextmanager
 def manifest_turn(folder: Path, alone: bool) -> Iterator[None]:
     """One rank at a time changes what the manifest names; others wait.
@@ -75,6 +55,9 @@ def manifest_turn(folder: Path, alone: bool) -> Iterator[None]:
     Args:
         folder: the set.
         alone: this process holds the folder's lock already.
+
+    Yields:
+        Nothing; the turn is held inside the `with` block.
 
     Raises:
         UserError: another process holds the folder for longer than `WAIT`.
