@@ -107,7 +107,7 @@ def test_a_dead_worker_costs_no_other_task():
 def test_workers_are_counted_by_the_cores_that_this_process_may_use(monkeypatch):
     asked = []
     here = Workers(lambda: ThreadPoolExecutor(1), lambda: 1)
-    monkeypatch.setattr("data_tools.pool.local_workers",
+    monkeypatch.setattr("data_tools.tool.local_workers",
                         lambda workers, make: asked.append(workers) or here)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7, 9})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

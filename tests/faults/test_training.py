@@ -283,5 +283,5 @@ def test_a_hanging_rank_ends_the_run_with_stacks(tiny, tmp_path):
                  ranks=2)
     assert done.returncode != 0 and time.monotonic() - started < 100
     stacks = {path.name: path.read_text() for path in (run / "stacks").iterdir()}
-    assert "in prepare" in stacks["rank-1.txt"] and "wounds.py" in stacks["rank-1.txt"]
+    assert "in network_input" in stacks["rank-1.txt"] and "wounds.py" in stacks["rank-1.txt"]
     assert "Timeout" in stacks["rank-0.txt"] and "all_reduce" in stacks["rank-0.txt"]

@@ -16,16 +16,16 @@ import torch
 
 def killed_while_saving(step: str) -> None:
     """SIGKILL between the files of a checkpoint (fault 1)."""
-    from more.train import checkpoint
+    from more.train import checkpoint_files
 
-    original = checkpoint.write_file
+    original = checkpoint_files.write_file
 
     def write(path, data):
         if f"step-{int(step):06d}" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
         original(path, data)
 
-    checkpoint.write_file = write
+    checkpoint_files.write_file = write
 
 
 def not_finite(place: str) -> None:
@@ -50,25 +50,25 @@ def sleeping(place: str) -> None:
     from more.train import stage_one
 
     rank, iteration = map(int, place.split(","))
-    original, seen = stage_one.prepare, [0]
+    original, seen = stage_one.network_input, [0]
 
-    def prepare(*arguments):
+    def network_input(*arguments):
         if int(os.environ.get("RANK", "0")) == rank and seen[0] == iteration:
             time.sleep(120)
         seen[0] += 1
         return original(*arguments)
 
-    stage_one.prepare = prepare
+    stage_one.network_input = network_input
 
 
 def out_of_memory(_: str) -> None:
     """The first forward of the trainer finds no memory (fault 13; a GPU is not needed for it)."""
     from more.train import stage_one
 
-    def prepare(*arguments):
+    def network_input(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    stage_one.prepare = prepare
+    stage_one.network_input = network_input
 
 
 def slow(seconds: str) -> None:
@@ -102,14 +102,14 @@ def read_late(place: str) -> None:
 
 def lingering(place: str) -> None:
     """A phase of the run that takes its time, "PHASE,FILE": FILE is there once it has begun."""
-    from more.train import checkpoint, frozen_tokens, stage_one, validation, warm_up
+    from more.train import checkpoint_files, frozen_tokens, stage_one, validation, warm_up
 
     phase, _, file = place.partition(",")
     module, name, seconds = {"start": (stage_one.TagStage, "begin", 60),
                              "warm-up": (warm_up, "_terms", 0.3),
-                             "tokens": (frozen_tokens, "prepare", 0.3),
+                             "tokens": (frozen_tokens, "network_input", 0.3),
                              "evaluation": (validation, "_labels", 0.5),
-                             "saving": (checkpoint, "commit_folder", 0.7)}[phase]
+                             "saving": (checkpoint_files, "commit_folder", 0.7)}[phase]
     original = getattr(module, name)
 
     def slow(*arguments):

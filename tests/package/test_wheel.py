@@ -46,7 +46,8 @@ def content(wheel: Path) -> dict[str, bytes]:
 def tree(folder: str) -> set[str]:
     """Files of a project folder, as the wheel may hold them."""
     return {str(file.relative_to(ROOT / folder)) for file in (ROOT / folder).rglob("*")
-            if file.is_file() and file.suffix in (".py", ".sh", ".sbatch", ".j2", ".md")
+            if file.is_file() and file.suffix in (".py", ".sh", ".sbatch", ".j2", ".css", ".js",
+                                                 ".md")
             and "__pycache__" not in file.parts}
 
 
