@@ -51,7 +51,7 @@ def photos(tmp_path) -> Path:
 
 
 def made(out: Path) -> list[str]:
-    """Names of all predict_files."""
+    """Names of all results."""
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
