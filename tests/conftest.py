@@ -30,7 +30,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 # Files that take longest: begun first, so that at the end no process works on one of them alone.
 LONGEST = ("train/test_matrix.py", "faults/test_training.py", "train/test_training.py",
            "train/test_stage_two.py", "train/test_data_options.py", "faults/test_ranks.py",
-           "faults/test_stage_two.py", "refine/test_handover.py", "jobs/test_dask.py",
+           "faults/test_stage_two.py", "refinement/test_handover.py", "jobs/test_dask.py",
            "train/test_frozen_blocks.py", "plan/test_dry_run.py", "bench/test_bench.py",
            "export/test_training_folder.py", "bench/test_bench_refine.py")
 

@@ -22,7 +22,7 @@ FLOORS = {
     "method": 3,
     "jobs": 4,
     "evaluation": 5,
-    "refine": 6, "export": 6,
+    "refinement": 6, "export": 6,
     "inference": 7,
     "train": 8,
     "plan": 9, "tuning": 9,
@@ -32,8 +32,8 @@ FLOORS = {
 }
 # What a folder does not import although it lies lower.
 ALSO_FORBIDDEN = {
-    "data_tools": {"method", "refine", "export", "inference", "train", "plan", "tuning", "doctor",
-                   "bench", "commands", "cli"},
+    "data_tools": {"method", "refinement", "export", "inference", "train", "plan", "tuning",
+                   "doctor", "bench", "commands", "cli"},
 }
 FACES = ("__init__", "__main__")
 SHORTEST, LONGEST, LONGEST_FUNCTION = 25, 350, 30  # lines

@@ -10,7 +10,7 @@ import numpy as np
 
 from more.bench.measure import Line
 from more.errors import UserError
-from more.refine.refine import ROWS_PER_SHARD
+from more.refinement.refine import ROWS_PER_SHARD
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from more.bench.refine_worker import (
 from more.data.shards.reader import ShardSet
 from more.filtering.crf import load_engine
 from more.jobs.driver import local_executor, local_workers, run_tasks
-from more.refine.plan import ShardSpec
+from more.refinement.plan import ShardSpec
 
 
 def startup_times(workers: int, rounds: int) -> list[Line]:

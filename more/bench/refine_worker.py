@@ -24,9 +24,9 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
 from more.jobs.driver import local_executor
-from more.refine.image import Refinement
-from more.refine.mask_shard import refine_shard
-from more.refine.plan import ShardSpec, plan
+from more.refinement.image import Refinement
+from more.refinement.mask_shard import refine_shard
+from more.refinement.plan import ShardSpec, plan
 
 HOW = Refinement(engine="fast")
 BLOCK = 8  # images between two looks at the clock

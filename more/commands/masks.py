@@ -125,8 +125,8 @@ def refine(
     from more.config.load import load_config
     from more.filtering.parameters import ENGINES, CRFParams
     from more.progress import Tally
-    from more.refine.image import Refinement
-    from more.refine.refine import refine as job
+    from more.refinement.image import Refinement
+    from more.refinement.refine import refine as job
 
     one_of("--engine", engine, ("auto", *ENGINES))
     params = CRFParams(**asdict(load_config(config, overrides or []).crf))
@@ -246,7 +246,7 @@ def tune(
 
     from more.config.load import load_config
     from more.filtering.crf import ENGINES, CRFParams
-    from more.refine.image import Refinement
+    from more.refinement.image import Refinement
     from more.tuning.tune import Search
     from more.tuning.tune import tune as job
     from more.tuning.tune_result import refine_command

@@ -30,7 +30,7 @@ from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
 from more.palette import palette
 from more.progress import Tally, console, track
-from more.refine.plan import announced_engine
+from more.refinement.plan import announced_engine
 from more.run_folder import STAGE_TWO, finished
 
 

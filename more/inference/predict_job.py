@@ -22,7 +22,7 @@ from more.inference.localizer import Localizer
 from more.inference.predict_files import Result, class_table
 from more.palette import palette
 from more.progress import Tally, Tracker
-from more.refine.image import Refinement, refine_item
+from more.refinement.image import Refinement, refine_item
 
 _FOR_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the next picture would fail as well
 

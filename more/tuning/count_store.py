@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from more.data.shards.format import sha256_bytes, to_json
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 from more.tuning.count_task import Cells, CountReport
 
 

@@ -16,10 +16,10 @@ from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.filtering import crf
 from more.jobs.bookkeeping import clear_in_hand, failure_reason, note_in_hand
-from more.refine.image import Refinement, label_map
-from more.refine.mask_shard import allowed_tags
-from more.refine.plan import missing_engine, open_sets
-from more.refine.worker_memory import check_image
+from more.refinement.image import Refinement, label_map
+from more.refinement.mask_shard import allowed_tags
+from more.refinement.plan import missing_engine, open_sets
+from more.refinement.worker_memory import check_image
 
 Cells = list[list[int]]
 """Pairs of cell and number of pixels; cell = true class · (K + 1) + label, label K = left out."""

@@ -17,8 +17,8 @@ from more.jobs.bookkeeping import DeadlyImages
 from more.jobs.driver import Outcome, run_tasks
 from more.jobs.executors import Choice
 from more.progress import Tally, Tracker, console, track
-from more.refine.image import Refinement
-from more.refine.plan import shards_of
+from more.refinement.image import Refinement
+from more.refinement.plan import shards_of
 from more.tuning.count_store import CountStore
 from more.tuning.count_task import CountReport, CountSpec
 from more.tuning.grid import crf_groups

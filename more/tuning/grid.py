@@ -10,7 +10,7 @@ from typing import Any
 
 from more.errors import UserError, nearest
 from more.filtering.parameters import CRFParams
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 
 KEYS = ("threshold", "ignore_below", *(f"crf.{item.name}" for item in fields(CRFParams)))
 MOST_POINTS = 10_000

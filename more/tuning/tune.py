@@ -18,8 +18,8 @@ from more.evaluation.score_sets import set_name
 from more.jobs.driver import local_executor
 from more.jobs.executors import choose
 from more.progress import Tally
-from more.refine.image import Refinement
-from more.refine.plan import announced_engine, open_pair
+from more.refinement.image import Refinement
+from more.refinement.plan import announced_engine, open_pair
 from more.tuning.count_store import CountStore
 from more.tuning.count_task import CountReport, CountSpec, count_task
 from more.tuning.counting import Counting

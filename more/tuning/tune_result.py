@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from more import __version__
 from more.evaluation.score_result import percent, plain
 from more.progress import PlainTable
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 from more.tuning.figures import Difference, PointScores
 from more.tuning.grid import Axis, marked, settings_at, value_of
 from more.tuning.sample import Sample

@@ -26,8 +26,8 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.filtering.bilateral import bilateral_features
 from more.filtering.permutohedral import PermutohedralLattice
-from more.refine.refine import ROWS_PER_SHARD
-from tests.refine.sets import make_sets
+from more.refinement.refine import ROWS_PER_SHARD
+from tests.refinement.sets import make_sets
 from tests.train.conftest import ROOT, command
 
 pytest.importorskip("pydensecrf")

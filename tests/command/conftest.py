@@ -12,7 +12,7 @@ import pytest
 from data_tools import coco, folder, inspect, merge, split, verify, voc
 from data_tools.tool import command
 from more.cli import main
-from tests.refine.sets import make_sets
+from tests.refinement.sets import make_sets
 
 TOOLS = {module.__name__.split(".")[-1]: module.main
          for module in (coco, folder, inspect, merge, split, verify, voc)}

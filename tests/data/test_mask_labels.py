@@ -256,7 +256,7 @@ def test_masks_without_a_record_are_joined_by_their_ids(images, tmp_path):
 
 
 def test_seeds_and_sets_without_any_mask_are_refused(images, tmp_path):
-    from tests.refine.sets import make_sets
+    from tests.refinement.sets import make_sets
 
     seeds, data = make_sets(tmp_path, count=3)
     assert "holds seeds, not masks" in refusal(seeds, data)

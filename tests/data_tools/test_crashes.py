@@ -17,7 +17,7 @@ from data_tools.tool import parallel
 from more.data.shards.reader import ShardSet
 from more.jobs.driver import Workers
 from tests.data_tools.layout import convert_voc, voc_folder
-from tests.refine.sets import segfault
+from tests.refinement.sets import segfault
 
 BAD = ("id05", "id06")  # of one shard
 

@@ -12,9 +12,9 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set
 from more.data.split_parts import parse_parts
 from more.evaluation.routes import describe_route, seed_facts
-from more.refine.refine import refine
+from more.refinement.refine import refine
 from tests.data_tools.random_sets import ROUTE, a_set, content, ids
-from tests.refine.sets import make_sets
+from tests.refinement.sets import make_sets
 
 
 @pytest.mark.parametrize("kind", ["images", "seeds", "masks"])

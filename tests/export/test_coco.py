@@ -18,7 +18,7 @@ from more.export import export_masks
 from more.export.coco import export_coco
 from tests.command.conftest import refused
 from tests.data.sets import NAMES, small_set
-from tests.refine.sets import make_sets
+from tests.refinement.sets import make_sets
 
 CATEGORIES = [{"index": k, "id": number, "name": name, "supercategory": "animal"}
               for k, (number, name) in enumerate(zip((17, 18, 21), NAMES, strict=True), 1)]

@@ -15,7 +15,7 @@ from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from more.export import export_masks, export_png
 from more.palette import voc_palette
-from tests.refine.sets import make_sets
+from tests.refinement.sets import make_sets
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests import processes
 from tests.code import FILE
 from tests.command.conftest import refused
 from tests.data.sets import NAMES, small_set
-from tests.refine.sets import CLASSES, make_sets
+from tests.refinement.sets import CLASSES, make_sets
 
 STUB = """\
 import torch

@@ -14,7 +14,7 @@ from more.filtering.crf import refine, resolve_engine
 from more.filtering.exact import ExactGaussian
 from more.filtering.mean_field import mean_field
 from more.filtering.parameters import FINEST, CRFParams
-from tests.refine.sets import smooth_maps, textured
+from tests.refinement.sets import smooth_maps, textured
 
 
 def scene(labels: int, height: int, width: int, seed: int = 0):

@@ -14,7 +14,7 @@ from more.filtering.crf import refine
 from more.filtering.parameters import CRFParams
 from more.filtering.permutohedral import PermutohedralLattice
 from tests.filtering.test_crf import scene
-from tests.refine.sets import textured
+from tests.refinement.sets import textured
 
 fast = pytest.importorskip("more.filtering.fast")
 lattice = pytest.importorskip("more.filtering.fast.lattice")

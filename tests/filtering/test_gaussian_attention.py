@@ -15,7 +15,7 @@ from more.filtering.gaussian_attention import AttentionGaussian, attention_filte
 from tests.claimed_gpu import OnGpu, claimed_gpu
 from tests.filtering.test_permutohedral import pictures, random
 from tests.oracles.gaussian import sampled_filter
-from tests.refine.sets import smooth_maps, textured
+from tests.refinement.sets import smooth_maps, textured
 from tests.research.kernels import peak_bytes
 
 HALVES = [torch.float16, torch.bfloat16]

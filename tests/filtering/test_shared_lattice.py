@@ -11,7 +11,7 @@ from more.filtering.bilateral import bilateral_features, bilateral_filter
 from more.filtering.parameters import CRFParams
 from more.filtering.permutohedral import PermutohedralLattice
 from more.method.losses.energy import dense_energy
-from tests.refine.sets import smooth_maps, textured
+from tests.refinement.sets import smooth_maps, textured
 
 
 @pytest.fixture

@@ -29,12 +29,12 @@ from more.inference import seed_shard
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item
 from more.jobs.bookkeeping import failures_path
-from more.refine.image import Refinement
-from more.refine.refine import refine
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
 from more.train import checkpoint_files
 from more.train.build import make_network
 from tests.data.sets import flip_a_byte, small_set
-from tests.refine.sets import make_sets
+from tests.refinement.sets import make_sets
 
 SETTINGS = {
     "model": {"backbone": "custom", "weights": "none", "num_classes": 3, "decoder_width": 8,

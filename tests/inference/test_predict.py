@@ -24,7 +24,7 @@ from more.inference.load import export_weights
 from more.inference.localize import Request, localize
 from more.inference.predict import predict
 from more.inference.predict_job import Options
-from more.refine.refine import refine
+from more.refinement.refine import refine
 from tests.data.sets import NAMES, picture, small_set
 from tests.data_tools.odd import PICTURES
 from tests.inference.test_localize import make_run

@@ -19,11 +19,11 @@ from more.inference.load import load_run
 from more.inference.localize import Request, localize
 from more.inference.localizer import Localizer
 from more.jobs.ranks import Rank
-from more.refine.plan import open_pair, plan
-from more.refine.refine import refine
+from more.refinement.plan import open_pair, plan
+from more.refinement.refine import refine
 from tests.data.sets import NAMES, label_pictures
 from tests.inference.test_localize import make_run
-from tests.refine.sets import FAST, INLINE, textured
+from tests.refinement.sets import FAST, INLINE, textured
 
 TAGS = [(1, 3), (2,), (), (1, 2, 3), (3,), (1, 2)]
 CPU = torch.device("cpu")

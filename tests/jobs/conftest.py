@@ -1,3 +1,3 @@
 """Commands in the test process, and masks that one worker made, as for refining."""
 
-from tests.refine.conftest import run, sets, spec  # noqa: F401
+from tests.refinement.conftest import run, sets, spec  # noqa: F401

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from more.filtering.parameters import CRFParams
 from more.progress import Tally
-from more.refine.image import Refinement
-from more.refine.refine import refine
-from tests.refine import sets
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
+from tests.refinement import sets
 
 
 def main(seeds: str, data: str, out: str, function: str) -> int:

@@ -17,10 +17,10 @@ import pytest
 from more.errors import UserError
 from more.jobs import dask_pool
 from more.jobs.driver import run_tasks
-from more.refine.refine import refine
+from more.refinement.refine import refine
 from tests.conftest import ROOT
 from tests.launch.project import wait_for
-from tests.refine.sets import (
+from tests.refinement.sets import (
     FAST,
     INLINE,
     POISON,
@@ -128,7 +128,7 @@ def test_tasks_are_sent_only_as_dask_workers_get_free(cluster, spec):
 def test_ctrl_c_takes_the_work_back_and_leaves_the_workers(sets, tmp_path, cluster):
     out = tmp_path / "masks"
     code = ("import sys; from pathlib import Path\n"
-            "from tests.refine.sets import logged_shard\n"
+            "from tests.refinement.sets import logged_shard\n"
             "from tests.jobs.test_dask import run\n"
             "run(*map(Path, sys.argv[1:4]), executor=sys.argv[4], shard_function=logged_shard,\n"
             "    rows_per_shard=1)\n")

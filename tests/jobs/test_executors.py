@@ -16,10 +16,10 @@ from more.jobs.bookkeeping import failures_path, reopen_shard, write_failures
 from more.jobs.dask_worker import LostWorker, look_around, mark_name, run_once
 from more.jobs.executors import choose
 from more.jobs.resume import accounted
-from more.refine.image import Refinement
-from more.refine.plan import open_pair, plan
-from more.refine.refine import refine, unfinished
-from tests.refine.sets import FAST, INLINE, make_sets, shard_bytes
+from more.refinement.image import Refinement
+from more.refinement.plan import open_pair, plan
+from more.refinement.refine import refine, unfinished
+from tests.refinement.sets import FAST, INLINE, make_sets, shard_bytes
 
 
 def run(seeds, data, out, **options):

@@ -24,11 +24,11 @@ from more.jobs.ranks import (
     rank_cores,
 )
 from more.jobs.resume import finished_beside_others
-from more.refine.plan import open_pair
-from more.refine.refine import refine
+from more.refinement.plan import open_pair
+from more.refinement.refine import refine
 from tests.conftest import ROOT
 from tests.launch.project import clean_environment
-from tests.refine.sets import (
+from tests.refinement.sets import (
     FAST,
     INLINE,
     POISON,
@@ -157,8 +157,8 @@ def test_a_rank_looks_again_after_it_has_written_the_manifest(sets, tmp_path, mo
     """Another may have replaced a shard, and written its manifest, between its look and its
     writing."""
     from more.jobs import resume
-    from more.refine.plan import open_pair, plan
-    from more.refine.refine import planned_set
+    from more.refinement.plan import open_pair, plan
+    from more.refinement.refine import planned_set
 
     out = tmp_path / "masks"
     run(*sets[:2], out)

@@ -6,7 +6,7 @@ import pytest
 from more.data.seeds import SeedItem, seed_probabilities
 from more.errors import UserError
 from more.filtering.crf import CRFParams, refine, resolve_engine
-from more.refine.image import Refinement, refine_item
+from more.refinement.image import Refinement, refine_item
 from tests.parity.compare import close, equal
 
 ENGINES = ["fast", "pydensecrf", "lattice"]

@@ -19,8 +19,8 @@ from more.data.shards.reader import ShardSet
 from more.filtering.parameters import CRFParams
 from more.inference.load import load_run
 from more.inference.localize import Request, localize
-from more.refine.image import Refinement
-from more.refine.refine import refine
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
 from tests.data.sets import flip_a_byte, mask_set
 from tests.train.conftest import command, records
 from tests.train.jobs import run_jobs

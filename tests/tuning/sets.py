@@ -17,10 +17,10 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 from more.tuning import count_task as module
 from more.tuning.tune import Search
-from tests.refine.sets import POISON, make_sets
+from tests.refinement.sets import POISON, make_sets
 
 FAST = Refinement(CRFParams(iterations=2))
 GRID = ("threshold=0.35,0.5", "crf.bilateral_rgb=3,20", "ignore_below=0,0.6")

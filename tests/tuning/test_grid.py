@@ -6,7 +6,7 @@ import pytest
 
 from more.errors import UserError
 from more.filtering.parameters import CRFParams
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 from more.tuning.grid import (
     DEFAULT,
     DEFAULT_DECODER,

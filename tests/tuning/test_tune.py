@@ -21,14 +21,14 @@ from more.evaluation.score import evaluate
 from more.filtering import crf
 from more.filtering.parameters import CRFParams
 from more.jobs.ranks import Rank
-from more.refine.image import Refinement
-from more.refine.refine import refine
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
 from more.tuning import count_task as module
 from more.tuning.count_store import CountStore
 from more.tuning.counting import IMAGES_PER_TASK, Counting
 from more.tuning.rank_share import Share
 from more.tuning.tune import Search, tune
-from tests.refine.sets import POISON
+from tests.refinement.sets import POISON
 from tests.tuning.sets import (
     ALL,
     FAST,
@@ -407,7 +407,7 @@ def test_a_seed_with_a_class_outside_the_tags_fails_as_in_refine(sets, tmp_path,
 
 def test_a_worker_imports_no_torch():
     pytest.importorskip("pydensecrf", reason="without pydensecrf the worker's engine is torch")
-    code = ("import sys, numpy as np\nfrom more.refine.image import Refinement\n"
+    code = ("import sys, numpy as np\nfrom more.refinement.image import Refinement\n"
             "from more.data.seeds import SeedItem\n"
             "from more.tuning.count_task import count_task, labels\n"
             "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
@@ -428,7 +428,7 @@ def test_labels_are_counted_or_refused():
 
 def test_an_image_that_cannot_fit_is_refused_before_its_crf(monkeypatch):
     item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))
-    monkeypatch.setattr("more.refine.worker_memory.process_limit", lambda: 10e6)
+    monkeypatch.setattr("more.refinement.worker_memory.process_limit", lambda: 10e6)
     with pytest.raises(ValueError, match="0.2 megapixels and 2 labels.*more refine --max-pixels"):
         module.labels(np.zeros((400, 500, 3), np.uint8), item, [Refinement()])
 

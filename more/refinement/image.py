@@ -20,7 +20,7 @@ from more.data.shards.format import IGNORE
 from more.errors import UserError
 from more.filtering import crf
 from more.filtering.parameters import CRFParams
-from more.refine.worker_memory import check_image
+from more.refinement.worker_memory import check_image
 
 RELEASED_THRESHOLD = 0.5
 
@@ -35,7 +35,7 @@ class Refinement:
         ignore_below: pixels whose confidence is lower become 255; None keeps all.
         threshold: value of a class map at which class and background are equally likely before
             the CRF, see `more.data.seeds.seed_probabilities`; seeds with a background of their
-            own take the default only. "auto" is chosen by `more.refine.threshold`.
+            own take the default only. "auto" is chosen by `more.refinement.threshold`.
         chosen: how the threshold was chosen, where it was not given.
         ignore_disagreement: pixels whose label the CRF changed become 255.
         max_pixels: larger images are refined at a reduced size, and their labels brought back by

@@ -21,8 +21,8 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
 from more.jobs.bookkeeping import read_in_hand
-from more.refine import mask_shard as module
-from more.refine.image import Refinement
+from more.refinement import mask_shard as module
+from more.refinement.image import Refinement
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 POISON = "image-05"

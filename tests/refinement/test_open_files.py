@@ -22,10 +22,10 @@ from more.errors import from_system
 from more.evaluation.score import evaluate
 from more.export import export_masks
 from more.inference.localize import Request, localize
-from more.refine.refine import refine
+from more.refinement.refine import refine
 from tests.data.sets import NAMES
 from tests.inference.test_localize import make_run
-from tests.refine.sets import FAST, INLINE
+from tests.refinement.sets import FAST, INLINE
 
 
 @contextmanager

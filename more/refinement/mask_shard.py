@@ -15,8 +15,8 @@ from more.data.shards.manifest import ShardEntry
 from more.data.shards.reader import ShardSet
 from more.jobs.bookkeeping import clear_in_hand, failure_reason, note_in_hand
 from more.jobs.rows import Rows
-from more.refine.image import refine_items
-from more.refine.plan import ShardSpec, open_sets
+from more.refinement.image import refine_items
+from more.refinement.plan import ShardSpec, open_sets
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from more.jobs.ranks import Rank
-from more.refine.plan import open_pair, plan
-from more.refine.refine import refine
+from more.refinement.plan import open_pair, plan
+from more.refinement.refine import refine
 from tests.command.conftest import run  # noqa: F401
-from tests.refine.sets import FAST, make_sets
+from tests.refinement.sets import FAST, make_sets
 
 
 @pytest.fixture(scope="session")

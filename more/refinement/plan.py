@@ -16,7 +16,7 @@ from more.errors import UserError
 from more.filtering.crf import available_engine, load_engine, resolve_engine
 from more.jobs.ranks import Rank
 from more.progress import console
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 
 
 class Sources(Protocol):

@@ -18,11 +18,11 @@ from more.inference import seed_shard
 from more.inference.localize import localize
 from more.inference.localizer import Localizer, Request
 from more.jobs import retry
-from more.refine import mask_shard
-from more.refine.refine import refine
+from more.refinement import mask_shard
+from more.refinement.refine import refine
 from tests.data.sets import small_set
 from tests.inference.test_localize import make_run
-from tests.refine.sets import FAST, INLINE, shard_bytes
+from tests.refinement.sets import FAST, INLINE, shard_bytes
 
 
 class Killed(BaseException):

@@ -20,13 +20,13 @@ from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.filtering.parameters import CRFParams
-from more.refine import plan as planning
-from more.refine import worker_memory
-from more.refine.image import Refinement, refine_item
-from more.refine.plan import plan
-from more.refine.refine import refine
-from more.refine.worker_memory import COSTS, image_bytes, ranks_here, workers_that_fit
-from tests.refine.sets import make_sets, textured
+from more.refinement import plan as planning
+from more.refinement import worker_memory
+from more.refinement.image import Refinement, refine_item
+from more.refinement.plan import plan
+from more.refinement.refine import refine
+from more.refinement.worker_memory import COSTS, image_bytes, ranks_here, workers_that_fit
+from tests.refinement.sets import make_sets, textured
 
 GB = 1e9
 INLINE = dict(workers=2, make_executor=partial(ThreadPoolExecutor, 1), progress=False)
@@ -72,7 +72,7 @@ def test_the_limit_of_the_control_group(tmp_path, files, expected):
 
 def test_the_job_starts_fewer_workers_and_says_so(tmp_path, monkeypatch, capsys):
     seeds, data = make_sets(tmp_path, count=6, size=(30, 36))
-    monkeypatch.setattr("more.refine.worker_memory.free_memory", lambda: 0.4 * GB)
+    monkeypatch.setattr("more.refinement.worker_memory.free_memory", lambda: 0.4 * GB)
     made = []
 
     def executor():
@@ -107,7 +107,7 @@ def large_set(root, size):
 
 def test_an_image_that_cannot_fit_is_listed_with_the_figure(tmp_path, monkeypatch):
     seeds, data = large_set(tmp_path, (400, 500))
-    monkeypatch.setattr("more.refine.worker_memory.process_limit", lambda: 10e6)
+    monkeypatch.setattr("more.refinement.worker_memory.process_limit", lambda: 10e6)
     how = Refinement(CRFParams(iterations=1), "fast")
     tally = refine(seeds, data, tmp_path / "out", how, **INLINE)
     assert tally.done == 1 and tally.exit_code == 1

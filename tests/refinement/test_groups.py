@@ -15,12 +15,12 @@ from more.errors import UserError
 from more.filtering import crf
 from more.filtering.crf import CRFParams, crf_devices
 from more.jobs.bookkeeping import DeadlyImages, read_in_hand
-from more.refine import mask_shard as module
-from more.refine.image import Refinement
-from more.refine.mask_shard import groups
-from more.refine.plan import plan
-from more.refine.refine import refine
-from tests.refine.sets import make_sets, shard_bytes
+from more.refinement import mask_shard as module
+from more.refinement.image import Refinement
+from more.refinement.mask_shard import groups
+from more.refinement.plan import plan
+from more.refinement.refine import refine
+from tests.refinement.sets import make_sets, shard_bytes
 
 LATTICE = Refinement(CRFParams(iterations=2), "lattice")
 
@@ -151,7 +151,7 @@ def test_devices_by_name(monkeypatch):
 
 
 def test_gpus_take_turns_and_a_cluster_takes_none(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr("more.refine.refine.crf_devices", lambda *_: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("more.refinement.refine.crf_devices", lambda *_: ["cuda:0", "cuda:1"])
     seen = []
 
     def note(spec):

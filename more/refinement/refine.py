@@ -39,11 +39,11 @@ from more.jobs.resume import (
 )
 from more.jobs.retry import swap
 from more.progress import Tally, console, track
-from more.refine.image import Refinement
-from more.refine.mask_shard import ShardReport, refine_shard
-from more.refine.plan import ShardSpec, announced_engine, open_pair, plan
-from more.refine.threshold import with_threshold
-from more.refine.worker_memory import announced_fit, image_bytes
+from more.refinement.image import Refinement
+from more.refinement.mask_shard import ShardReport, refine_shard
+from more.refinement.plan import ShardSpec, announced_engine, open_pair, plan
+from more.refinement.threshold import with_threshold
+from more.refinement.worker_memory import announced_fit, image_bytes
 
 ROWS_PER_SHARD = 64
 GPU_BATCH = 8

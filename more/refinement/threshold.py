@@ -15,7 +15,7 @@ from more.data.seeds import decode_seed
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.progress import track
-from more.refine.image import Refinement
+from more.refinement.image import Refinement
 
 BINS = 100
 

@@ -15,9 +15,9 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set
 from more.errors import UserError
 from more.filtering.crf import CRFParams, available_engine
-from more.refine.image import Refinement
-from more.refine.refine import refine
-from tests.refine.sets import (
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
+from tests.refinement.sets import (
     CLASSES,
     FAST,
     INLINE,
@@ -212,10 +212,10 @@ def test_a_worker_imports_no_torch(sets):
     pytest.importorskip("pydensecrf", reason="without pydensecrf the worker's engine is torch")
     code = (
         "import sys, numpy as np\n"
-        "from more.refine.refine import refine\n"
-        "from more.refine.image import refine_item\n"
+        "from more.refinement.refine import refine\n"
+        "from more.refinement.image import refine_item\n"
         "from more.data.seeds import SeedItem\n"
-        "from more.refine.image import Refinement\n"
+        "from more.refinement.image import Refinement\n"
         "item = SeedItem(np.array([2]), np.full((1, 3, 3), .7, np.float16))\n"
         "refine_item(np.zeros((8, 9, 3), np.uint8), item, Refinement())\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch'))\n"

@@ -17,10 +17,10 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from more.filtering.parameters import CRFParams
-from more.refine.image import Refinement
-from more.refine.refine import refine
-from more.refine.threshold import BINS, otsu, strongest_values, with_threshold
-from tests.refine.sets import CLASSES, FAST, INLINE, make_sets
+from more.refinement.image import Refinement
+from more.refinement.refine import refine
+from more.refinement.threshold import BINS, otsu, strongest_values, with_threshold
+from tests.refinement.sets import CLASSES, FAST, INLINE, make_sets
 
 AUTO = Refinement(FAST.params, threshold="auto")
 

@@ -15,9 +15,9 @@ from more.data.shards.manifest import read_manifest, write_manifest
 from more.errors import UserError
 from more.evaluation.routes import describe_route
 from more.filtering.crf import CRFParams, refine
-from more.refine.image import Refinement, refine_item
-from more.refine.refine import refine as refine_set
-from tests.refine.sets import make_sets, smooth_maps, textured
+from more.refinement.image import Refinement, refine_item
+from more.refinement.refine import refine as refine_set
+from tests.refinement.sets import make_sets, smooth_maps, textured
 
 FAST = CRFParams(iterations=3)
 NO_CRF = CRFParams(iterations=0)  # the marginals are the normalised input
