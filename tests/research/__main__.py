@@ -170,11 +170,11 @@ def filter_command(
 def modules(
     data: Annotated[Path, typer.Argument(help="shard set of the shapes, at least 8 images")],
 ) -> None:
-    """Files of the package whose functions one training step enters."""
-    from tests.research.modules_entered import step_files
+    """Files of the package whose functions a training step and a pseudo-label enter."""
+    from tests.research.modules_entered import all_files
 
-    found = step_files(data)
-    print(f"a training step enters {len(found)} files:", *found, sep="\n  ")
+    for work, found in all_files(data).items():
+        print(f"{work} enters {len(found)} files:", *found, sep="\n  ")
 
 
 if __name__ == "__main__":
