@@ -1,4 +1,7 @@
-"""Helpers for tensors that the whole package uses: constants, box masks, copies without waiting.
+"""Helpers for tensors that the whole package uses.
+
+In reading order: constants that are made once, masks of boxes, copies that do not wait, sums in
+float32, and counts that ranks share.
 
 Making a constant anew costs a copy to a GPU, or a kernel launch, in every pass. So it is made once
 for each device and kept. All users share it: they read it and never write to it.
@@ -6,7 +9,8 @@ for each device and kept. All users share it: they read it and never write to it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -112,3 +116,40 @@ class Download:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values.tolist()
+
+
+EPS = 1e-8  # least length that a vector is divided by, as in F.normalize(eps=EPS)
+
+# Sums and similarities are computed in float32, whatever the network runs in.
+
+
+@contextmanager
+def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Leave autocast and hand the tensors out in float32 (float64 stays float64)."""
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        yield tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+
+
+def full(x: Tensor) -> Tensor:
+    """16-bit tensors as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+# Counts of a pass and rank, to their mean over all passes and ranks; or that mean, where known.
+Reduce = Callable[[Tensor], Tensor] | Tensor
+
+
+def counts(values: Callable[[], list[Tensor]], reduce: Reduce | None) -> Tensor:
+    """Counts of a pass stacked to `[n]`, averaged over ranks and passes where `reduce` is given.
+
+    The sum of one pass over the mean count, averaged over ranks and passes, is the sum of the
+    global batch over its count: that keeps losses independent of how a batch is divided.
+
+    Args:
+        values: makes the counts; not called where `reduce` is the mean itself.
+        reduce: see `Reduce`; None: one rank with one pass.
+    """
+    if isinstance(reduce, Tensor):
+        return reduce
+    stacked = torch.stack(values()).detach()
+    return stacked if reduce is None else reduce(stacked)

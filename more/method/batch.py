@@ -13,7 +13,7 @@ from torch import Tensor
 
 from more.method.cam import Present, PresentMaps
 from more.method.labels import MEAN, STD
-from more.method.numerics import Reduce
+from more.tensors import Reduce
 
 
 @dataclass

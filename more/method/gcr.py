@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from more.method.gcr_messages import message
-from more.method.numerics import full_precision
+from more.tensors import full_precision
 
 RESIDUAL = 0.1  # share of the graph's message that is added to a class token
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from more.method.numerics import full, full_precision
+from more.tensors import full, full_precision
 
 POOLINGS = ("max", "average", "lse", "competitive")
 LSE_SHARPNESS = 5.0

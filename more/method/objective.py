@@ -23,9 +23,8 @@ from more.method.losses.energy import Filter, energy_filter
 from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
 from more.method.losses.ptc import pair_counts, patch_contrast_loss
 from more.method.losses.ure import check_grid, select_uncertain, uncertain_region_loss
-from more.method.numerics import Reduce, full
 from more.method.par import PixelAdaptiveRefinement
-from more.tensors import box_mask
+from more.tensors import Reduce, box_mask, full
 
 TERMS = ("cls", "cls_aux", "mcl", "cre", "ure", "ptc", "seg", "energy")
 """The fields of TermConfig, in the order in which they are summed and reported."""

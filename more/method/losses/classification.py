@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.method.heads import log_odds, shown_probabilities
-from more.method.numerics import full
+from more.tensors import full
 
 
 def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.method.cam import Present
-from more.method.numerics import EPS, Reduce, counts, full
+from more.tensors import EPS, Reduce, counts, full
 
 FLOOR = 1e-4  # stands beside the sum over patches and beside every count
 UNDERFLOW = -150 * math.log(2)  # exp of anything below is 0 in float32

@@ -25,8 +25,7 @@ from more.method.losses.energy import (
     shared_affinity,
     shrunk,
 )
-from more.method.numerics import Reduce, counts, full
-from more.tensors import constant
+from more.tensors import Reduce, constant, counts, full
 
 
 def balanced_cross_entropy(

@@ -19,8 +19,7 @@ from more.filtering.permutohedral import PermutohedralLattice
 from more.method.cam import resize
 from more.method.forward_gradients import enlarge
 from more.method.labels import IGNORE
-from more.method.numerics import full
-from more.tensors import box_mask
+from more.tensors import box_mask, full
 
 SCALE = 0.5  # working size as a part of the full one
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.method.losses.classification import multilabel_soft_margin
-from more.method.numerics import full
+from more.tensors import full
 
 
 def class_token_decorrelation(tokens: Tensor, temperature: float = 0.07) -> Tensor:

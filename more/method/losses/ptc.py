@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.method.labels import IGNORE
-from more.method.numerics import EPS, Reduce, counts, full
+from more.tensors import EPS, Reduce, counts, full
 
 # Patches whose similarities to all others are held at a time, and pairs of a batch up to which its
 # images go together, in one chunk on a GPU.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from more.method.labels import IGNORE
-from more.method.numerics import EPS, Reduce, counts, full
+from more.tensors import EPS, Reduce, counts, full
 
 BORDER = 3  # rows and columns cut from every side of the grid
 WINDOW = 2 * BORDER
