@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from more.method import gcr_messages
-from more.method.gcr import GraphCategoryRepresentation
-from more.method.gcr_messages import message
+from more.method import gcr
+from more.method.gcr import GraphCategoryRepresentation, message
 from tests.oracles import step
 
 GATES = ("channel_sums", "inner")
@@ -39,7 +38,7 @@ def plain(heads, tails, index, scale, gate):
 
 @pytest.mark.parametrize(("gate", "limit"), itertools.product(GATES, (1, 300, 10**6)))
 def test_value_and_gradients_equal_the_formula_for_any_tile(gate, limit, monkeypatch):
-    monkeypatch.setitem(gcr_messages.TILE, "cpu", limit)
+    monkeypatch.setitem(gcr.TILE, "cpu", limit)
     heads, tails, index, scale = case()
     probe = torch.randn(heads.shape, dtype=torch.float64)
     given = [heads, tails, scale]
