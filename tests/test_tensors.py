@@ -5,7 +5,7 @@ import torch
 
 from more import tensors
 from more.data.colours import network_input
-from more.method.forward_gradients import enlarge
+from more.method.gradients import enlarge
 from more.method.labels import (
     MEAN,
     STD,

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from more.errors import UserError
 from more.method.backbones import auxiliary_index, check_backbone, check_frozen, patch_side
+from more.method.gradients import keep_less
 from more.method.packing import pack, packs, run_packed, unpack
-from more.method.recompute import keep_less
 from more.method.tokens import NEIGHBOUR_STD, positions_of
 
 

@@ -16,12 +16,16 @@ from more.config.schema import CamConfig, Config, LossConfig
 from more.method.batch import Batch, Labels, Masks
 from more.method.cam import Present, PresentMaps, minmax, resize
 from more.method.labels import cam_to_label, denormalise, refined_label, scale_box
-from more.method.losses.classification import multilabel_soft_margin
-from more.method.losses.cre import confident_region_loss, positive_pairs
-from more.method.losses.decoder import decoder_terms, kind_counts
+from more.method.losses.classification import decoder_terms, kind_counts, multilabel_soft_margin
+from more.method.losses.contrast import (
+    class_token_decorrelation,
+    confident_region_loss,
+    mixed_class_token_loss,
+    pair_counts,
+    patch_contrast_loss,
+    positive_pairs,
+)
 from more.method.losses.energy import Filter, energy_filter
-from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
-from more.method.losses.ptc import pair_counts, patch_contrast_loss
 from more.method.losses.ure import check_grid, select_uncertain, uncertain_region_loss
 from more.method.par import PixelAdaptiveRefinement
 from more.tensors import Reduce, box_mask, full

@@ -30,8 +30,7 @@ from more.inference.load import (
     weights_file,
 )
 from more.method.labels import IGNORE
-from more.method.losses.classification import image_tags_loss
-from more.method.losses.decoder import kind_counts, mask_loss
+from more.method.losses.classification import image_tags_loss, kind_counts, mask_loss
 from more.method.network import MoReNetwork, train_only
 from more.tensors import upload
 from more.train.average import WeightAverage

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from more.method import forward_gradients
+from more.method import gradients
 from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes, resize
-from more.method.forward_gradients import enlarge, images_at_a_time, with_forward_gradients
-from more.method.losses import decoder, energy
-from more.method.losses.decoder import balanced_cross_entropy, decoder_terms
+from more.method.gradients import enlarge, images_at_a_time, with_forward_gradients
+from more.method.losses import classification, energy
+from more.method.losses.classification import balanced_cross_entropy, decoder_terms
 from more.method.losses.energy import dense_energy
 from more.method.network import NetworkOutput
 from more.method.objective import make_objective
@@ -57,7 +57,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("names", [("seg",), ("energy",), ("seg", "energy")])
 def test_value_and_gradient_are_those_of_plain_autograd(names, at_a_time, monkeypatch):
     logits, labels, batch = case()
-    monkeypatch.setitem(forward_gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
+    monkeypatch.setitem(gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
     assert images_at_a_time(logits, SIZE) == at_a_time
     found, expected = decoder_terms(logits, labels, batch, names, LOSS), plain(*case())
     assert set(found) == set(names)
@@ -74,9 +74,9 @@ def test_value_and_gradient_are_those_of_plain_autograd(names, at_a_time, monkey
 @pytest.mark.parametrize("name", ["seg", "energy"])
 def test_the_gradient_of_a_term_alone_is_equal_bit_by_bit(name, at_a_time, monkeypatch):
     logits, labels, batch = case()
-    for module in (decoder, energy):  # products of matrices differ by how many rows there are
+    for module in (classification, energy):  # products of matrices differ by how many rows there are
         monkeypatch.setattr(module, "enlarge", resize)
-    monkeypatch.setitem(forward_gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
+    monkeypatch.setitem(gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
     found = decoder_terms(logits, labels, batch, (name,), LOSS)[name]
     expected = gradient(plain(logits, labels, batch)[name], logits)
     assert expected.any() and torch.equal(gradient(found, logits), expected)

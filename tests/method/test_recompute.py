@@ -12,8 +12,8 @@ from torch import nn
 
 from more.config.load import load_config
 from more.method import encoder as encoder_module
+from more.method.gradients import keep_less
 from more.method.make_network import make_network
-from more.method.recompute import keep_less
 from more.plan.live_bytes import LiveBytes
 from tests.method.micro import SIZES, images, micro_network
 

@@ -8,11 +8,15 @@ import torch
 from more.filtering.bilateral import bilateral_filter
 from more.filtering.exact import ExactGaussian
 from more.method.labels import undo_normalisation
-from more.method.losses.cre import confident_region_loss
-from more.method.losses.decoder import balanced_cross_entropy
+from more.method.losses.classification import balanced_cross_entropy
+from more.method.losses.contrast import (
+    class_token_decorrelation,
+    confident_region_loss,
+    mixed_class_token_loss,
+    patch_affinity,
+    patch_contrast_loss,
+)
 from more.method.losses.energy import dense_energy
-from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
-from more.method.losses.ptc import patch_affinity, patch_contrast_loss
 from more.method.losses.ure import select_uncertain, uncertain_candidates, uncertain_region_loss
 from tests.parity.compare import close, equal
 

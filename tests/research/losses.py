@@ -12,8 +12,7 @@ from torch import Tensor
 from more.bench.measure import show_tables
 from more.method.gcr import GraphCategoryRepresentation
 from more.method.labels import cam_to_label
-from more.method.losses.cre import confident_region_loss
-from more.method.losses.ptc import patch_contrast_loss
+from more.method.losses.contrast import confident_region_loss, patch_contrast_loss
 from more.method.losses.ure import random_keys, select_uncertain, uncertain_region_loss
 from tests.oracles import losses as plain
 from tests.oracles import step

@@ -21,8 +21,7 @@ from more.data.token_store import TokenStore
 from more.data.transforms import labels_of_view, thinned
 from more.errors import UserError
 from more.method.encoder import ClassTokenEncoder
-from more.method.losses.classification import image_tags_loss
-from more.method.losses.decoder import mask_loss
+from more.method.losses.classification import image_tags_loss, mask_loss
 from more.method.make_network import make_network
 from more.train.build import make_transform
 from more.train.deepspeed_settings import split_batch

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from more.data.shards.reader import ShardSet
-from more.method.losses import ptc
-from more.method.losses.ptc import patch_contrast_loss
+from more.method.losses import contrast
+from more.method.losses.contrast import patch_contrast_loss
 from more.method.make_network import make_network
 from more.tensors import Download, upload
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
@@ -81,7 +81,7 @@ def test_zero_0_waits_for_one_value_whether_the_gradient_is_finite(images, tmp_p
 
 def test_large_grids_wait_for_no_number_of_patches_and_give_the_same(monkeypatch):
     """Image by image: on a CPU without the uncertain patches, on a GPU with these at weight 0."""
-    monkeypatch.setattr(ptc, "FEW", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(contrast, "FEW", {"cpu": 0, "cuda": 0})
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 8, 5, 5, generator=generator)
     labels = torch.randint(0, 4, (3, 5, 5), generator=generator)

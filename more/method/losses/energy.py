@@ -17,7 +17,7 @@ from more.filtering.bilateral import bilateral_features, bilateral_filter
 from more.filtering.gaussian_attention import attention_engine, attention_filter
 from more.filtering.permutohedral import PermutohedralLattice
 from more.method.cam import resize
-from more.method.forward_gradients import enlarge
+from more.method.gradients import enlarge
 from more.method.labels import IGNORE
 from more.tensors import box_mask, full
 

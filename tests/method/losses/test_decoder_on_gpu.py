@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from more.filtering.permutohedral import PermutohedralLattice
-from more.method import forward_gradients
-from more.method.forward_gradients import LIVE, images_at_a_time
-from more.method.losses.decoder import decoder_terms
+from more.method import gradients
+from more.method.gradients import LIVE, images_at_a_time
+from more.method.losses.classification import decoder_terms
 from more.method.losses.energy import energy_filter
 from tests.claimed_gpu import GPU, OnGpu, claimed_gpu
 from tests.method.test_forward_gradients import LOSS, SIZE, B, C, case, plain, relative
@@ -21,7 +21,7 @@ ONE = 4 * (C + 1) * SIZE[0] * SIZE[1]  # bytes of an image's logits at full size
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """No test decides for others how many images go together."""
-    monkeypatch.setattr(forward_gradients, "_CHOSEN", {})
+    monkeypatch.setattr(gradients, "_CHOSEN", {})
 
 
 def moved():
@@ -43,7 +43,7 @@ def found(logits, labels, batch, filter=None):
 def test_terms_and_gradients_are_those_of_the_cpu(name, at_a_time, monkeypatch):
     filter = energy_filter(name)
     here = found(*case(), filter)
-    monkeypatch.setitem(forward_gradients.BYTES, "cuda", at_a_time * ONE)
+    monkeypatch.setitem(gradients.BYTES, "cuda", at_a_time * ONE)
     with claimed_gpu():
         logits, *others = moved()
         assert images_at_a_time(logits, SIZE) == at_a_time
@@ -67,7 +67,7 @@ def test_a_batch_has_one_lattice_however_it_is_divided(at_a_time, monkeypatch):
     built, build = [], PermutohedralLattice.__init__
     monkeypatch.setattr(PermutohedralLattice, "__init__",
                         lambda self, given: built.append(given.shape) or build(self, given))
-    monkeypatch.setitem(forward_gradients.BYTES, "cuda", at_a_time * ONE)
+    monkeypatch.setitem(gradients.BYTES, "cuda", at_a_time * ONE)
     with claimed_gpu():
         found(*moved())
     assert built == [(B, SIZE[0] * SIZE[1] // 4, 5)]

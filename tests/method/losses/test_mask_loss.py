@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from more.method import forward_gradients
+from more.method import gradients
 from more.method.heads import shown_probabilities
-from more.method.losses.classification import image_tags_loss, multilabel_soft_margin
-from more.method.losses.decoder import (
+from more.method.losses.classification import (
     balanced_cross_entropy,
+    image_tags_loss,
     mask_loss,
+    multilabel_soft_margin,
 )
 from tests.method.losses.test_terms import ranks
 
@@ -117,8 +118,8 @@ def test_some_images_at_a_time_give_the_loss_of_all(monkeypatch, weighted):
     logits, labels, weights = case()
     weights = weights if weighted else None
     whole = mask_loss(logits, labels, weights)
-    monkeypatch.setitem(forward_gradients.BYTES, "cpu", 1)
-    assert forward_gradients.images_at_a_time(logits, SIZE) == 1
+    monkeypatch.setitem(gradients.BYTES, "cpu", 1)
+    assert gradients.images_at_a_time(logits, SIZE) == 1
     assert_same(mask_loss(logits, labels, weights), whole, logits)
 
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from more.method.losses import ptc
-from more.method.losses.cre import confident_region_loss
-from more.method.losses.ptc import patch_contrast_loss
+from more.method.losses import contrast
+from more.method.losses.contrast import confident_region_loss, patch_contrast_loss
 from more.method.losses.ure import uncertain_region_loss
 from tests.oracles import step
 from tests.oracles.losses import confident, uncertain
@@ -31,7 +30,7 @@ def gradient(loss, x):
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_contrast_by_finite_differences(few, monkeypatch):
     _, patches, mask, _ = case()
-    monkeypatch.setitem(ptc.FEW, "cpu", few)
+    monkeypatch.setitem(contrast.FEW, "cpu", few)
     assert torch.autograd.gradcheck(lambda p: patch_contrast_loss(p, mask), patches)
 
 
@@ -39,8 +38,8 @@ def test_contrast_by_finite_differences(few, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_contrast_does_not_depend_on_the_chunk(chunk, few, monkeypatch):
     _, patches, mask, _ = case()
-    monkeypatch.setitem(ptc.CHUNK, "cpu", chunk)
-    monkeypatch.setitem(ptc.FEW, "cpu", few)
+    monkeypatch.setitem(contrast.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(contrast.FEW, "cpu", few)
     loss, expected = patch_contrast_loss(patches, mask), step.contrast(patches, mask)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient(loss, patches), gradient(expected, patches))

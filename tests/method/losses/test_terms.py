@@ -5,11 +5,16 @@ import math
 import pytest
 import torch
 
-from more.method.losses.classification import multilabel_soft_margin
-from more.method.losses.cre import confident_region_loss
-from more.method.losses.decoder import balanced_cross_entropy
-from more.method.losses.mcl import class_token_decorrelation, mixed_class_token_loss
-from more.method.losses.ptc import patch_contrast_loss
+from more.method.losses.classification import (
+    balanced_cross_entropy,
+    multilabel_soft_margin,
+)
+from more.method.losses.contrast import (
+    class_token_decorrelation,
+    confident_region_loss,
+    mixed_class_token_loss,
+    patch_contrast_loss,
+)
 from tests.oracles import losses as oracle
 
 B, C, D, H, W = 4, 5, 8, 9, 8
