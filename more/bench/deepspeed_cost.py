@@ -22,7 +22,7 @@ from more.config.schema import Config
 from more.data.colours import network_input
 from more.data.loader import make_train_loader
 from more.data.shards.reader import ShardSet
-from more.method.batch import Batch
+from more.method.labels import Batch
 from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.train import checkpoint, checkpoint_files

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.config.schema import Config
-from more.method.batch import Batch
+from more.method.labels import Batch
 from more.method.network import MoReNetwork
 from more.method.objective import make_objective
 from more.train.build import make_optimizer

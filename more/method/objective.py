@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from more.config.schema import CamConfig, Config, LossConfig
-from more.method.batch import Batch, Labels, Masks
 from more.method.cam import Present, PresentMaps, minmax, resize
-from more.method.labels import cam_to_label, denormalise, refined_label, scale_box
+from more.method.labels import (
+    Batch,
+    Labels,
+    Masks,
+    cam_to_label,
+    denormalise,
+    refined_label,
+    scale_box,
+)
 from more.method.losses.classification import decoder_terms, kind_counts, multilabel_soft_margin
 from more.method.losses.contrast import (
     class_token_decorrelation,

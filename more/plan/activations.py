@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from more.config.schema import Config, StartConfig
 from more.device import local_device
-from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes
 from more.method.gradients import images_at_a_time
+from more.method.labels import Batch
 from more.method.make_network import make_network
 from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective

@@ -15,8 +15,8 @@ from more.data.colours import network_input
 from more.data.loader import Batches
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
-from more.method.batch import Batch, Labels
 from more.method.cam import Present
+from more.method.labels import Batch, Labels
 from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective, mean_counts
 from more.tensors import upload

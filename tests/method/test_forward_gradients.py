@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from more.method import gradients
-from more.method.batch import Batch
 from more.method.cam import PresentMaps, present_classes, resize
 from more.method.gradients import enlarge, images_at_a_time, with_forward_gradients
+from more.method.labels import Batch
 from more.method.losses import classification, energy
 from more.method.losses.classification import balanced_cross_entropy, decoder_terms
 from more.method.losses.energy import dense_energy
@@ -74,7 +74,7 @@ def test_value_and_gradient_are_those_of_plain_autograd(names, at_a_time, monkey
 @pytest.mark.parametrize("name", ["seg", "energy"])
 def test_the_gradient_of_a_term_alone_is_equal_bit_by_bit(name, at_a_time, monkeypatch):
     logits, labels, batch = case()
-    for module in (classification, energy):  # products of matrices differ by how many rows there are
+    for module in (classification, energy):  # a product of matrices differs by its number of rows
         monkeypatch.setattr(module, "enlarge", resize)
     monkeypatch.setitem(gradients.BYTES, "cpu", at_a_time * (C + 1) * SIZE[0] * SIZE[1] * 4)
     found = decoder_terms(logits, labels, batch, (name,), LOSS)[name]

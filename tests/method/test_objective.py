@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from more.method.batch import Batch
+from more.method.labels import Batch
 from more.method.losses.ure import random_keys
 from more.method.objective import TERMS, make_objective
 from tests.method.objectives import COCO, VARIANTS, VOC, objective, voc

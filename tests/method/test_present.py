@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from more.method import labels
-from more.method.batch import Batch
 from more.method.cam import PresentMaps, multi_scale, resize, single_scale
-from more.method.labels import cam_to_label, mask_cams, refined_label
+from more.method.labels import Batch, cam_to_label, mask_cams, refined_label
 from more.method.objective import make_objective
 from more.method.par import PixelAdaptiveRefinement
 from tests.method.objectives import coco, voc

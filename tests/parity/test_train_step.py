@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from more.method.batch import Batch
 from more.method.cam import multi_scale, resize
-from more.method.labels import cam_to_label
+from more.method.labels import Batch, cam_to_label
 from more.method.network import parameter_groups
 from more.method.released_names import own_name
 from more.train.optimizer import make_scheduler

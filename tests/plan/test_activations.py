@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from more.config.load import load_config
-from more.method.batch import Batch
+from more.method.labels import Batch
 from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.plan.activations import autocast, step_activations

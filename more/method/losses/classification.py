@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from more.config.schema import LossConfig
-from more.method.batch import Batch
 from more.method.gradients import Summand, enlarge, with_forward_gradients
 from more.method.heads import log_odds, shown_probabilities
-from more.method.labels import IGNORE, undo_normalisation
+from more.method.labels import IGNORE, Batch, undo_normalisation
 from more.method.losses.energy import (
     SCALE,
     Filter,
