@@ -187,7 +187,7 @@ def test_blur_is_the_formula():
 def test_the_filter_alone_is_that_of_the_lattice_in_torch(labels, size, colours):
     """Batches, any number of maps, colours beyond 0..255 and between whole numbers."""
     from more.filtering.bilateral import bilateral_filter
-    from more.filtering.fast.torch_filter import lattice_filter
+    from more.method.losses.energy import lattice_filter
 
     generator = torch.Generator().manual_seed(labels)
     images = 255 * colours * torch.rand(3, 3, *size, generator=generator) - 20
@@ -199,7 +199,7 @@ def test_the_filter_alone_is_that_of_the_lattice_in_torch(labels, size, colours)
 
 
 def test_the_filter_leaves_to_torch_what_it_cannot_do():
-    from more.filtering.fast.torch_filter import lattice_filter
+    from more.method.losses.energy import lattice_filter
 
     images, values = torch.rand(1, 3, 9, 9) * 255, torch.rand(1, 2, 9, 9)
     assert lattice_filter(images, values.double(), 5.0, 10.0).dtype == torch.float64

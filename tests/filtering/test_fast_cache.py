@@ -52,7 +52,7 @@ def test_four_processes_on_a_cold_cache_compile_once(tmp_path):
 AFTERWARDS = """
 import numpy as np, torch
 from more.filtering.fast import jit, load, marginals
-from more.filtering.fast.torch_filter import lattice_filter
+from more.method.losses.energy import lattice_filter
 load()
 before = sum(sum(made.stats.cache_misses.values()) for made in jit._functions)
 image = np.random.default_rng(0).integers(0, 255, (9, 8, 3), np.uint8)

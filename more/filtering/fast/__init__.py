@@ -3,11 +3,10 @@
 Same model, same number of updates, same lattice (so nearly every pixel gets the same label); what
 is saved is work that changes nothing. In reading order:
 
-- `simplex`: where pixels lie in the lattice.
-- `point_table`: numbers for its points.  `neighbours`: their chains.  `lattice`: all of it.
+- `points`: where pixels lie in the lattice, and numbers for its points.
+- `lattice`: the lattice of an image, with the chains of its points.
 - `passes`: splat, blur and slice.
-- `place_kernel`, `softmax`, `iterations`: the mean-field updates.
-- `torch_filter`: the filter alone for tensors, for the dense energy (imports torch).
+- `iterations`: the mean-field updates.
 - `vectors`: the channels of a point as one vector.  `jit`: compiling once for all processes.
 
 Importing it takes 0.3 s, for numba; `load` compiles or loads the machine code.
@@ -25,7 +24,7 @@ from more.filtering.fast.lattice import TooFineError
 from more.filtering.fast.passes import filter_image
 from more.filtering.fast.vectors import WIDTHS
 
-__all__ = ["TooFineError", "load", "marginals"]
+__all__ = ["TooFineError", "filter_image", "load", "marginals"]
 
 
 @lru_cache(maxsize=1)

@@ -24,11 +24,11 @@ import numpy as np
 from more.filtering.fast.jit import jit
 from more.filtering.fast.lattice import build
 from more.filtering.fast.passes import blur, normalise, point_values, slice_row, splat_row
-from more.filtering.fast.place_kernel import place_kernel, place_row
-from more.filtering.fast.softmax import softmax_row
 
 F, I32 = np.float32, np.int32
 LEAST = F(1e-5)  # of a probability
+FAR = F(60)  # log-odds whose exp is still far from the end of float32
+CUT = 5  # deviations of the place kernel
 
 
 class Work(NamedTuple):
@@ -167,3 +167,146 @@ def with_label_0(q, out):
                 out[0, y, x] -= q[y, c, x]
         for x in range(width):
             out[0, y, x] = max(out[0, y, x], F(0))
+
+
+# The place kernel: a Gaussian of the pixels' distance, as two convolutions. It is cut at five
+# deviations and normalised as D^-½ K D^-½.
+
+
+class Place(NamedTuple):
+    """The place kernel: weight · D^-½ K D^-½ as a convolution in x and one in y.
+
+    Attributes:
+        taps: float32 [radius + 1], by distance.
+        across, down: float32 [W] and [H], the two factors of D^-½.
+        weight: of the whole.
+    """
+
+    taps: np.ndarray
+    across: np.ndarray
+    down: np.ndarray
+    weight: np.float32
+
+
+def place_kernel(height: int, width: int, sigma: float, weight: float) -> Place:
+    """The place kernel of an image size; sigma in pixels."""
+    radius = min(int(np.ceil(CUT * sigma)), max(height, width) - 1)
+    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    both = np.concatenate([taps[:0:-1], taps])
+
+    def factor(length: int) -> np.ndarray:
+        return (np.convolve(np.ones(length), both)[radius:radius + length] ** -0.5).astype(F)
+    return Place(taps.astype(F), factor(width), factor(height), F(weight))
+
+
+@jit
+def place_row(q, y, place, work):
+    """The place kernel's part of the energies of row y, into `work.energy`."""
+    height, channels, width = q.shape
+    taps, radius, total = place.taps, place.taps.shape[0] - 1, work.total
+    for c in range(channels):
+        for x in range(width):
+            total[x] = taps[0] * place.down[y] * q[y, c, x]
+        for t in range(1, radius + 1):
+            above, below = max(0, y - t), min(height - 1, y + t)
+            up = taps[t] * place.down[above] if y - t >= 0 else F(0)
+            down = taps[t] * place.down[below] if y + t < height else F(0)
+            add_two(total, up, q[above, c], down, q[below, c])
+        middle = work.padded[radius:radius + width]
+        for x in range(width):
+            middle[x] = total[x] * place.across[x]
+        convolve(work.energy[c], work.padded, taps)
+        factor = place.weight * place.down[y]
+        for x in range(width):
+            work.energy[c, x] *= factor * place.across[x]
+
+
+@jit
+def add_two(total, a, first, b, second):
+    """total += a · first + b · second."""
+    for x in range(total.shape[0]):
+        total[x] += a * first[x] + b * second[x]
+
+
+@jit
+def convolve(out, padded, taps):
+    """out[x] = Σ_t taps[|t|] · padded[radius + x + t]."""
+    width, radius = out.shape[0], taps.shape[0] - 1
+    middle, tap = padded[radius:radius + width], taps[0]
+    for x in range(width):
+        out[x] = tap * middle[x]
+    for t in range(1, radius + 1):
+        left, right = padded[radius - t:radius - t + width], padded[radius + t:radius + t + width]
+        tap = taps[t]
+        for x in range(width):
+            out[x] += tap * (left[x] + right[x])
+
+
+# Softmax of log-odds against label 0, a row of pixels at a time. The loops are written out, so
+# that each of them becomes vector instructions.
+
+
+@jit
+def softmax_row(work, q, last):
+    """Turn log-odds against label 0 into Q - 1/K, or into Q after the last update.
+
+    Args:
+        work: `Work`; its `energy` [C, W] holds the log-odds, which are lost.
+        q: [C, W], filled.
+        last: whether there is no next update.
+    """
+    energy, total = work.energy, work.total
+    channels, width = energy.shape
+    far = I32(0)  # not the largest: that loop does not become vector instructions
+    for c in range(channels):
+        for x in range(width):
+            far |= I32(energy[c, x] > FAR)
+    for x in range(width):
+        total[x] = F(1)  # exp of label 0
+    if far:
+        take_largest(energy, total)
+        exponential(total, work.exponent)
+    for c in range(channels):
+        exponential(energy[c], work.exponent)
+    for c in range(channels):
+        for x in range(width):
+            total[x] += energy[c, x]
+    mean = F(0) if last else F(1) / F(channels + 1)
+    for x in range(width):
+        total[x] = F(1) / total[x]
+    for c in range(channels):
+        for x in range(width):
+            q[c, x] = energy[c, x] * total[x] - mean
+
+
+@jit
+def take_largest(energy, label_0):
+    """Take each pixel's largest log-odds from all its labels, label 0 among them."""
+    channels, width = energy.shape
+    for x in range(width):
+        label_0[x] = F(0)
+    for c in range(channels):
+        for x in range(width):
+            label_0[x] = min(label_0[x], -energy[c, x])
+    for c in range(channels):
+        for x in range(width):
+            energy[c, x] += label_0[x]
+
+
+@jit
+def exponential(row, exponent):
+    """exp in place, to 2e-7: 2^n · p(f) with a polynomial p on -½ ≤ f ≤ ½."""
+    power = exponent.view(F)
+    for x in range(row.shape[0]):
+        scaled = max(row[x], F(-87)) * F(1.4426950408889634)
+        whole = np.rint(scaled)
+        part = scaled - whole
+        exponent[x] = (I32(whole) + I32(127)) << I32(23)
+        value = F(1.3333558e-3)
+        value = value * part + F(9.6181291e-3)
+        value = value * part + F(5.5504109e-2)
+        value = value * part + F(2.4022651e-1)
+        value = value * part + F(6.9314718e-1)
+        row[x] = value * part + F(1)
+    for x in range(row.shape[0]):
+        row[x] *= power[x]

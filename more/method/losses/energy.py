@@ -6,8 +6,10 @@ B batch, K channels of the decoder (background and classes), H×W pixels, h×w w
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -177,7 +179,7 @@ def energy_filter(name: str) -> Filter:
     """
     if name == "lattice":
         try:
-            from more.filtering.fast.torch_filter import lattice_filter
+            import more.filtering.fast  # noqa: F401
 
             return lattice_filter
         except (ImportError, OSError):
@@ -185,6 +187,30 @@ def energy_filter(name: str) -> Filter:
     if name == "attention":
         return attention_filter
     raise ValueError(f"the energy's filter is 'lattice' or 'attention', not {name!r}")
+
+
+def lattice_filter(images: Tensor, values: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
+    """`more.filtering.bilateral.bilateral_filter`, on a CPU by the lattice of the fast CRF.
+
+    The same lattice and the same gain, image after image; the images of a batch go to as many
+    threads as torch has, which jitted code allows (it holds no GIL). On a GPU, in double precision,
+    and with deviations too small for the fast engine, the plain one is called.
+    """
+    if images.device.type != "cpu" or values.dtype != torch.float32 \
+            or not torch.isfinite(images).all():
+        return bilateral_filter(images, values, sigma_xy, sigma_rgb)
+    from more.filtering import fast
+
+    fast.load()
+    pictures = images.detach().permute(0, 2, 3, 1).contiguous().float().numpy()
+    maps = values.detach().contiguous().numpy()
+    try:
+        with ThreadPoolExecutor(min(len(maps), torch.get_num_threads())) as threads:
+            found = list(threads.map(fast.filter_image, pictures, maps, [sigma_xy] * len(maps),
+                                     [sigma_rgb] * len(maps)))
+    except fast.TooFineError:
+        return bilateral_filter(images, values, sigma_xy, sigma_rgb)
+    return torch.from_numpy(np.stack(found))
 
 
 def _gate(probabilities: Tensor, labels: Tensor, box: Tensor | None
