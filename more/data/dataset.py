@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from more.data.batch_memory import BatchRing
+from more.data.batch_order import SampleKey
 from more.data.mask_labels import OUTSIDE, Labels
-from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
 from more.data.transforms import (

@@ -24,10 +24,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from more.data.batch_memory import BatchRing, pinned_ahead
-from more.data.batch_order import GlobalBatchSampler
+from more.data.batch_order import Chunks, GlobalBatchSampler, MicroBatches, SampleKey
 from more.data.dataset import EvalDataset, Masks, TokenDataset, TrainDataset, collate
 from more.data.loader_processes import held_signals, start_worker
-from more.data.sampler import Chunks, MicroBatches, SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
 from more.data.transforms import TrainTransform

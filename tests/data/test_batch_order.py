@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.batch_order import GlobalBatchSampler, epoch_order
-from more.data.sampler import MicroBatches
+from more.data.batch_order import GlobalBatchSampler, MicroBatches, epoch_order
 from more.errors import UserError
 
 WORLDS = (1, 2, 3, 4, 8, 64)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.shards.blobs import BlobMap
+from more.data.shards.index import BlobMap
 from more.data.shards.open_files import Descriptors, OpenFiles
 from more.data.shards.reader import ShardSet
 from tests.data.sets import small_set

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from more.data.batch_order import GlobalBatchSampler
+from more.data.batch_order import GlobalBatchSampler, SampleKey
 from more.data.dataset import Masks
 from more.data.loader import Reading, make_train_loader, make_view_loader
 from more.data.mask_labels import OUTSIDE, match_masks
-from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform, labels_of_view, thinned
 from more.errors import UserError

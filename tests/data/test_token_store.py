@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from more.config.schema import TokensConfig
-from more.data.batch_order import GlobalBatchSampler
+from more.data.batch_order import GlobalBatchSampler, SampleKey
 from more.data.dataset import Masks, TokenDataset, TrainDataset
 from more.data.loader import Reading, make_train_loader
 from more.data.mask_labels import match_masks
-from more.data.sampler import SampleKey
 from more.data.shards.reader import ShardSet
 from more.data.token_store import RECORD, TokenStore, row_bytes
 from more.data.transforms import TrainTransform, sample_generator

@@ -16,11 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from more.data.shards.blobs import BlobMap
 from more.data.shards.cache import ShardCache
 from more.data.shards.codec import decode_image, decode_mask
 from more.data.shards.format import PAYLOADS, sha256_file
-from more.data.shards.index import ShardIndex, blob_maps, file_names
+from more.data.shards.index import BlobMap, ShardIndex, blob_maps, file_names
 from more.data.shards.manifest import REBUILD, Manifest, ShardEntry, read_manifest
 from more.data.shards.open_files import OpenFiles
 from more.errors import UserError
