@@ -17,9 +17,8 @@ from more.method.make_network import make_network
 from more.method.network import MoReNetwork, parameter_groups
 from more.train.deepspeed_settings import BatchSplit, deepspeed_dict
 from more.train.distributed import World, import_deepspeed
-from more.train.optimizer import make_scheduler
+from more.train.optimizer import GuardedAdamW, make_scheduler
 from more.train.random_state import seed
-from more.train.safety import GuardedAdamW
 
 
 def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:

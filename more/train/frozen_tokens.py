@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from more.config.schema import Config, TokensConfig
+from more.data.batch_order import SampleKey
 from more.data.colours import network_input
 from more.data.dataset import TrainDataset
 from more.data.loader import make_view_loader
-from more.data.sampler import SampleKey
 from more.data.shards.format import sha256_bytes
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet

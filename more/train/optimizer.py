@@ -1,11 +1,61 @@
-"""Learning rate: linear warm-up, then polynomial decay counted from the first update."""
+"""Updates of the weights: none when loss or gradient is not finite, and the learning rate.
+
+The rate warms up linearly and then decays as a polynomial, counted from the first update.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
+
+def poisoned(total: Tensor, anchor: Tensor) -> Tensor:
+    """The loss; where it is not finite, with gradients that are not finite either.
+
+    A NaN may reach the loss over a path without gradient; then the update would go through.
+
+    Args:
+        total: the loss, a scalar.
+        anchor: anything finite that depends on the weights.
+    """
+    spoil = torch.where(torch.isfinite(total.detach()), 0.0, float("nan"))
+    return total + spoil * anchor.sum()
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that makes no update when the gradient is not finite, as ZeRO 1 to 3 do by themselves.
+
+    For ZeRO 0, where every rank holds the whole reduced gradient, so that all decide alike.
+    DeepSpeed reads `overflow` after each step and then leaves the schedule where it is.
+
+    Attributes:
+        overflow: whether the last step was left out.
+        norm: norm of the last gradient, before clipping, as ZeRO 1 to 3 report it.
+        clip: largest norm; a longer gradient is shortened to it. 0 = off.
+    """
+
+    overflow = False
+    clip = 0.0
+    norm: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update, or none."""
+        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]
+                 if parameter.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(grads)
+        # The one value of an update that a GPU is waited for: by it DeepSpeed decides, on return,
+        # whether the schedule goes on. ZeRO 1 to 3 read it as well.
+        self.overflow = not bool(torch.isfinite(self.norm))
+        if not self.overflow:
+            if self.clip > 0:
+                shorten = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # as DeepSpeed does
+                torch._foreach_mul_(grads, shorten)
+            super().step(closure)
 
 
 def poly_factor(update: int, warmup: int, total: int, ratio: float, power: float) -> float:

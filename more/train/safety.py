@@ -1,67 +1,20 @@
-"""What guards a run: updates that are not finite, and a time limit on every step.
+"""What guards a run: a limit on updates that are not finite, and on the time of a step.
 
-Losses and gradients that are not finite: no rank updates, the images are written down.
-
-A time limit on every step, with the stack of every rank when it runs out.
+- Losses and gradients that are not finite: no rank updates (`more.train.optimizer`), and the images
+  are written down.
+- A step that takes too long ends the run, with the stack of every rank.
 """
 
 from __future__ import annotations
 
 import faulthandler
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.errors import UserError
 from more.train.distributed import World
-
-
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that makes no update when the gradient is not finite, as ZeRO 1 to 3 do by themselves.
-
-    For ZeRO 0, where every rank holds the whole reduced gradient, so that all decide alike.
-    DeepSpeed reads `overflow` after each step and then leaves the schedule where it is.
-
-    Attributes:
-        overflow: whether the last step was left out.
-        norm: norm of the last gradient, before clipping, as ZeRO 1 to 3 report it.
-        clip: largest norm; a longer gradient is shortened to it. 0 = off.
-    """
-
-    overflow = False
-    clip = 0.0
-    norm: Tensor | None = None
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One update, or none."""
-        grads = [parameter.grad for group in self.param_groups for parameter in group["params"]
-                 if parameter.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm(grads)
-        # The one value of an update that a GPU is waited for: by it DeepSpeed decides, on return,
-        # whether the schedule goes on. ZeRO 1 to 3 read it as well.
-        self.overflow = not bool(torch.isfinite(self.norm))
-        if not self.overflow:
-            if self.clip > 0:
-                shorten = (self.clip / (self.norm + 1e-6)).clamp(max=1.0)  # as DeepSpeed does
-                torch._foreach_mul_(grads, shorten)
-            super().step(closure)
-
-
-def poisoned(total: Tensor, anchor: Tensor) -> Tensor:
-    """The loss; where it is not finite, with gradients that are not finite either.
-
-    A NaN may reach the loss over a path without gradient; then the update would go through.
-
-    Args:
-        total: the loss, a scalar.
-        anchor: anything finite that depends on the weights.
-    """
-    spoil = torch.where(torch.isfinite(total.detach()), 0.0, float("nan"))
-    return total + spoil * anchor.sum()
 
 
 class Guard:

@@ -24,8 +24,9 @@ from more.train.checks import check_classes, check_continues, check_same_model, 
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, settled_here
 from more.train.means import Means
+from more.train.optimizer import poisoned
 from more.train.rewind import go_back, resolve
-from more.train.safety import Guard, Watchdog, poisoned
+from more.train.safety import Guard, Watchdog
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage, check_start
 from more.train.stop import StopRequest, write_status

@@ -15,7 +15,7 @@ from more.config.schema import Config
 from more.train.build import make_engine
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, setup, teardown
-from more.train.safety import poisoned
+from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step
 

@@ -24,7 +24,7 @@ from more.config.schema import Config
 from more.train.build import make_engine
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, import_deepspeed
-from more.train.safety import poisoned
+from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step
 

@@ -18,8 +18,8 @@ import numpy as np
 
 import more
 from more.config.load import load_config
+from more.data.batch_order import SampleKey
 from more.data.loader import Batches
-from more.data.sampler import SampleKey
 from more.data.seeds import SeedItem, encode_seed
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet

@@ -17,7 +17,7 @@ from more.config.schema import Config
 from more.method.make_network import make_network
 from more.train.build import make_optimizer
 from more.train.distributed import World
-from more.train.safety import poisoned
+from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from tests.claimed_gpu import GPU, claimed_gpu, put_on
 from tests.research.launches import Launches, fused_attention

@@ -15,7 +15,7 @@ from more.train.average import WeightAverage
 from more.train.build import make_optimizer
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World
-from more.train.safety import poisoned
+from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage
 from more.train.validation import validate

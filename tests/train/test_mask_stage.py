@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from more.config.load import config_from_dict, to_dict
+from more.data.batch_order import SampleKey
 from more.data.colours import network_input
 from more.data.dataset import TrainDataset
-from more.data.sampler import SampleKey
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore

@@ -11,7 +11,7 @@ import torch
 
 from more.train import random_state
 from more.train.distributed import World
-from more.train.safety import GuardedAdamW, poisoned
+from more.train.optimizer import GuardedAdamW, poisoned
 from tests.train.conftest import command, records
 
 
