@@ -169,11 +169,16 @@ def filter_command(
 @app.command()
 def modules(
     data: Annotated[Path, typer.Argument(help="shard set of the shapes, at least 8 images")],
+    as_json: AsJson = False,
 ) -> None:
     """Files of the package whose functions a training step and a pseudo-label enter."""
     from tests.research.modules_entered import all_files
 
-    for work, found in all_files(data).items():
+    found_by_work = all_files(data)
+    if as_json:
+        print(json.dumps(found_by_work, indent=1))
+        return
+    for work, found in found_by_work.items():
         print(f"{work} enters {len(found)} files:", *found, sep="\n  ")
 
 

@@ -58,8 +58,12 @@ def all_files(data: Path) -> dict[str, list[str]]:
 
 
 def entered(work: Callable[[], object]) -> list[str]:
-    """The files of `more` whose functions are entered while `work` runs, in any thread."""
-    files = set()
+    """The files of `more` whose functions are entered while `work` runs, in any thread.
+
+    What compiled functions call no profile sees: a file counts, too, where one that is entered has
+    a compiled function of it.
+    """
+    files: set[str] = set()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
@@ -72,8 +76,17 @@ def entered(work: Callable[[], object]) -> list[str]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    paths = map(Path, files)
+    paths = map(Path, files | _called_by_compiled(files))
     return sorted(str(path.relative_to(PACKAGE)) for path in paths if PACKAGE in path.parents)
+
+
+def _called_by_compiled(files: set[str]) -> set[str]:
+    """Files of the jitted functions that modules of these files name."""
+    modules = [module for module in list(sys.modules.values())
+               if getattr(module, "__file__", None) in files]
+    jitted = [value.py_func for module in modules for value in vars(module).values()
+              if hasattr(value, "py_func")]
+    return {function.__code__.co_filename for function in jitted}
 
 
 def step_files(data: Path) -> tuple[list[str], list[str]]:

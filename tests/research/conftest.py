@@ -1,0 +1,3 @@
+"""The tiny set of tests/train."""
+
+from tests.train.conftest import tiny  # noqa: F401 - a fixture
