@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from more.data.batch_memory import BatchRing
 from more.data.batch_order import SampleKey
+from more.data.loader_processes import BatchRing
 from more.data.mask_labels import OUTSIDE, Labels
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from more.data.batch_memory import BatchRing, pinned_ahead
 from more.data.batch_order import Chunks, GlobalBatchSampler, MicroBatches, SampleKey
 from more.data.dataset import EvalDataset, Masks, TokenDataset, TrainDataset, collate
-from more.data.loader_processes import held_signals, start_worker
+from more.data.loader_processes import BatchRing, held_signals, pinned_ahead, start_worker
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
 from more.data.transforms import TrainTransform

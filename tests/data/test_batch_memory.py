@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from more.data import loader
-from more.data.batch_memory import pinned_ahead
 from more.data.batch_order import GlobalBatchSampler
 from more.data.loader import Batches, Reading, make_train_loader
+from more.data.loader_processes import pinned_ahead
 from more.data.shards.reader import ShardSet
 from more.data.transforms import TrainTransform
 from more.errors import UserError
