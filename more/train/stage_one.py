@@ -28,8 +28,8 @@ from more.train.build import make_batches
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
 from more.train.frozen_tokens import kept_tokens
+from more.train.meter import CAMS, FORWARD, LOSSES
 from more.train.stop import StopRequest
-from more.train.timing import CAMS, FORWARD, LOSSES
 from more.train.warm_up import warm_heads
 
 RELU = (True, True)  # of both CAMs

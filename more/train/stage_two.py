@@ -38,9 +38,9 @@ from more.train.build import make_batches
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
 from more.train.frozen_tokens import kept_tokens
+from more.train.meter import FORWARD, LOSSES
 from more.train.stage_one import TagStage
 from more.train.stop import StopRequest
-from more.train.timing import FORWARD, LOSSES
 
 
 class MaskStage:

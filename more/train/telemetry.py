@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import IO, Any
 
-import psutil
 import torch
 from mmengine.logging import MMLogger
 from rich.progress import (
@@ -30,11 +28,10 @@ from more.config.schema import Config
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
-from more.device import local_device
 from more.progress import console
 from more.train.deepspeed_settings import BatchSplit
-from more.train.distributed import ALONE, World
-from more.train.timing import PHASES, Phases
+from more.train.distributed import World
+from more.train.meter import Meter
 
 
 class Records:
@@ -139,73 +136,6 @@ class _Above:
 
     def flush(self) -> None:
         """Nothing waits."""
-
-
-class Meter:
-    """Means of loss terms, throughput and phases between two records."""
-
-    def __init__(self, device: torch.device = ALONE.device) -> None:
-        self.phases = Phases(device)
-        self.last_total = float("nan")
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew, after a record or a pause."""
-        self.sums: dict[str, float] = {}
-        self.steps, self.images, self.waiting = 0, 0, 0.0
-        self.phases.restart()
-        self.started = time.monotonic()
-
-    def add(self, terms: dict[str, float], images: int, waiting: float) -> None:
-        """Count one update with its terms, global images and seconds waited for data."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.last_total = terms.get("total", float("nan"))
-        self.steps += 1
-        self.images += images
-        self.waiting += waiting
-
-    @property
-    def rate(self) -> float:
-        """Images a second since the last record."""
-        return self.images / max(time.monotonic() - self.started, 1e-9)
-
-    def read(self, world: World) -> dict[str, Any]:
-        """What happened since the last record, over all ranks; all ranks call it.
-
-        Returns:
-            `terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share of the time),
-            `memory_mb` (most of any rank: CUDA's peak, or the process's memory), and `ranks`:
-            least and most seconds a step apart from waiting for data, most seconds of waiting;
-            `phases`: seconds a step by phase, mean of the ranks; `utilisation`: mean and
-            least, where it is known.
-        """
-        phases, utilisation = self.phases.read(), self.phases.utilisation()
-        seconds, steps = max(time.monotonic() - self.started, 1e-9), max(self.steps, 1)
-        own = {"busy": (seconds - self.waiting) / steps, "wait": self.waiting / steps,
-               "memory": _memory_mb(), "utilisation": utilisation,
-               "phases": {name: phases.get(name, 0.0) / steps for name in PHASES}}
-        everyone = world.gather(own)
-        result = {"terms": {name: value / steps for name, value in self.sums.items()},
-                  "images_per_s": self.images / seconds, "seconds_per_step": seconds / steps,
-                  "data_wait": self.waiting / seconds,
-                  "memory_mb": max(one["memory"] for one in everyone),
-                  "ranks": {"busy_least": min(one["busy"] for one in everyone),
-                            "busy_most": max(one["busy"] for one in everyone),
-                            "wait_most": max(one["wait"] for one in everyone)},
-                  "phases": {name: fmean(one["phases"][name] for one in everyone)
-                             for name in PHASES if name in phases}}
-        busy = [one["utilisation"] for one in everyone if one["utilisation"] is not None]
-        if busy:
-            result["utilisation"] = {"mean": fmean(busy), "least": min(busy)}
-        self.restart()
-        return result
-
-
-def _memory_mb() -> float:
-    if local_device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return psutil.Process().memory_info().rss / 2**20
 
 
 def duration(seconds: float) -> str:

@@ -23,15 +23,14 @@ from more.train.checkpoint_files import Writer, prune, write_best
 from more.train.checks import check_classes, check_continues, check_same_model, out_of_memory
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, settled_here
-from more.train.means import Means
+from more.train.meter import BACKWARD, REST, UPDATE, WAITING, Means, Meter, Trace
 from more.train.optimizer import poisoned
 from more.train.rewind import go_back, resolve
 from more.train.safety import Guard, Watchdog
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage, check_start
 from more.train.stop import StopRequest, write_status
-from more.train.telemetry import Meter, Records, describe_run
-from more.train.timing import BACKWARD, REST, UPDATE, WAITING, Trace
+from more.train.telemetry import Records, describe_run
 from more.train.validation import validate
 
 

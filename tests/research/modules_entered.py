@@ -29,8 +29,7 @@ from more.refinement.image import Refinement
 from more.refinement.mask_shard import refine_shard
 from more.refinement.plan import open_pair, plan
 from more.train.distributed import setup, teardown
-from more.train.means import Means
-from more.train.telemetry import Meter
+from more.train.meter import Means, Meter
 from more.train.trainer import Trainer
 
 PACKAGE = Path(more.__file__).parent

@@ -17,7 +17,7 @@ from more.run_folder import find_newest
 from more.train import distributed
 from more.train.checks import check_same_model
 from more.train.distributed import World, settled_here
-from more.train.timing import PHASES, Phases, Trace
+from more.train.meter import PHASES, Phases, Trace
 from tests.train.conftest import command, records
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

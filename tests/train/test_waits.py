@@ -15,11 +15,10 @@ from more.method.make_network import make_network
 from more.tensors import Download, upload
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 from more.train.distributed import World, import_deepspeed
-from more.train.means import Means
+from more.train.meter import Means, Meter
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage
 from more.train.stop import LOOK_EVERY, StopRequest
-from more.train.telemetry import Meter
 from tests.claimed_gpu import GPU, OnGpu, claimed_gpu, put_on
 from tests.data.sets import mask_set, small_set
 from tests.processes import run_ranks
