@@ -75,6 +75,7 @@ def command(main: Callable[..., int]) -> None:
 
     @functools.wraps(main)
     def guarded(*args: Any, **options: Any) -> None:
+        """Run the command and end the process with its exit code."""
         try:
             code = main(*args, **options)
         except (UserError, OSError) as error:

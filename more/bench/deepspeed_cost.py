@@ -99,11 +99,13 @@ def bare_loop(config: Config, batches: list[dict[str, Any]], world: World) -> Lo
                                optim.warmup_ratio, optim.power)
 
     def forward(images: torch.Tensor, mode: str = "train", half: bool = False) -> Any:
+        """The network's output in the precision of the settings."""
         with torch.autocast(world.device.type, torch.bfloat16,
                             enabled=config.precision == "bf16"):
             return network(images, mode=mode, half=half)
 
     def update(loss: torch.Tensor) -> None:
+        """Backward pass and update, as PyTorch does them."""
         loss.backward()
         optimizer.step()
         scheduler.step()

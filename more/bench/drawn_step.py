@@ -114,6 +114,7 @@ class OwnStep:
 
 def _booked(method: Any, objective: Any, mark: Mark) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
+        """Call the method between two marks."""
         mark("losses")
         result = method(objective, *args, **options)
         mark("labels")

@@ -31,6 +31,7 @@ from more.refinement.plan import ShardSpec
 def startup_times(workers: int, rounds: int) -> list[Line]:
     """Seconds until one worker, and the last of several, has loaded its libraries."""
     def once(count: int) -> float:
+        """Seconds until the last of so many workers is ready."""
         started = ready = time.perf_counter()
         for outcome in run_tasks(_ready, range(count), local_workers(count)):
             if outcome.error:

@@ -58,6 +58,7 @@ def in_turn(candidates: Mapping[str, Callable[[], Spent]], rounds: int) -> dict[
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
 
     def one(name: str) -> float:
+        """Run a candidate, note its CPU time, return its wall time."""
         spent = candidates[name]()
         cpu[name].append(spent.cpu)
         return spent.wall

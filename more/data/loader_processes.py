@@ -122,6 +122,7 @@ def pinned_ahead(batches: Iterator[dict[str, Any]],
         Exception: what `batches` raises, at the same place.
     """
     def following() -> dict[str, Any] | None:
+        """The next batch, pinned; None after the last one."""
         batch = next(batches, None)
         return batch and {name: pin(value) if isinstance(value, Tensor) else value
                           for name, value in batch.items()}

@@ -109,6 +109,7 @@ def _read_columns(path: Path, header: Sequence[str], key: int,
     classes = [number for number, name in enumerate(header) if number != key and name]
 
     def line(where: str, row: list[str]) -> TagLine:
+        """The tags of a row."""
         for number in classes:
             if row[number].casefold() not in _ONE:
                 raise UserError(f"{where}: no column of tags, and {header[number]} is "

@@ -163,6 +163,7 @@ def split_cells(lines: Mapping[str, TagLine], class_names: Sequence[str] | None,
     classes = ClassNames(class_names or ())
 
     def names(cell: str) -> list[str]:
+        """The names in a cell."""
         if cell[:1] in ("[", "{") and (found := _json_names(cell)) is not None:
             return found
         if separator == "blank":

@@ -90,6 +90,7 @@ def _block(run: Path, title: str, kinds: Sequence[str], count: int,
 def _heat(data: ShardSet, seeds: ShardSet) -> Tile:
     """The strongest map of a picture, outlined at the set's threshold."""
     def tile(name: str) -> np.ndarray | None:
+        """The heat map of an image; None where it has no seed."""
         image = data.image(data.index_of(name))
         if name not in seeds.ids:
             return None
@@ -103,6 +104,7 @@ def _heat(data: ShardSet, seeds: ShardSet) -> Tile:
 def _labels(data: ShardSet, masks: ShardSet, colours: np.ndarray) -> Tile:
     """A label map over its picture, with the names of its classes large enough for a tile."""
     def tile(name: str) -> np.ndarray | None:
+        """The label map of an image; None where it has none."""
         label = masks.mask(masks.index_of(name))
         if label is None:
             return None

@@ -94,6 +94,7 @@ class Localizer:
         inference, patches = self.config.inference, []
 
         def forward(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """CAM and LAM of some views."""
             found = self.network(views, mode="maps")
             if inference.spread and not patches:  # scale 1 comes first, the images before mirrored
                 patches.append(found["patches"][:len(images)].float())

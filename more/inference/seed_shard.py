@@ -129,6 +129,7 @@ class SeedShards:
         lock = threading.Lock()  # the open files of the set are one thread's at a time
 
         def prepare(row: int) -> torch.Tensor:
+            """Read and decode an image and make network input of it."""
             with lock:
                 data = self.source.blob("image", row)
             name = f"{self.source.path}: {self.source.ids[row]!r}"

@@ -239,6 +239,7 @@ class _Message(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, heads, tails, index, scale, gate) -> Tensor:
+        """The messages, tile by tile."""
         ctx.gate = gate
         ctx.save_for_backward(heads, tails, index, scale)
         result = torch.empty_like(heads)
@@ -253,7 +254,8 @@ class _Message(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx, upstream) -> tuple[Tensor | None, ...]:
+        """Gradients for heads, tails and scale; the edges of a tile are made again."""
         heads, tails, index, scale = ctx.saved_tensors
         d_heads, d_scale = torch.empty_like(heads), torch.empty_like(scale)
         d_tails = torch.empty_like(tails) if index is None else torch.zeros_like(tails)

@@ -97,6 +97,7 @@ class _ForwardGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, summands, step, gradient) -> tuple[Tensor, ...]:
+        """Values of the terms `summands`, for `step` images at a time."""
         ctx.set_materialize_grads(False)  # None: the term is not in the total
         values, slopes = [], []
         for summand in summands:
@@ -136,12 +137,14 @@ def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
 class _Enlarge(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, size) -> Tensor:
+        """`x` resized."""
         ctx.grid = tuple(x.shape[-2:])
         return resize(x, size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream) -> tuple[Tensor, None]:
+        """Gradient for the small map, by the transposed weights of rows and columns."""
         rows, columns = (_weights(small, large, upstream.dtype, upstream.device)
                          for small, large in zip(ctx.grid, upstream.shape[-2:], strict=True))
         return rows.T @ (upstream @ columns), None
@@ -202,6 +205,7 @@ class _Recipe:
     stride: tuple[int, ...]
 
     def make(self) -> Tensor:
+        """The output, computed again."""
         _check(self.source, self.version)
         device, enabled, dtype = self.autocast
         # A count that ZeRO 3 restarts in a module's forward and still needs in its backward.

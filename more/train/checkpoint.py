@@ -71,6 +71,7 @@ def take(engine: Any, step: int, world: World, average: WeightAverage | None = N
 
     def collect(values: Iterator[tuple[str, Tensor]], into: dict[str, Tensor],
                 prefix: str = "") -> None:
+        """Copy tensors to the CPU's memory, on rank 0."""
         for name, value in values:
             if world.main:
                 into[prefix + name] = value.detach().to("cpu", copy=True).contiguous()

@@ -78,7 +78,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, warmup: int, total: int, ra
     moves nor decays them, and they still take part in every step).
     """
     def factor(freezable: bool) -> Callable[[int], float]:
+        """The factor of a group, by the number of the update."""
         def at(update: int) -> float:
+            """The factor in one update."""
             if freezable and update < frozen:
                 return 0.0
             return poly_factor(update, warmup, total, ratio, power)

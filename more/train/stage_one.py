@@ -250,11 +250,13 @@ class CamMaker:
                           and images.dtype == torch.float32)  # 16-bit weights need none
 
         def known(views: Tensor) -> Tensor:
+            """The views, or their kept tokens where the frozen blocks have been run."""
             # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).
             same = mirrored is not None and views.shape == images.shape and self.average is None
             return mirrored if same else views
 
         def run(views: Any) -> Any:
+            """CAMs of the views of a scale, or with `packed` of those of all scales."""
             if packed:
                 return network([known(view) for view in views])
             views = known(views)

@@ -134,6 +134,7 @@ class BlobMap:
         starts = np.full(-(-self.size // self.width), -1, np.int64)
 
         def note(chunk: h5py.h5d.StoreInfo) -> None:
+            """Note where a chunk begins in the file."""
             if chunk.filter_mask or chunk.size != self.width + _SUM_BYTES:
                 raise ValueError(f"{dataset.name} has a chunk without its checksum")
             starts[chunk.chunk_offset[0] // self.width] = chunk.byte_offset

@@ -89,7 +89,7 @@ def marginals(image: np.ndarray, probs: np.ndarray, iterations: int, gaussian: t
 
 
 @jit
-def make_work(channels, values, width, radius):
+def make_work(channels, values, width, radius) -> Work:
     """Working memory for rows of `width` pixels, `values` [G, M, L] of the points."""
     whole = np.zeros((values.shape[0] * values.shape[2], width), F)
     return Work(whole, whole[:channels], np.empty(width, I32), np.empty(width, F),
@@ -97,7 +97,7 @@ def make_work(channels, values, width, radius):
 
 
 @jit
-def log_odds(probs, odds):
+def log_odds(probs, odds) -> None:
     """[K, H, W] probabilities into log(p_k / p_0), [H, C, W]."""
     labels, height, width = probs.shape
     first = np.empty(width, F)
@@ -110,7 +110,7 @@ def log_odds(probs, odds):
 
 
 @jit
-def start(odds, corners, weights, values, q, last):
+def start(odds, corners, weights, values, q, last) -> None:
     """Q - 1/K of the unary energies alone, and its splat; Q where there is nothing to come."""
     height, channels, width = odds.shape
     work = make_work(channels, values, width, 0)
@@ -122,7 +122,7 @@ def start(odds, corners, weights, values, q, last):
 
 
 @jit
-def update(odds, corners, weights, values, fresh, q, q_next, place, last):
+def update(odds, corners, weights, values, fresh, q, q_next, place, last) -> None:
     """One mean-field update.
 
     Args:
@@ -155,7 +155,7 @@ def update(odds, corners, weights, values, fresh, q, q_next, place, last):
 
 
 @jit
-def with_label_0(q, out):
+def with_label_0(q, out) -> None:
     """[H, C, W] of Q into [K, H, W]: label 0 has what the others leave."""
     height, channels, width = q.shape
     for y in range(height):
@@ -200,7 +200,7 @@ def place_kernel(height: int, width: int, sigma: float, weight: float) -> Place:
 
 
 @jit
-def place_row(q, y, place, work):
+def place_row(q, y, place, work) -> None:
     """The place kernel's part of the energies of row y, into `work.energy`."""
     height, channels, width = q.shape
     taps, radius, total = place.taps, place.taps.shape[0] - 1, work.total
@@ -222,14 +222,14 @@ def place_row(q, y, place, work):
 
 
 @jit
-def add_two(total, a, first, b, second):
+def add_two(total, a, first, b, second) -> None:
     """total += a · first + b · second."""
     for x in range(total.shape[0]):
         total[x] += a * first[x] + b * second[x]
 
 
 @jit
-def convolve(out, padded, taps):
+def convolve(out, padded, taps) -> None:
     """out[x] = Σ_t taps[|t|] · padded[radius + x + t]."""
     width, radius = out.shape[0], taps.shape[0] - 1
     middle, tap = padded[radius:radius + width], taps[0]
@@ -247,7 +247,7 @@ def convolve(out, padded, taps):
 
 
 @jit
-def softmax_row(work, q, last):
+def softmax_row(work, q, last) -> None:
     """Turn log-odds against label 0 into Q - 1/K, or into Q after the last update.
 
     Args:
@@ -280,7 +280,7 @@ def softmax_row(work, q, last):
 
 
 @jit
-def take_largest(energy, label_0):
+def take_largest(energy, label_0) -> None:
     """Take each pixel's largest log-odds from all its labels, label 0 among them."""
     channels, width = energy.shape
     for x in range(width):
@@ -294,7 +294,7 @@ def take_largest(energy, label_0):
 
 
 @jit
-def exponential(row, exponent):
+def exponential(row, exponent) -> None:
     """exp in place, to 2e-7: 2^n · p(f) with a polynomial p on -½ ≤ f ≤ ½."""
     power = exponent.view(F)
     for x in range(row.shape[0]):

@@ -99,7 +99,7 @@ def build(image: np.ndarray, sigma_xy: float, sigma_rgb: float,
 
 
 @jit
-def add_points(image, sigma_xy, sigma_rgb, grid, table, points, corners, weights):
+def add_points(image, sigma_xy, sigma_rgb, grid, table, points, corners, weights) -> int:
     """Number the points of all pixels, fill `corners` and `weights`, note neighbours seen.
 
     The corners of a simplex are neighbours of each other, so a third of all neighbours are known
@@ -127,7 +127,7 @@ def add_points(image, sigma_xy, sigma_rgb, grid, table, points, corners, weights
 
 
 @jit
-def _unshared(codes, above, todo):
+def _unshared(codes, above, todo) -> int:
     """Corners 6·x + c that are the corner c of neither the left pixel nor the upper one."""
     count = 0
     for c in range(6):
@@ -141,7 +141,7 @@ def _unshared(codes, above, todo):
 
 
 @jit
-def _share(codes, above, corners, first):
+def _share(codes, above, corners, first) -> None:
     """Take the numbers of shared corners from the left or the upper pixel."""
     width = codes.shape[0]
     if first > 0:
@@ -162,7 +162,7 @@ def _share(codes, above, corners, first):
 
 
 @jit
-def note_neighbours(todo, axes, corners, points):
+def note_neighbours(todo, axes, corners, points) -> None:
     """Corner c follows corner c - 1 (and 0 follows 5) along the axis that changes between them."""
     last = -1
     for place in todo:
@@ -179,7 +179,7 @@ def note_neighbours(todo, axes, corners, points):
 
 
 @jit
-def find_neighbours(found, grid, table, points):
+def find_neighbours(found, grid, table, points) -> None:
     """Search the following points that no simplex of a pixel has shown.
 
     Along axis j the code changes by one class less and one cell more along j; from class 0 it
@@ -218,7 +218,7 @@ def find_neighbours(found, grid, table, points):
 
 
 @jit
-def make_chains(found, following, preceded, chains, starts):
+def make_chains(found, following, preceded, chains, starts) -> int:
     """Walk from every point that has a next but none before; returns the length of `chains`."""
     length, batch = 0, 1024
     heads = np.empty(batch + 1, np.uint32)

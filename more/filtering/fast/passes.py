@@ -38,7 +38,7 @@ def point_values(points: int, channels: int) -> np.ndarray:
 
 
 @jit
-def blur(values, chains, starts):
+def blur(values, chains, starts) -> None:
     """new = old + ½ (before + after) along the six axes in turn, in place, of all groups."""
     width = values.shape[2]
     for group in values:
@@ -53,7 +53,7 @@ def blur(values, chains, starts):
 
 
 @jit
-def _blur(values, chains, starts, nothing):
+def _blur(values, chains, starts, nothing) -> None:
     """One group. A chain's end is marked by ~point: its share of the point after is 0, and what
     would be read there, the head of the next chain, begins that chain."""
     for axis in range(6):
@@ -71,7 +71,7 @@ def _blur(values, chains, starts, nothing):
 
 
 @jit
-def splat_row(row, corners, weights, values):
+def splat_row(row, corners, weights, values) -> None:
     """Add a row of pixels, [C, W], to the points.
 
     Args:
@@ -92,7 +92,7 @@ def splat_row(row, corners, weights, values):
 
 
 @jit
-def _splat(row, first, corners, weights, values, like):
+def _splat(row, first, corners, weights, values, like) -> None:
     for x in range(corners.shape[0]):
         pixel = collect(row, first, U64(x), like)
         for k in range(6):
@@ -101,7 +101,7 @@ def _splat(row, first, corners, weights, values, like):
 
 
 @jit
-def slice_row(row, corners, weights, values):
+def slice_row(row, corners, weights, values) -> None:
     """Add what the points hold to a row of pixels; arguments as in `splat_row`, but `row` is
     [G·L, W]: the rows beyond C are there for the rest of the vectors."""
     width = values.shape[2]
@@ -117,7 +117,7 @@ def slice_row(row, corners, weights, values):
 
 
 @jit
-def _slice(row, first, corners, weights, values, nothing):
+def _slice(row, first, corners, weights, values, nothing) -> None:
     for x in range(corners.shape[0]):
         pixel = nothing
         for k in range(6):
@@ -138,7 +138,7 @@ def normalise(lattice: Lattice, weight: float) -> None:
 
 
 @jit
-def splat_ones(corners, weights, values):
+def splat_ones(corners, weights, values) -> None:
     """Give 1 of every pixel to the points."""
     for i in range(corners.shape[0]):
         for c in range(6):
@@ -146,7 +146,7 @@ def splat_ones(corners, weights, values):
 
 
 @jit
-def scale_weights(corners, weights, values, factor, gain):
+def scale_weights(corners, weights, values, factor, gain) -> None:
     """weights · factor / √D, where D = gain · (slice of `values`) + 1e-20."""
     for i in range(corners.shape[0]):
         total = F(0)
@@ -174,7 +174,7 @@ def filter_image(image: np.ndarray, values: np.ndarray, sigma_xy: float, sigma_r
 
 
 @jit
-def splat_maps(values, corners, weights, points):
+def splat_maps(values, corners, weights, points) -> None:
     """Give maps [K, H, W] to the points [G, M, L], row by row."""
     channels, height, width = values.shape
     row = np.empty((channels, width), F)
@@ -185,7 +185,7 @@ def splat_maps(values, corners, weights, points):
 
 
 @jit
-def slice_maps(out, corners, weights, points):
+def slice_maps(out, corners, weights, points) -> None:
     """Fill maps [K, H, W] with what the points hold, times the lattice's gain."""
     channels, height, width = out.shape
     row = np.empty((points.shape[0] * points.shape[2], width), F)

@@ -86,7 +86,7 @@ def make_grid(height: int, width: int, sigma_xy: float, sigma_rgb: float,
 
 
 @jit
-def make_row(width):
+def make_row(width) -> Row:
     """Working memory for rows of `width` pixels."""
     return Row(np.empty((6, width), F), np.empty((6, width), F), np.empty((7, width), np.int32),
                np.empty((6, width), F), np.empty((6, width), np.int64),
@@ -94,7 +94,7 @@ def make_row(width):
 
 
 @jit
-def corners_of_row(colours, y, sigma_xy, sigma_rgb, grid, row, weights):
+def corners_of_row(colours, y, sigma_xy, sigma_rgb, grid, row, weights) -> None:
     """Codes (in `row`) and barycentric weights of the six corners around each pixel of a row.
 
     Every loop over x is free of branches and becomes vector instructions.
@@ -117,7 +117,7 @@ def corners_of_row(colours, y, sigma_xy, sigma_rgb, grid, row, weights):
 
 
 @jit
-def _elevate(colours, y, sigma_xy, sigma_rgb, scale, elevated):
+def _elevate(colours, y, sigma_xy, sigma_rgb, scale, elevated) -> None:
     """Features into the plane of zero sum, scaled so that the blur has unit deviation."""
     row = F(y) / sigma_xy * scale[1]
     for x in range(colours.shape[0]):
@@ -138,7 +138,7 @@ def _elevate(colours, y, sigma_xy, sigma_rgb, scale, elevated):
 
 
 @jit
-def _rank(elevated, cell, rank):
+def _rank(elevated, cell, rank) -> None:
     """The nearest point of remainder zero, as `cell`, and the ranks of the six remainders.
 
     `elevated` becomes the remainder / 6, counted from the cell. Equal remainders rank by axis.
@@ -169,7 +169,7 @@ def _rank(elevated, cell, rank):
 
 
 @jit
-def _by_rank(grid, row):
+def _by_rank(grid, row) -> None:
     """Remainders in ascending order, axes and codes of the corners.
 
     From corner c - 1 to c the class grows by one and the axis of rank 6 - c drops by a cell.
@@ -226,6 +226,7 @@ class Points(NamedTuple):
 
 
 def make_table(codes: int, index_bits: int) -> Table:
+    """An empty table with room for so many codes, and so many bits for a point's number."""
     bits = codes.bit_length()
     bloom_bits = bits + 3
     return Table(np.full(1 << bits, EMPTY), U64(64 - bits), U64(index_bits),
@@ -233,11 +234,12 @@ def make_table(codes: int, index_bits: int) -> Table:
 
 
 def make_points(room: int) -> Points:
+    """Room for so many points, of which nothing is known yet."""
     return Points(np.empty(room, np.int64), np.empty((6, room), np.int32), np.empty(room, U8))
 
 
 @jit
-def number_codes(codes, todo, table, points, corners, found):
+def number_codes(codes, todo, table, points, corners, found) -> int:
     """Look codes up in the table, adding those that are new.
 
     It stays one function: the look-up of a code is the innermost loop of the engine.
