@@ -65,6 +65,9 @@ def step_activations(config: Config, images: int) -> StepActivations:
         config: settings; precision, crop, scales and checkpointing count.
         images: of one pass on one rank.
 
+    Returns:
+        Bytes, by the part of the step.
+
     Raises:
         UserError: as `make_network`.
     """
@@ -93,7 +96,14 @@ def step_activations(config: Config, images: int) -> StepActivations:
 
 
 def autocast(enabled: bool) -> Any:
-    """bf16 autocast as training has it, or nothing."""
+    """bf16 autocast as training has it, or nothing.
+
+    Args:
+        enabled: whether the network computes in 16 bits over float32 weights.
+
+    Returns:
+        The context to run the network in.
+    """
     return torch.autocast("cpu", torch.bfloat16) if enabled else nullcontext()
 
 
@@ -144,6 +154,7 @@ def _loss_bytes(config: Config, sizes: Sequence[tuple[int, ...]], images: int) -
 
 
 def _measured_loss_bytes(config: Config, sizes: Sequence[tuple[int, ...]], images: int) -> int:
+    """Most bytes of maps, labels, losses and their backward for so many images, by running them."""
     generator = torch.Generator().manual_seed(0)
     always = StartConfig(**dict.fromkeys(vars(StartConfig()), -1))
     objective = make_objective(replace(config, loss=replace(config.loss, start=always)))

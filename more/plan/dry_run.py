@@ -46,6 +46,9 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         resume: `auto`, `never` or a checkpoint folder.
         init: what stage two starts from, in place of `model.weights`.
 
+    Returns:
+        Facts by name, which `more.plan.dry_run_tables.show` prints.
+
     Raises:
         UserError: whatever training would refuse about settings, data, batch and checkpoint.
     """
@@ -99,6 +102,7 @@ def _activations(config: Config, images: int) -> dict[str, dict[str, int]]:
 
 def _memory(config: Config, split: BatchSplit, world: int, sizes: Sequence[int], frozen: int
             ) -> list[dict[str, int]]:
+    """Bytes of a rank under each ZeRO stage that the precision allows."""
     rows = [stage_memory(stage, sizes, layout_of(config, world, split.accumulation, frozen))
             for stage in stages_of(config.precision)]
     return [{**asdict(row), "states": row.states, "device": row.device} for row in rows]
@@ -161,6 +165,7 @@ def _local_ranks(world: int) -> int:
 
 
 def _device() -> str:
+    """Name and memory of this machine's device."""
     device = local_device()
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory

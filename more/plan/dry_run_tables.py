@@ -13,7 +13,12 @@ from more.train.checks import LEARNS_FROM
 
 
 def show(facts: dict[str, Any], as_json: bool = False) -> None:
-    """Print what `describe` found, as tables or as JSON."""
+    """Print what `describe` found, as tables or as JSON.
+
+    Args:
+        facts: from `more.plan.dry_run.describe`.
+        as_json: print them as JSON.
+    """
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -96,11 +101,19 @@ def _activation_table(facts: dict[str, Any]) -> PlainTable:
 
 
 def _steps(steps: Sequence[int]) -> str:
+    """The updates of a list, the middle ones left out where they are many."""
     shown = [str(step) for step in steps]
     return ", ".join(shown if len(shown) <= 4 else [*shown[:2], "…", shown[-1]]) + " updates"
 
 
 def readable_bytes(size: int) -> str:
-    """`1.23 GB` for a number of bytes."""
+    """`1.23 GB` for a number of bytes.
+
+    Args:
+        size: bytes.
+
+    Returns:
+        Three digits and the unit: kB, MB or GB.
+    """
     unit = next((power for power in (3, 2) if size >= 1000 ** power), 1)
     return f"{size / 1000 ** unit:.3g} {('kB', 'MB', 'GB')[unit - 1]}"

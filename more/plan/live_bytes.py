@@ -41,6 +41,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
+        """Count a new storage until it goes."""
         size, key = storage.nbytes(), storage._cdata
         self.now += size
         self.peak = max(self.peak, self.now)
@@ -48,17 +49,26 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
+        """A storage is gone."""
         self.now -= size
         self._known.discard(key)
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    """The storages of all tensors in nested lists, tuples and dictionaries."""
     return [leaf.untyped_storage() for leaf in tree_leaves(tree)
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
 
 
 def without_memory(network: nn.Module) -> nn.Module:
-    """Put weights of the current FakeTensorMode in place of those of a network on "meta"."""
+    """Put weights of the current FakeTensorMode in place of those of a network on "meta".
+
+    Args:
+        network: made on the device "meta"; changed in place.
+
+    Returns:
+        The network.
+    """
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -99,6 +99,9 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
         stage: ZeRO 0 to 3.
         sizes: numbers in each trained parameter.
         layout: ranks, precision and the rest.
+
+    Returns:
+        Bytes by kind.
     """
     own_sums = layout.precision == "bf16_weights"  # of gradients, in fp32
     count, unit = sum(sizes), 2 if own_sums or layout.precision == "fp16" else 4
@@ -126,20 +129,42 @@ def stage_memory(stage: int, sizes: Sequence[int], layout: Layout) -> StageMemor
 
 
 def stages_of(precision: str) -> tuple[int, ...]:
-    """The ZeRO stages that train in a precision."""
+    """The ZeRO stages that train in a precision.
+
+    Args:
+        precision: as in the settings.
+
+    Returns:
+        Some of 0 to 3.
+    """
     return ZERO_STAGES.get(precision, (0, 1, 2, 3))
 
 
 def layout_of(config: Config, world: int, accumulation: int, frozen: int = 0) -> Layout:
-    """The layout of a run of `world` ranks, with so many numbers that are not trained."""
+    """What decides the memory of a run, from its settings.
+
+    Args:
+        config: settings.
+        world: ranks.
+        accumulation: passes of an update.
+        frozen: numbers in parameters that are not trained.
+
+    Returns:
+        The layout.
+    """
     engine = config.deepspeed
     return Layout(world, config.precision, accumulation, engine.bucket_mb * 2**20,
                   config.train.ema > 0, engine.offload, frozen)
 
 
 def parameter_sizes(config: Config) -> tuple[list[int], int, int]:
-    """Numbers in each trained parameter of the network, in all frozen ones, and in all buffers,
-    without making its weights.
+    """Count the network's parameters without making its weights.
+
+    Args:
+        config: settings; of stage two only the last blocks and the decoder are trained.
+
+    Returns:
+        Numbers in each trained parameter, in all frozen ones together, and in all buffers.
 
     Raises:
         UserError: as `make_network`.
@@ -155,7 +180,19 @@ def parameter_sizes(config: Config) -> tuple[list[int], int, int]:
 
 
 def checkpoint_bytes(sizes: Sequence[int], frozen: int, buffers: int, average: bool) -> int:
-    """A checkpoint on disk: fp32 weights and two moments, and the average where there is one;
-    of frozen parameters and buffers no moments."""
+    """Size of a checkpoint on disk.
+
+    It holds fp32 weights and AdamW's two moments, and the average where there is one; of frozen
+    parameters and buffers no moments.
+
+    Args:
+        sizes: numbers in each trained parameter.
+        frozen: numbers in all frozen parameters.
+        buffers: numbers in all buffers.
+        average: whether the run keeps an average of its weights.
+
+    Returns:
+        Bytes.
+    """
     return (16 if average else 12) * sum(sizes) + (8 if average else 4) * (frozen + buffers)
 
