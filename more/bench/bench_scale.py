@@ -39,9 +39,9 @@ from more.config.schema import Config
 from more.device import local_device
 from more.errors import UserError
 from more.method.make_network import make_network
+from more.train.cams import view_sizes
 from more.train.deepspeed_settings import BatchSplit, split_batch
 from more.train.distributed import settled_here
-from more.train.stage_one import view_sizes
 
 TERMS = ("compute", "CAM", "sending", "data")
 COUNT = 4  # bytes of a number that a small reduction carries

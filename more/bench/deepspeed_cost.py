@@ -27,10 +27,11 @@ from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.train import checkpoint, checkpoint_files
 from more.train.build import make_engine, make_optimizer, make_plan, make_transform
+from more.train.cams import CamMaker
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, setup, teardown
 from more.train.optimizer import make_scheduler
-from more.train.stage_one import CamMaker, TagStage, in_float32
+from more.train.stage_one import TagStage, in_float32
 
 BARE, ENGINE = "bare PyTorch", "DeepSpeed"
 CHECKED = 3  # updates whose losses are compared

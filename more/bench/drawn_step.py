@@ -17,7 +17,8 @@ from more.method.labels import Batch
 from more.method.network import MoReNetwork
 from more.method.objective import make_objective
 from more.train.build import make_optimizer
-from more.train.stage_one import CamMaker, in_float32
+from more.train.cams import CamMaker
+from more.train.stage_one import in_float32
 
 PARTS = ("CAM", "forward", "labels", "losses", "backward", "optimiser")
 Mark = Callable[[str], None]

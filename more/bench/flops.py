@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from more.config.schema import Config
 from more.method.make_network import make_network
 from more.plan.live_bytes import without_memory
-from more.train.stage_one import view_sizes
+from more.train.cams import view_sizes
 
 GEMM = {"cpu": (2048, 1024, 1024), "cuda": (8192, 8192, 8192)}  # rows, inner side, columns
 

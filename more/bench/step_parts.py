@@ -24,7 +24,8 @@ from more.method.labels import cam_to_label
 from more.method.make_network import make_network
 from more.plan.activations import step_activations
 from more.plan.live_bytes import LiveBytes
-from more.train.stage_one import CamMaker, in_float32
+from more.train.cams import CamMaker
+from more.train.stage_one import in_float32
 
 OURS, COMPILED = "this step", "this step, blocks compiled"
 AGREE = 2e-4  # largest relative difference of a term, as in the parity tests

@@ -28,7 +28,7 @@ from more.method.make_network import make_network
 from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective
 from more.plan.live_bytes import LiveBytes, without_memory
-from more.train.stage_one import half_views, packs_views, view_sizes
+from more.train.cams import half_views, packs_views, view_sizes
 
 AUTOCAST = ("bf16", "fp16")  # fp16 keeps as much as autocast does, but for casts of weights
 PRESENT = 3  # classes of an image, for the maps that are kept of present classes alone

@@ -54,7 +54,12 @@ class WeightAverage:
             self._put(before)
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Put back an average from whole tensors by name."""
+        """Put back an average from whole tensors by name.
+
+        Args:
+            weights: float32 tensors by the names of the parameters.
+            updates: how many updates the average has taken in.
+        """
         self.updates = updates
         for value, (name, parameter) in zip(self.values, self.engine.module.named_parameters(),
                                             strict=True):
@@ -67,6 +72,7 @@ class WeightAverage:
                 for parameter in self.engine.module.parameters()]
 
     def _put(self, values: list[Tensor]) -> None:
+        """Write values into what this rank holds of each parameter."""
         for live, value in zip(self._live(), values, strict=True):
             live.copy_(value)
         gather_small(self.engine.optimizer)
@@ -80,7 +86,12 @@ class MasterAverage(WeightAverage):
     """
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Put back an average from whole tensors by name."""
+        """Put back an average from whole tensors by name.
+
+        Args:
+            weights: float32 tensors by the names of the parameters.
+            updates: how many updates the average has taken in.
+        """
         before, self.updates = [live.clone() for live in self._live()], updates
         set_masters(self.engine, weights)
         for value, kept, live in zip(self.values, before, self._live(), strict=True):
@@ -91,11 +102,20 @@ class MasterAverage(WeightAverage):
         return masters(self.engine)
 
     def _put(self, values: list[Tensor]) -> None:
+        """Write values into the fp32 weights, and their roundings into the 16-bit ones."""
         for live, value in zip(self._live(), values, strict=True):
             live.copy_(value)
         follow_masters(self.engine)
 
 
 def average_of(engine: Any, decay: float) -> WeightAverage:
-    """An average of the weights that AdamW updates."""
+    """An average of the weights that AdamW updates: of the fp32 ones where the network has 16 bits.
+
+    Args:
+        engine: DeepSpeed's.
+        decay: below 1.
+
+    Returns:
+        The average, which begins at the present weights.
+    """
     return (MasterAverage if half_weights(engine) else WeightAverage)(engine, decay)

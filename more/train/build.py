@@ -22,10 +22,18 @@ from more.train.random_state import seed
 
 
 def make_optimizer(config: Config, network: MoReNetwork) -> torch.optim.AdamW:
-    """AdamW over the five released groups; class and regularising tokens form a group of their own
-    where their rate differs or where the blocks start frozen.
+    """AdamW over the five released groups of parameters.
 
-    Every group carries `name` and `freezable` (true for the encoder's blocks and norms).
+    Class and regularising tokens form a group of their own where their rate differs or where the
+    blocks start frozen. Every group carries `name` and `freezable` (true for the encoder's blocks
+    and norms).
+
+    Args:
+        config: settings.
+        network: its parameters are updated.
+
+    Returns:
+        The optimiser; without ZeRO it is a `GuardedAdamW`.
     """
     optim = config.optim
     split_tokens = optim.token_lr_scale != 1 or optim.frozen_steps > 0
@@ -63,6 +71,9 @@ def make_engine(config: Config, split: BatchSplit, world: World, stage: Any,
         stage: of the training, `TagStage` or `MaskStage`: how a run begins, what is frozen.
         say: told what the stage does before the first update.
         weights: those of a checkpoint; None starts from `model.weights`, or as the stage does.
+
+    Returns:
+        The engine, with optimiser and schedule.
     """
     deepspeed = import_deepspeed()
     if config.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
@@ -102,6 +113,10 @@ def same_buffers(network: torch.nn.Module, world: World) -> None:
 
     The centre of competitive heads is a mean over features that each rank has made itself; on
     GPUs these need not be equal to the last bit.
+
+    Args:
+        network: changed in place on all ranks but the first.
+        world: ranks; all of them call it.
     """
     if world.size > 1:
         for buffer in network.buffers():
@@ -109,7 +124,14 @@ def same_buffers(network: torch.nn.Module, world: World) -> None:
 
 
 def make_transform(data: DataConfig) -> TrainTransform:
-    """The random view of a training image."""
+    """The random view of a training image.
+
+    Args:
+        data: settings of the views.
+
+    Returns:
+        The transform.
+    """
     return TrainTransform(data.crop, data.augment, data.pipeline, area=(data.min_area, 1.0),
                           jitter_probability=data.jitter)
 
@@ -129,6 +151,9 @@ def make_batches(config: Config, images: ShardSet, world: World, split: BatchSpl
         split: how the global batch is spread.
         start: updates that are done.
         **shown: `masks`, `views`, `store` or `tokens`, see `make_train_loader`.
+
+    Returns:
+        The batches, see `more.data.loader`.
     """
     data = config.data
     return make_train_loader(
@@ -138,7 +163,15 @@ def make_batches(config: Config, images: ShardSet, world: World, split: BatchSpl
 
 
 def make_plan(config: Config, shards: ShardSet) -> GlobalBatchSampler:
-    """The order of samples."""
+    """The order of samples that the settings ask for.
+
+    Args:
+        config: settings.
+        shards: the training set.
+
+    Returns:
+        The order.
+    """
     data, rows = config.data, shards.shard_rows
     if data.order == "global" or (data.order == "auto" and len(rows) <= MANY_SHARDS):
         rows = None

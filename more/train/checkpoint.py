@@ -66,6 +66,9 @@ def take(engine: Any, step: int, world: World, average: WeightAverage | None = N
         world: ranks.
         average: the average of weights, if the run keeps one.
         record: JSON values for the marker (the configuration).
+
+    Returns:
+        The snapshot; its tensors are empty on ranks other than 0.
     """
     snapshot = Snapshot(step)
 
@@ -97,6 +100,12 @@ def take(engine: Any, step: int, world: World, average: WeightAverage | None = N
 def training_weights(path: Path) -> dict[str, Tensor]:
     """The weights that training goes on with, by name.
 
+    Args:
+        path: folder of a checkpoint.
+
+    Returns:
+        Whole tensors on the CPU.
+
     Raises:
         UserError: the file is missing or damaged.
     """
@@ -108,9 +117,18 @@ def training_weights(path: Path) -> dict[str, Tensor]:
 
 
 def restore(engine: Any, path: Path, world: World, average: WeightAverage | None = None) -> int:
-    """Put a checkpoint into a new engine that has its weights; the number of finished updates.
+    """Put a checkpoint into a new engine that has its weights.
 
-    Rates follow the present settings at the restored place of the schedule.
+    Learning rates follow the present settings at the restored place of the schedule.
+
+    Args:
+        engine: DeepSpeed's, new.
+        path: folder of the checkpoint.
+        world: ranks; all of them call it.
+        average: the average of weights, if the run keeps one.
+
+    Returns:
+        The number of finished updates.
     """
     state = json.loads((path / STATE).read_text())
     with _opened(path / TRAINING) as file:
@@ -139,6 +157,11 @@ def check_precision(path: Path, precision: str, stage: int) -> None:
 
     fp32, bf16 and bf16_weights train fp32 weights; fp16 has a loss scale of its own kind.
 
+    Args:
+        path: folder of a checkpoint.
+        precision: of this run.
+        stage: ZeRO stage of this run, for the message.
+
     Raises:
         UserError: from or to fp16.
     """
@@ -162,6 +185,7 @@ class _Lazy(dict):
 
 
 def _opened(path: Path) -> Any:
+    """An open safetensors file; a UserError where it cannot be read."""
     try:
         return safe_open(str(path), framework="pt")
     except (OSError, SafetensorError) as error:
@@ -171,6 +195,7 @@ def _opened(path: Path) -> Any:
 
 
 def _scaler_state(engine: Any) -> dict[str, float] | None:
+    """Numbers of fp16's loss scale; None where there is none."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if not engine.fp16_enabled() or scaler is None:
         return None
@@ -178,6 +203,7 @@ def _scaler_state(engine: Any) -> dict[str, float] | None:
 
 
 def _set_scaler(engine: Any, state: dict[str, float] | None) -> None:
+    """Put back what `_scaler_state` returned."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if state and engine.fp16_enabled() and scaler is not None:
         vars(scaler).update(state)

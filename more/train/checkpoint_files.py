@@ -51,6 +51,9 @@ class Writer:
     def save(self, snapshot: Snapshot) -> None:
         """Write a snapshot, or begin to.
 
+        Args:
+            snapshot: from `checkpoint.take`.
+
         Raises:
             UserError: this one, or the one before it, could not be written; on every rank.
         """
@@ -84,6 +87,7 @@ class Writer:
             raise error or RuntimeError(f"rank 0 could not write a checkpoint: {told}")
 
     def _write(self, snapshot: Snapshot) -> None:
+        """Write in the thread, and keep an error for `finish`."""
         try:
             write(snapshot, self.folder, self.keep)
         except BaseException as error:  # noqa: BLE001 - raised again by `finish`
@@ -92,6 +96,14 @@ class Writer:
 
 def write(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     """Write a snapshot into `folder`, then remove older checkpoints; rank 0 only.
+
+    Args:
+        snapshot: from `checkpoint.take`.
+        folder: `RUN/checkpoints`.
+        keep: newest checkpoints kept.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
         UserError: too little space (nothing is left behind, older checkpoints stay).
@@ -125,6 +137,12 @@ def start_folder(target: Path) -> Path:
     """A new empty folder beside `target`, for its files until they are complete.
 
     What killed runs left is removed; only one process may write into a run.
+
+    Args:
+        target: the final name.
+
+    Returns:
+        The folder, under a temporary name.
     """
     for stale in target.parent.glob(f"{UNFINISHED}*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -154,13 +172,22 @@ def commit_folder(folder: Path, target: Path, record: dict[str, Any]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a checkpoint; from the first moment on it is no longer complete."""
+    """Delete a checkpoint; from the first moment on it is no longer complete.
+
+    Args:
+        path: folder of a checkpoint.
+    """
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete complete checkpoints but the newest `keep` and the best."""
+    """Delete complete checkpoints but the newest `keep` and the best.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest stay.
+    """
     best = read_best(folder)
     complete = [path for path in in_order(folder) if problem_of(path, False) is None]
     for path in complete[:-keep]:
@@ -169,6 +196,13 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def write_best(folder: Path, metric: str, score: float, step: int) -> None:
-    """Record the checkpoint after `step` updates as the best by `metric`."""
+    """Record the checkpoint after `step` updates as the best by `metric`.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        metric: what is scored, as "lam".
+        score: its value.
+        step: finished updates.
+    """
     write_atomic(folder / BEST, to_json({"checkpoint": step_name(step), "metric": metric,
                                          "score": score, "step": step}))

@@ -19,23 +19,51 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether ZeRO 3 has cut the parameter; outside a forward it is then empty."""
+    """Whether ZeRO 3 has cut the parameter; outside a forward it is then empty.
+
+    Args:
+        parameter: of the network.
+
+    Returns:
+        True under ZeRO 3.
+    """
     return hasattr(parameter, "ds_id")
 
 
 def trained(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and parameters that the optimiser has; the others are frozen."""
+    """Names and parameters that the optimiser has; the others are frozen.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Returns:
+        Pairs, in the network's order.
+    """
     return ((name, value) for name, value in engine.module.named_parameters()
             if value.requires_grad)
 
 
 def half_weights(engine: Any) -> bool:
-    """Whether trained weights have 16 bits, with fp32 ones behind them that AdamW updates."""
+    """Whether trained weights have 16 bits, with fp32 ones behind them that AdamW updates.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Returns:
+        True under fp16 and bf16_weights.
+    """
     return any(value.dtype != torch.float32 for _, value in trained(engine))
 
 
 def masters(engine: Any) -> list[Tensor]:
-    """What this rank holds of the fp32 weights behind 16-bit ones: stretches of each group."""
+    """What this rank holds of the fp32 weights behind 16-bit ones: stretches of each group.
+
+    Args:
+        engine: DeepSpeed's, with 16-bit weights.
+
+    Returns:
+        Flat tensors, to be read and written in place.
+    """
     optimizer = engine.optimizer
     # The classes of stage 3, of stage 1 with bf16 weights, and of stages 1 and 2.
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition",
@@ -45,7 +73,11 @@ def masters(engine: Any) -> list[Tensor]:
 
 
 def follow_masters(engine: Any) -> None:
-    """Round the fp32 weights to the 16-bit ones, as after an update; all ranks must take part."""
+    """Round the fp32 weights to the 16-bit ones, as after an update; all ranks must take part.
+
+    Args:
+        engine: DeepSpeed's, with 16-bit weights.
+    """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() < 3:
         optimizer.update_lp_params()
@@ -56,7 +88,12 @@ def follow_masters(engine: Any) -> None:
 
 
 def gather_small(optimizer: Any) -> None:
-    """Weights that ZeRO 3 keeps whole on every rank, from their cut ones, which have changed."""
+    """Make the weights that ZeRO 3 keeps whole on every rank anew from their parts, which have
+    changed.
+
+    Args:
+        optimizer: DeepSpeed's; others have no such weights.
+    """
     small = getattr(optimizer, "persistent_parameters", None)
     if small:
         small[0].partition(small, has_been_updated=False)
@@ -67,6 +104,12 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Names and whole fp32 values of parameters and buffers; all ranks must take part.
 
     A value holds until the next one is asked for.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Yields:
+        Name and value.
     """
     gathered = import_deepspeed().zero.GatheredParameters
     half = half_weights(engine)
@@ -82,9 +125,15 @@ def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def full_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """`exp_avg/NAME`, `exp_avg_sq/NAME` of every trained parameter, whole; all ranks take part.
+    """AdamW's two moments of every trained parameter, whole; all ranks take part.
 
-    Nothing before the first update.
+    Their names are `exp_avg/NAME` and `exp_avg_sq/NAME`. There are none before the first update.
+
+    Args:
+        engine: DeepSpeed's.
+
+    Yields:
+        Name and value.
     """
     if not applied_updates(engine):
         return
@@ -99,7 +148,14 @@ def full_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def applied_updates(engine: Any) -> int:
-    """How many updates AdamW has made (skipped ones are not among them)."""
+    """How many updates AdamW has made (skipped ones are not among them).
+
+    Args:
+        engine: DeepSpeed's.
+
+    Returns:
+        The number.
+    """
     return max((int(state["step"]) for state in _base(engine).state.values() if "step" in state),
                default=0)
 
@@ -140,7 +196,13 @@ def set_moments(engine: Any, moments: Mapping[str, Tensor], updates: int) -> Non
 
 
 def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
-    """The fp32 weights behind 16-bit ones, which a new engine made from the 16 bits."""
+    """Put whole weights into the fp32 ones behind 16-bit weights, which a new engine made of 16
+    bits.
+
+    Args:
+        engine: DeepSpeed's, with 16-bit weights.
+        weights: by name.
+    """
     for name, parameter in trained(engine):
         value = weights[name].to(torch.float32)
         if engine.zero_optimization_stage() == 3:
@@ -181,7 +243,15 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 
 def own_part(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's stretch of a whole value under ZeRO 3; the last one is filled up with zeros."""
+    """This rank's stretch of a whole value under ZeRO 3; the last one is filled up with zeros.
+
+    Args:
+        parameter: cut by ZeRO 3.
+        value: whole, of the parameter's shape.
+
+    Returns:
+        A flat tensor, as long on every rank.
+    """
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
     part = value.flatten()[size * rank:size * (rank + 1)]
     return torch.nn.functional.pad(part, (0, size - part.numel()))

@@ -18,6 +18,11 @@ LEARNS_FROM = {1: "tags", 2: "masks"}
 def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
     """Settings and shard sets must speak of the same classes.
 
+    Args:
+        config: settings.
+        train_set: images and tags.
+        val_set: images and masks, or None.
+
     Raises:
         UserError: another number of classes, or a validation set with other names.
     """
@@ -41,6 +46,9 @@ def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None)
 def check_compile(config: Config) -> None:
     """`train.compile` must name a backend of this PyTorch's torch.compile, or nothing.
 
+    Args:
+        config: settings.
+
     Raises:
         UserError: it does not.
     """
@@ -57,6 +65,10 @@ def check_compile(config: Config) -> None:
 
 def check_same_model(config: Config, source: Path) -> None:
     """A checkpoint continues only under the model, classes and crop it was made with.
+
+    Args:
+        config: settings.
+        source: folder of the checkpoint.
 
     Raises:
         UserError: lists every setting that differs.
@@ -84,6 +96,11 @@ def check_same_model(config: Config, source: Path) -> None:
 def check_continues(config: Config, train_set: ShardSet, source: Path) -> None:
     """A run goes on with the classes that it began with, and not to fewer updates than it has.
 
+    Args:
+        config: settings.
+        train_set: images and tags.
+        source: folder of the checkpoint.
+
     Raises:
         UserError: other class names, or more updates are done than `train.iterations`.
     """
@@ -108,7 +125,15 @@ def check_continues(config: Config, train_set: ShardSet, source: Path) -> None:
 
 
 def out_of_memory(error: Exception, split: BatchSplit) -> UserError:
-    """What to do when the device has too little memory; the global batch stays."""
+    """What to do when the device has too little memory; the global batch stays.
+
+    Args:
+        error: what the device's allocator raised.
+        split: how the global batch is spread.
+
+    Returns:
+        The error to raise, with a cure.
+    """
     cure = "set model.gradient_checkpointing=True, precision=bf16 or deepspeed.zero_stage=2"
     if split.micro > 1:
         half = next(size for size in range(split.micro // 2, 0, -1)

@@ -24,6 +24,14 @@ class BatchSplit:
 def split_batch(global_batch: int, world: int, micro_limit: int = 0) -> BatchSplit:
     """Spread the global batch over ranks; accumulate where a rank's share exceeds the limit.
 
+    Args:
+        global_batch: images of an update.
+        world: ranks.
+        micro_limit: most images of a pass on a rank; 0: no limit.
+
+    Returns:
+        The split; of passes as few as the limit allows.
+
     Raises:
         UserError: the global batch cannot be divided evenly.
     """
@@ -41,6 +49,13 @@ def deepspeed_dict(config: Config, split: BatchSplit) -> dict[str, Any]:
     """DeepSpeed's JSON, with the user's own (`deepspeed.json`) merged over it.
 
     `gradient_clipping` is always written: left out it means 1.0.
+
+    Args:
+        config: settings.
+        split: how the global batch is spread.
+
+    Returns:
+        The settings, for `deepspeed.initialize`.
 
     Raises:
         UserError: the user's file cannot be read, or sets what follows from other settings.
@@ -101,6 +116,14 @@ WHOLE = ("optimizer", "scheduler", "amp")
 def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`theirs` over `ours`, section by section.
 
+    Args:
+        ours: settings that this module makes.
+        theirs: of the user's file.
+        prefix: names of the sections around, with dots.
+
+    Returns:
+        New settings.
+
     Raises:
         UserError: a key that other settings decide.
     """
@@ -119,6 +142,7 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> di
 
 
 def _read_json(path: str) -> dict[str, Any]:
+    """The settings in a user's file; a UserError where there are none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -43,25 +43,53 @@ class World:
             dist.barrier()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over ranks, the same on each."""
+        """Element-wise sum over ranks, the same on each.
+
+        Args:
+            tensor: of one shape on all ranks; stays as it is.
+
+        Returns:
+            The sum.
+        """
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Element-wise mean over ranks (counts that normalise a loss)."""
+        """Element-wise mean over ranks (counts that normalise a loss).
+
+        Args:
+            tensor: of one shape on all ranks; stays as it is.
+
+        Returns:
+            The mean, without gradient.
+        """
         return self.sum(tensor.detach()) / self.size if self.size > 1 else tensor
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
+        """Rank 0's value on every rank.
+
+        Args:
+            value: of rank 0; what other ranks give is not looked at.
+
+        Returns:
+            The value.
+        """
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank, on every rank."""
+        """Every rank's value, by rank, on every rank.
+
+        Args:
+            value: of this rank.
+
+        Returns:
+            A list as long as there are ranks.
+        """
         box: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(box, value)
@@ -83,6 +111,9 @@ def settled_here(config: Config, device: torch.device, local_size: int,
         device: of this rank.
         local_size: ranks on this machine, which share its cores.
         world: ranks, which take the same precision; None asks nobody.
+
+    Returns:
+        Settings without such values.
     """
     precision, workers = config.precision, config.data.workers
     if precision == "auto":
@@ -100,6 +131,9 @@ def setup(timeout_minutes: float = 10, threads: int = 0) -> World:
     Args:
         timeout_minutes: longest wait for another rank in a collective.
         threads: CPU threads of this process; 0 = cores divided by the ranks of this machine.
+
+    Returns:
+        This rank among its peers.
 
     Raises:
         UserError: the ranks do not find each other (names address and port).
@@ -136,6 +170,10 @@ def leave(code: int, world: World) -> None:
     With several ranks at once, past the interpreter's own end: there threads of the backends may
     still be running, and abort a process whose work is done ("terminate called without an active
     exception").
+
+    Args:
+        code: exit code.
+        world: ranks.
     """
     teardown()
     if world.size == 1:
@@ -146,7 +184,11 @@ def leave(code: int, world: World) -> None:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the C++ build that its CPU backend starts but we never use."""
+    """DeepSpeed, quiet, and without the C++ build that its CPU backend starts but we never use.
+
+    Returns:
+        The module `deepspeed`.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     os.environ.setdefault("DS_LOG_LEVEL", "WARNING")

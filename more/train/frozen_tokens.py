@@ -64,7 +64,16 @@ def kept_tokens(network: MoReNetwork, images: ShardSet, config: Config, frozen: 
 
 
 def views_that_fit(tokens: TokensConfig, images: int, shape: tuple[int, ...]) -> int:
-    """How many views of each image `tokens.gb` has room for; `tokens.views` at most."""
+    """How many views of each image `tokens.gb` has room for; `tokens.views` at most.
+
+    Args:
+        tokens: settings.
+        images: of the training set.
+        shape: of the tokens of a view.
+
+    Returns:
+        A number, 0 where there is no room.
+    """
     return min(tokens.views, int(tokens.gb * 1e9 // (images * row_bytes(shape))))
 
 
@@ -80,7 +89,15 @@ def _facts(network: MoReNetwork, images: ShardSet, config: Config, frozen: int) 
 
 
 def frozen_digest(network: MoReNetwork, frozen: int) -> str:
-    """sha256 of the weights below and in the frozen blocks; what is trained has no part in it."""
+    """sha256 of the weights below and in the frozen blocks; what is trained has no part in it.
+
+    Args:
+        network: with its weights.
+        frozen: blocks.
+
+    Returns:
+        64 hex digits.
+    """
     encoder, digest = network.encoder, hashlib.sha256()
     for name, value in encoder.state_dict().items():
         number = name.split(".")[1] if name.startswith("blocks.") else "-1"
@@ -141,7 +158,16 @@ def fill(store: TokenStore, network: MoReNetwork, views: TrainDataset, config: C
 
 
 def rank_rows(rows: int, rank: int, world: int) -> range:
-    """The stretch of rows that a rank fills; with an uneven number some get one more."""
+    """The stretch of rows that a rank fills; with an uneven number some get one more.
+
+    Args:
+        rows: in all.
+        rank: of this process.
+        world: number of ranks.
+
+    Returns:
+        Numbers of rows.
+    """
     return range(rank * rows // world, (rank + 1) * rows // world)
 
 

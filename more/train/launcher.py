@@ -37,7 +37,15 @@ def fill_environment() -> None:
 
 
 def not_met(text: str, minutes: float) -> UserError:
-    """Why the ranks have not found each other, and what to do about it."""
+    """Why the ranks have not found each other, and what to do about it.
+
+    Args:
+        text: of PyTorch's error.
+        minutes: that this rank has waited.
+
+    Returns:
+        The error to raise.
+    """
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if "EADDRINUSE" in text or "address already in use" in text:
@@ -56,6 +64,7 @@ def not_met(text: str, minutes: float) -> UserError:
 
 
 def _free_port() -> int:
+    """A TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

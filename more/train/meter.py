@@ -28,8 +28,10 @@ WAITING, FORWARD, CAMS, LOSSES, BACKWARD, UPDATE, REST = PHASES = (
 
 
 class Phases:
-    """Seconds between marks. On a GPU they are those of its stream, read only at `read`: nothing
-    waits for the device in between.
+    """Seconds between marks.
+
+    On a GPU they are those of its stream, read only at `read`: nothing waits for the device in
+    between.
 
     Args:
         device: of this rank.
@@ -46,7 +48,11 @@ class Phases:
         self.started, self.processor = time.monotonic(), time.process_time()
 
     def mark(self, phase: str) -> None:
-        """The phase that begins here; it ends at the next mark."""
+        """The phase that begins here; it ends at the next mark.
+
+        Args:
+            phase: one of `PHASES`.
+        """
         if not self.cuda:
             self.marks.append((phase, time.monotonic()))
             return
@@ -66,9 +72,15 @@ class Phases:
         return seconds
 
     def utilisation(self) -> float | None:
-        """How busy: of a GPU as its driver says at this moment; on a CPU the part of this process's
-        threads that computed since `restart`; 0..1. None where the driver does not say (a part of
-        a GPU, or nvidia-ml-py is not installed)."""
+        """How busy the device is, 0..1.
+
+        Of a GPU as its driver says at this moment; on a CPU the part of this process's threads that
+        computed since `restart`.
+
+        Returns:
+            The share; None where the driver does not say (a part of a GPU, or nvidia-ml-py is not
+            installed).
+        """
         if self.cuda:
             try:
                 return torch.cuda.utilization(self.device) / 100
@@ -94,7 +106,13 @@ class Meter:
         self.started = time.monotonic()
 
     def add(self, terms: dict[str, float], images: int, waiting: float) -> None:
-        """Count one update with its terms, global images and seconds waited for data."""
+        """Count one update.
+
+        Args:
+            terms: its loss terms, means over ranks.
+            images: of all ranks.
+            waiting: seconds that this rank waited for data.
+        """
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.last_total = terms.get("total", float("nan"))
@@ -109,6 +127,9 @@ class Meter:
 
     def read(self, world: World) -> dict[str, Any]:
         """What happened since the last record, over all ranks; all ranks call it.
+
+        Args:
+            world: ranks.
 
         Returns:
             `terms` (means), `images_per_s`, `seconds_per_step`, `data_wait` (share of the time),
@@ -140,6 +161,7 @@ class Meter:
 
 
 def _memory_mb() -> float:
+    """MiB: the most that this process has held on its GPU, or its memory on a CPU."""
     if local_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return psutil.Process().memory_info().rss / 2**20
@@ -205,7 +227,11 @@ class Trace:
         self.recorder: profile | None = None
 
     def before(self, step: int) -> None:
-        """Update number `step` comes; a run that goes on inside the span is recorded from there."""
+        """Update number `step` comes; a run that goes on inside the span is recorded from there.
+
+        Args:
+            step: number of the update.
+        """
         if self.recorder is None and self.begin <= step < self.end:
             kinds = [ProfilerActivity.CPU] + (
                 [ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
@@ -213,12 +239,20 @@ class Trace:
             self.recorder.start()
 
     def after(self, step: int) -> None:
-        """Update number `step` is done."""
+        """Update number `step` is done.
+
+        Args:
+            step: number of the update.
+        """
         if self.recorder is not None and step + 1 >= self.end:
             self.close(step + 1)
 
     def close(self, end: int) -> None:
-        """Write what is recorded, up to update `end` (exclusive); the run may have been stopped."""
+        """Write what is recorded, up to update `end` (exclusive); the run may have been stopped.
+
+        Args:
+            end: number of the update after the last recorded one.
+        """
         if self.recorder is None:
             return
         recorder, self.recorder = self.recorder, None

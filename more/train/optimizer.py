@@ -21,6 +21,9 @@ def poisoned(total: Tensor, anchor: Tensor) -> Tensor:
     Args:
         total: the loss, a scalar.
         anchor: anything finite that depends on the weights.
+
+    Returns:
+        A scalar to differentiate.
     """
     spoil = torch.where(torch.isfinite(total.detach()), 0.0, float("nan"))
     return total + spoil * anchor.sum()
@@ -44,7 +47,11 @@ class GuardedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """One update, or none."""
+        """One update, or none.
+
+        Args:
+            closure: as PyTorch's; DeepSpeed gives none.
+        """
         grads = [parameter.grad for group in self.param_groups for parameter in group["params"]
                  if parameter.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(grads)
@@ -64,6 +71,16 @@ def poly_factor(update: int, warmup: int, total: int, ratio: float, power: float
     Warm-up: `1 - (1 - i/warmup)(1 - ratio)`; then `(1 - i/total)^power`, counted from 0 and not
     from the end of the warm-up, so the rate drops there; from `total` on it stays as in the last
     update. Same as the released schedule.
+
+    Args:
+        update: its number, from 0.
+        warmup: updates of the warm-up.
+        total: updates of the run.
+        ratio: factor of the first update.
+        power: of the decay.
+
+    Returns:
+        0..1.
     """
     if update < warmup:
         return 1 - (1 - update / warmup) * (1 - ratio)
@@ -76,6 +93,17 @@ def make_scheduler(optimizer: torch.optim.Optimizer, warmup: int, total: int, ra
 
     Groups with `"freezable": True` get rate 0 during the first `frozen` updates (AdamW then neither
     moves nor decays them, and they still take part in every step).
+
+    Args:
+        optimizer: its rates are the base rates.
+        warmup: updates of the warm-up.
+        total: updates of the run.
+        ratio: factor of the first update.
+        power: of the decay.
+        frozen: updates in which freezable groups stand still.
+
+    Returns:
+        The scheduler.
     """
     def factor(freezable: bool) -> Callable[[int], float]:
         """The factor of a group, by the number of the update."""

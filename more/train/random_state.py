@@ -13,7 +13,12 @@ from more.train.distributed import World
 
 
 def seed(number: int, rank: int) -> None:
-    """Start every generator of this process from the run's seed; a rank has its own."""
+    """Start every generator of this process from the run's seed; a rank has its own.
+
+    Args:
+        number: the run's seed.
+        rank: of this process.
+    """
     torch.manual_seed(number + rank)
     np.random.seed((number + rank) % 2**32)
     random.seed(number + rank)
@@ -34,7 +39,11 @@ def own_state() -> dict[str, Tensor]:
 
 
 def set_own_state(state: dict[str, Tensor]) -> None:
-    """Put back what `own_state` returned."""
+    """Put back what `own_state` returned.
+
+    Args:
+        state: tensors by name.
+    """
     torch.set_rng_state(state["torch"])
     version, *python = state["python"].tolist()
     has_one, gauss = state["python_gauss"].tolist()
@@ -47,13 +56,26 @@ def set_own_state(state: dict[str, Tensor]) -> None:
 
 
 def gather(world: World) -> dict[str, Tensor]:
-    """`RANK/NAME` → state, of all ranks."""
+    """The random states of all ranks; all of them call it.
+
+    Args:
+        world: ranks.
+
+    Returns:
+        Tensors by `RANK/NAME`.
+    """
     return {f"{rank}/{name}": value for rank, state in enumerate(world.gather(own_state()))
             for name, value in state.items()}
 
 
 def restore(states: dict[str, Tensor], world: World) -> None:
-    """This rank's state; a rank that the earlier run did not have goes on from its own seed."""
+    """Put back this rank's state; a rank that the earlier run did not have goes on from its own
+    seed.
+
+    Args:
+        states: from `gather`.
+        world: ranks.
+    """
     own = {name.split("/", 1)[1]: value for name, value in states.items()
            if name.split("/", 1)[0] == str(world.rank)}
     if own:

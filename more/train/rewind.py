@@ -21,6 +21,10 @@ def resolve(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
     Only training calls it, on the rank that writes: "never" sets an earlier run aside.
 
+    Args:
+        run: run folder.
+        resume: `auto`, `never` or a checkpoint folder.
+
     Returns:
         The checkpoint, and why newer ones were passed over.
 
@@ -37,9 +41,18 @@ def resolve(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 
 def go_back(run: Path, source: Path | None, resume: str, world: World) -> list[str]:
-    """Where `--resume` names a checkpoint, `leave_future` on the rank that writes; what it says.
+    """Where `--resume` names a checkpoint, set aside what the run did after it.
 
     All ranks call it, before anything is written to the run folder.
+
+    Args:
+        run: run folder.
+        source: the checkpoint that `--resume` means, or None.
+        resume: the option.
+        world: ranks; the first one moves the files.
+
+    Returns:
+        What the run has to say about it: one sentence or none.
     """
     if source is None or resume in ("auto", "never"):
         return []
@@ -99,6 +112,9 @@ def set_aside(run: Path) -> Path | None:
     Left in place, its later steps would count as newer than those of a training that starts
     afresh: they would be resumed and localized, and the new ones removed as old.
 
+    Args:
+        run: run folder.
+
     Returns:
         The new folder; None where there was nothing.
     """
@@ -114,7 +130,14 @@ def set_aside(run: Path) -> Path | None:
 
 
 def new_place(run: Path) -> Path:
-    """A new folder `RUN/earlier-1` (or -2, …) for what is set aside."""
+    """A new folder `RUN/earlier-1` (or -2, …) for what is set aside.
+
+    Args:
+        run: run folder.
+
+    Returns:
+        The folder, empty.
+    """
     number = next(n for n in itertools.count(1) if not (run / f"earlier-{n}").exists())
     place = run / f"earlier-{number}"
     place.mkdir()

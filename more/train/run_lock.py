@@ -26,6 +26,13 @@ ELSEWHERE = 120.0
 def sole_training(run: Path, world: World) -> Iterator[None]:
     """Hold the only training's place in a run folder; rank 0 does, for all ranks.
 
+    Args:
+        run: run folder.
+        world: ranks; all of them enter.
+
+    Yields:
+        Nothing.
+
     Raises:
         UserError: another training is in it (names its process and host); on every rank.
     """

@@ -1,38 +1,37 @@
-"""Stage one: training on image tags, with all terms of the method."""
+"""Stage one: training on image tags, with all terms of the method.
+
+B images of a pass, C classes, H×W pixels, h×w patches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from more.config.schema import Config
 from more.data.colours import network_input
 from more.data.loader import Batches
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
-from more.method.cam import Present, PresentMaps, multi_scale, scaled_size, single_scale
+from more.method.cam import Present
 from more.method.labels import Batch, Labels
 from more.method.network import MoReNetwork, NetworkOutput
-from more.method.objective import Objective, make_objective, mean_counts
+from more.method.objective import make_objective, mean_counts
 from more.tensors import upload
 from more.train.average import WeightAverage
 from more.train.build import make_batches
+from more.train.cams import CamMaker
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
 from more.train.frozen_tokens import kept_tokens
 from more.train.meter import CAMS, FORWARD, LOSSES
 from more.train.stop import StopRequest
 from more.train.warm_up import warm_heads
-
-RELU = (True, True)  # of both CAMs
 
 
 class TagStage:
@@ -54,7 +53,11 @@ class TagStage:
 
     @staticmethod
     def mark(phase: str) -> None:
-        """Told the phase that begins; the trainer puts its clock here."""
+        """Told the phase that begins; the trainer puts its clock here.
+
+        Args:
+            phase: one of `more.train.meter.PHASES`.
+        """
 
     def __init__(self, config: Config, images: ShardSet, run: Path, world: World):
         self.config, self.images, self.run, self.world = config, images, run, world
@@ -67,7 +70,12 @@ class TagStage:
         self.sources: dict[str, Any] = {}
 
     def begin(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
-        """The start of a run that no checkpoint continues: the head warm-up."""
+        """The start of a run that no checkpoint continues: the head warm-up.
+
+        Args:
+            network: on its device; changed in place.
+            say: told how the warm-up ends.
+        """
         if self.config.head_warmup.updates:
             terms = warm_heads(network, self.images, self.config, not self.world.main, self.world,
                                self.stop.check)
@@ -75,7 +83,12 @@ class TagStage:
                 f"{name} {value:.4g}" for name, value in terms.items()))
 
     def prepare(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
-        """Run the frozen blocks (`model.frozen_blocks`) over views of the images, once."""
+        """Run the frozen blocks (`model.frozen_blocks`) over views of the images, once.
+
+        Args:
+            network: with the weights that the run begins or goes on with.
+            say: told what is computed or reused.
+        """
         frozen = self.config.model.frozen_blocks
         if frozen:
             self.store, self.views = kept_tokens(network, self.images, self.config, frozen,
@@ -83,19 +96,42 @@ class TagStage:
                                                  stop=self.stop)
 
     def connect(self, engine: Any, average: WeightAverage | None) -> None:
-        """Take the engine that updates run through, and the average of its weights."""
+        """Take the engine that updates run through, and the average of its weights.
+
+        Args:
+            engine: DeepSpeed's.
+            average: of its weights, if the run keeps one.
+        """
         self.engine = engine
         self.cams = CamMaker(self.config, engine, self.objective,
                              engine.module.encoder.patch_size, average)
 
     def batches(self, split: BatchSplit, start: int) -> Batches:
-        """This rank's micro-batches from update number `start` on."""
+        """This rank's micro-batches from update number `start` on.
+
+        Args:
+            split: how the global batch is spread.
+            start: updates that are done.
+
+        Returns:
+            The batches, see `more.data.loader`.
+        """
         return make_batches(self.config, self.images, self.world, split, start,
                             views=self.views, store=self.store)
 
     def taken(self, data: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch with its images on the device: the loader's own memory holds the pixels of
-        the latest one only."""
+        """A micro-batch with its images on the device.
+
+        They are copied at once, since the loader's own memory holds the pixels of the latest batch
+        only.
+
+        Args:
+            data: a batch of the loader.
+
+        Returns:
+            The batch with `inputs` (images in the weights' precision) and `present` (classes of the
+            tags).
+        """
         device = self.world.device
         data = {**data, "tags": upload(data["tags"], device),
                 "present": Present.of(data["tags"]).to(device),
@@ -108,8 +144,10 @@ class TagStage:
 
     def terms(self, passes: Sequence[dict[str, Any]], step: int
               ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """For each pass of an update the loss terms with their "total", and an output to anchor it
-        to. Each is to be differentiated before the next is asked for.
+        """The loss terms of each pass of an update, with their "total", and an output to anchor it
+        to.
+
+        Each is to be differentiated before the next is asked for.
 
         Terms are divided by counts of the whole update, which CAMs of all passes give: the labels
         of all are made first, with a forward without gradient, but for the last pass: its training
@@ -119,6 +157,9 @@ class TagStage:
         Args:
             passes: micro-batches from `taken`, all of this rank's update.
             step: number of the update.
+
+        Yields:
+            Terms by name, and logits of the network.
         """
         share = 1 / (len(passes) * self.world.size)
         if len(passes) == 1 or not self.objective.needs_counts(step):
@@ -143,6 +184,7 @@ class TagStage:
             yield self.objective(output, batch, step, labels=found, numbers=numbers), output.logits
 
     def _forward(self, data: dict[str, Any]) -> NetworkOutput:
+        """The training forward of a pass."""
         self.mark(FORWARD)
         if self.store is None:
             return in_float32(self.engine(data["inputs"]))
@@ -155,6 +197,7 @@ class TagStage:
         return replace(batch, cams=None, aux_cams=None), self.objective.labels(output, batch, step)
 
     def _batch(self, data: dict[str, Any], output: NetworkOutput, step: int, share: float) -> Batch:
+        """What the objective needs of a pass: its CAMs among others."""
         images, present = data["images"], data["present"]
         mirrored = None if self.store is None else data["tokens"][1]
         self.mark(CAMS)
@@ -175,9 +218,11 @@ class TagStage:
         return images.to(next(self.engine.module.parameters()).dtype)
 
     def _keys(self, slots: torch.Tensor, shape: torch.Size, step: int) -> torch.Tensor | None:
-        """Uniform numbers `[b, 2, h·w]` for URE's choice: a function of seed, step and place in the
-        batch, so that an image's patches do not depend on its rank and pass, and no rank draws
-        those of others. None where URE is off."""
+        """Uniform numbers `[B, 2, h·w]` for URE's choice; None where URE is off.
+
+        They are a function of seed, step and place in the batch, so that an image's patches do not
+        depend on its rank and pass, and no rank draws those of others.
+        """
         if not (self.config.loss.weights.ure and self.objective.needs_cams(step)):
             return None
         key = np.array([self.config.train.seed % 2**64, step], dtype=np.uint64)
@@ -187,111 +232,12 @@ class TagStage:
 
 
 def in_float32(output: NetworkOutput) -> NetworkOutput:
-    """The same outputs in fp32: losses and similarities are computed outside autocast."""
-    return NetworkOutput(*(value.float() for value in output))
-
-
-# The CAMs that an update learns from: which views are run, with which weights, how precisely.
-
-
-class CamMaker:
-    """Multi-scale CAM and auxiliary CAM of a batch, without gradient (method §4.4).
-
-    - The view of scale 1 is the training forward's; only its mirror image is run again.
-    - While no term needs the main CAM (the decoder's terms have not begun), views stop at the
-      auxiliary block, and the main CAM is the training forward's alone.
-    - `cam.every` = k: the views are run in updates 0, k, 2k, …; in the others both CAMs are the
-      training forward's alone.
-    - On a GPU (`cam.packed`) the views go through the blocks in one pass.
-    - `cam.ema`: all views, scale 1 as well, are run with the average of the weights.
+    """The same outputs in fp32: losses and similarities are computed outside autocast.
 
     Args:
-        config: settings.
-        model: what is called with images and a mode: DeepSpeed's engine, or the network.
-        objective: says what an update needs.
-        patch: side of a patch in pixels.
-        average: of the weights, for `cam.ema`.
+        output: of the network.
+
+    Returns:
+        The same, tensor by tensor.
     """
-
-    def __init__(self, config: Config, model: Callable[..., Any], objective: Objective, patch: int,
-                 average: WeightAverage | None = None):
-        self.cam, self.model, self.objective = config.cam, model, objective
-        if config.cam.ema and average is None:
-            raise ValueError("cam.ema needs an average of the weights")
-        self.average = average if config.cam.ema else None
-        self.multiple = patch if config.cam.whole_patches else 1
-        self.frozen = config.model.frozen_blocks
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, tags: Tensor | Present, output: NetworkOutput, step: int,
-                 mirrored: Tensor | None = None) -> tuple[PresentMaps | None, PresentMaps | None]:
-        """CAM and auxiliary CAM, 0..1 at full size, for an update; None where none is needed.
-
-        Args:
-            images: `[B, 3, H, W]` as the network takes them.
-            tags: `[B, C]`, or what they say; only the maps of present classes are made.
-            output: of the training forward on these images.
-            step: number of the update.
-            mirrored: what the frozen blocks make of the mirrored images, where that is known.
-        """
-        if not self.objective.needs_cams(step):
-            return None, None
-        size, first = tuple(images.shape[-2:]), (output.cam, output.aux_cam)
-        if step % self.cam.every:
-            return single_scale(first, size, RELU, tags=tags)
-        if needs_main(self.objective, step):
-            return self._views("cam", images, tags, first, RELU, mirrored)
-        main = single_scale(first[:1], size, RELU[:1], tags=tags)
-        return main + self._views("aux_cam", images, tags, first[1:], RELU[1:], mirrored)
-
-    def _views(self, mode: str, images: Tensor, tags: Tensor | Present, first: tuple[Tensor, ...],
-               relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
-        network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
-                          and images.dtype == torch.float32)  # 16-bit weights need none
-
-        def known(views: Tensor) -> Tensor:
-            """The views, or their kept tokens where the frozen blocks have been run."""
-            # Of scale 1 only the mirrored images are asked for (`multi_scale` with `first`).
-            same = mirrored is not None and views.shape == images.shape and self.average is None
-            return mirrored if same else views
-
-        def run(views: Any) -> Any:
-            """CAMs of the views of a scale, or with `packed` of those of all scales."""
-            if packed:
-                return network([known(view) for view in views])
-            views = known(views)
-            return network(views, frozen=self.frozen) if views is mirrored else network(views)
-        packed = packs_views(self.cam.packed, images.device)
-        # Inside an autocast, even one that is off, casts of weights are kept until it is left: they
-        # are made once for all views, not once for each.
-        keep_casts = torch.autocast(images.device.type, enabled=False)
-        with self.average.in_place() if self.average else nullcontext(), keep_casts:
-            return multi_scale(run, images, self.cam.scales, relu, tags=tags,
-                               first=None if self.average else first, multiple=self.multiple,
-                               together=packed)
-
-
-def needs_main(objective: Objective, step: int) -> bool:
-    """Whether an update uses the main CAM: for the decoder's labels, and late for CRE and URE."""
-    decoder = objective.active("seg", step) or objective.active("energy", step)
-    return decoder or objective.compute_inactive or step > objective.cam.late_after
-
-
-def half_views(precision: str, device: torch.device) -> bool:
-    """Whether views that only give CAMs run in bf16 (`cam.precision`) on a device."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
-
-
-def packs_views(packed: str, device: torch.device) -> bool:
-    """Whether the views that only give CAMs run in one pass (`cam.packed`) on a device."""
-    return packed == "yes" or (packed == "auto" and device.type == "cuda")
-
-
-def view_sizes(config: Config, patch: int) -> list[tuple[tuple[int, int], int]]:
-    """The forwards that only give CAMs, as ((height, width), views an image) of each."""
-    cam, crop = config.cam, config.data.crop
-    multiple = patch if cam.whole_patches else 1
-    return [((crop, crop), 2 if cam.ema else 1)] + [
-        (scaled_size((crop, crop), scale, multiple), 2) for scale in cam.scales if scale != 1]
+    return NetworkOutput(*(value.float() for value in output))

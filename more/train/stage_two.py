@@ -3,6 +3,8 @@
 The masks come from stage one by way of `more refine` (tags stay the only supervision), or are the
 true ones (the fully supervised reference). Blocks that stay frozen are run once over some random
 views of every image, and what they make is kept (`more.data.dataset`).
+
+B images of a pass, C classes, h×w patches.
 """
 
 from __future__ import annotations
@@ -79,7 +81,12 @@ class MaskStage:
         self.tokens: TokenDataset | None = None
 
     def begin(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
-        """Take over the weights of `--init`; the decoder's unless it shall be fresh."""
+        """Take over the weights of `--init`; the decoder's unless it shall be fresh.
+
+        Args:
+            network: on its device; changed in place.
+            say: told where the run starts from.
+        """
         if self.init is None:
             return
         _, trained, path = load_run(self.init)
@@ -91,7 +98,12 @@ class MaskStage:
         say(f"starts from {path}, with a {self.config.segment.decoder} decoder")
 
     def prepare(self, network: MoReNetwork, say: Callable[[str], None]) -> None:
-        """Freeze what is not trained, and run it over the views."""
+        """Freeze what is not trained, and run it over the views.
+
+        Args:
+            network: with the weights that the run begins or goes on with.
+            say: told what is left out, computed or reused.
+        """
         segment = self.config.segment
         self.frozen = train_only(network, segment.blocks)
         if self.lacking:
@@ -107,17 +119,38 @@ class MaskStage:
                                        self.config.data.crop, segment.stride)
 
     def connect(self, engine: Any, average: WeightAverage | None) -> None:
-        """Take the engine that updates run through."""
+        """Take the engine that updates run through.
+
+        Args:
+            engine: DeepSpeed's.
+            average: of its weights; it has no part in the terms.
+        """
         self.engine = engine
 
     def batches(self, split: BatchSplit, start: int) -> Batches:
-        """This rank's micro-batches from update number `start` on."""
+        """This rank's micro-batches from update number `start` on.
+
+        Args:
+            split: how the global batch is spread.
+            start: updates that are done.
+
+        Returns:
+            The batches, see `more.data.loader`.
+        """
         return make_batches(self.config, self.images, self.world, split, start,
                             masks=Masks(self.labels, self.config.segment.stride),
                             views=self.views, tokens=self.tokens)
 
     def taken(self, data: dict[str, Any]) -> dict[str, Any]:
-        """What an update needs of a micro-batch, on the device."""
+        """What an update needs of a micro-batch, on the device.
+
+        Args:
+            data: a batch of the loader.
+
+        Returns:
+            Tensors by name: `inputs` (images or tokens), `labels`, `weights` of pixels or None,
+            `tags`.
+        """
         segment, device = self.config.segment, self.world.device
         if self.tokens is None:
             inputs = network_input(data, device, self.config.data.mean, self.config.data.std)
@@ -132,8 +165,18 @@ class MaskStage:
 
     def terms(self, passes: Sequence[dict[str, Any]], step: int
               ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """For each pass of an update the loss terms with their "total", and an output to anchor it
-        to. Pixels are counted over all passes (micro-batches from `taken`) and ranks."""
+        """The loss terms of each pass of an update, with their "total", and an output to anchor it
+        to.
+
+        Pixels are counted over all passes and ranks.
+
+        Args:
+            passes: micro-batches from `taken`, all of this rank's update.
+            step: number of the update; every term counts from the first one on.
+
+        Yields:
+            Terms by name, and logits `[B, C+1, h, w]`.
+        """
         del step  # every term counts from the first update on
         segment, balanced = self.config.segment, self.config.segment.loss == "balanced"
         reduce = self.world.mean if self.world.size > 1 else None
@@ -166,6 +209,9 @@ def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:
         masks: what it is trained on; a set of kind "images" holds true masks.
         init: run folder or exported file of stage one, or None.
 
+    Returns:
+        New settings.
+
     Raises:
         UserError: `init` is no run.
     """
@@ -183,7 +229,14 @@ def settled(config: Config, masks: ShardSet, init: Path | None) -> Config:
 
 
 def init_digest(init: Path | None) -> str | None:
-    """sha256 of the weights that a run of stage two starts from."""
+    """sha256 of the weights that a run of stage two starts from.
+
+    Args:
+        init: run folder or exported file, or None.
+
+    Returns:
+        64 hex digits, or None.
+    """
     if init is None:
         return None
     return sha256_file(weights_file(init if init.is_file() else find_checkpoint(init)))

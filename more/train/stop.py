@@ -55,6 +55,7 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
+        """From now on signals are heeded, in the main thread."""
         self._entered += 1
         if self._entered == 1 and threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -65,6 +66,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Take the file `stop` away; after the last exit signals do again what they did before."""
         self._entered -= 1
         if self.run is not None and _is_main():
             (self.run / "stop").unlink(missing_ok=True)
@@ -74,7 +76,12 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def join(self, run: Path, world: World) -> None:
-        """From now on the file counts, too, and other ranks may be asked."""
+        """From now on the file counts, too, and other ranks may be asked.
+
+        Args:
+            run: run folder.
+            world: this rank among its peers.
+        """
         self.run, self.world = run, world
         self._looked, self._there = -LOOK_EVERY, False
         self.at_once = self.at_once and world.size == 1
@@ -117,10 +124,12 @@ class StopRequest:
 
     @property
     def _here(self) -> World:
+        """The ranks of the run."""
         assert self.world is not None, "join a run first"
         return self.world
 
     def _note(self, number: int, frame: object) -> None:
+        """A signal has arrived."""
         if os.getpid() != self._process:  # a process forked from this one: as it came
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -168,7 +177,14 @@ def end_early(run: Path | None, iterations: int) -> NoReturn:
 
 
 def write_status(run: Path, state: str, step: int, iterations: int) -> None:
-    """Write `status.json`: state is "running", "finished", "stopped" or "failed"."""
+    """Write `status.json`: state is "running", "finished", "stopped" or "failed".
+
+    Args:
+        run: run folder.
+        state: "running", "finished", "stopped" or "failed".
+        step: finished updates.
+        iterations: updates of the whole run.
+    """
     write_atomic(run / "status.json", to_json({"state": state, "step": step,
                                                "iterations": iterations}))
 

@@ -60,12 +60,21 @@ class Records:
                     handler.setStream(_Above())
 
     def say(self, text: str) -> None:
-        """A line on the terminal and in train.log."""
+        """A line on the terminal and in train.log.
+
+        Args:
+            text: one line.
+        """
         if self.main:
             self.logger.info(text)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
-        """One JSON line; numbers inside nested dicts also become TensorBoard curves."""
+        """One JSON line; numbers inside nested dicts also become TensorBoard curves.
+
+        Args:
+            step: finished updates.
+            record: JSON values.
+        """
         if not self.main:
             return
         self.file.write(json.dumps({"step": step, "time": time.time(), **record}) + "\n")
@@ -77,7 +86,14 @@ class Records:
                     self.board.add_scalar(f"{group}/{name}".rstrip("/"), number, step)
 
     def evaluated(self, step: int) -> bool:
-        """Whether the log has scores of the weights after `step` updates; rank 0 only."""
+        """Whether the log has scores of the weights after `step` updates; rank 0 only.
+
+        Args:
+            step: finished updates.
+
+        Returns:
+            Whether there are scores.
+        """
         for line in (self.run / "log.jsonl").read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, AttributeError):  # a line that a kill has cut off
                 record = json.loads(line)
@@ -86,7 +102,12 @@ class Records:
         return False
 
     def progress(self, done: int, meter: Meter) -> None:
-        """Move the bar on a terminal."""
+        """Move the bar on a terminal.
+
+        Args:
+            done: finished updates.
+            meter: knows rate and loss.
+        """
         if not self.main or not console.is_terminal:
             return
         if self.bar is None:
@@ -101,7 +122,12 @@ class Records:
         self.bar.update(self.task, completed=done, rate=meter.rate, loss=meter.last_total)
 
     def line(self, done: int, record: dict[str, Any]) -> None:
-        """The line of a record: terms, throughput, time left."""
+        """The line of a record: terms, throughput, time left.
+
+        Args:
+            done: finished updates.
+            record: from `Meter.read`.
+        """
         left = (self.iterations - done) * record["seconds_per_step"]
         terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
         self.say(f"[{done}/{self.iterations}] {terms} | {record['images_per_s']:.2f} img/s, "
@@ -131,6 +157,11 @@ class _Above:
     """Where a log handler writes while the bar is drawn."""
 
     def write(self, text: str) -> None:
+        """Print a line above the bar.
+
+        Args:
+            text: the line.
+        """
         if text.strip():
             console.print(text.rstrip("\n"), highlight=False, markup=False)
 
@@ -139,7 +170,14 @@ class _Above:
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03` for a number of seconds."""
+    """`1:02:03` for a number of seconds.
+
+    Args:
+        seconds: 0 or more.
+
+    Returns:
+        Hours, minutes and seconds.
+    """
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,4 +1,8 @@
-"""Scores while training: CAM, LAM (true tags) and decoder at one scale, over all ranks."""
+"""Scores while training: CAM, LAM (true tags) and decoder at one scale, over all ranks.
+
+R routes that are scored, B images of a batch, S side of the network input, H×W pixels of an image,
+K classes with the background.
+"""
 
 from __future__ import annotations
 

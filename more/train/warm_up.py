@@ -2,6 +2,8 @@
 
 Each image is encoded once; many updates with large batches then cost seconds. It is meant for
 backbones that come pretrained: where CAMs are poor, every other term learns from poor masks.
+
+B images of a batch, n images in all and m of them on this rank, C classes, D channels, h×w patches.
 """
 
 from __future__ import annotations
@@ -102,6 +104,17 @@ def encode(network: MoReNetwork, data: ShardSet, config: Config, quiet: bool,
     """This rank's images at crop size through the frozen encoder, kept in half on the CPU.
 
     With fewer images than ranks, a rank that has none of them holds the first one, unused.
+
+    Args:
+        network: with its pretrained weights, on its device.
+        data: training set.
+        config: settings.
+        quiet: no progress bar.
+        world: ranks; all of them call it.
+        check: called now and then by all ranks at the same places; what it raises ends the work.
+
+    Returns:
+        Features of this rank's images, and the tags of all images.
     """
     count = min(config.head_warmup.images, len(data))
     rows = torch.linspace(0, len(data) - 1, count).round().long().tolist()

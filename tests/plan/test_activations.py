@@ -14,7 +14,8 @@ from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.plan.activations import autocast, step_activations
 from more.plan.live_bytes import LiveBytes
-from more.train.stage_one import CamMaker, in_float32
+from more.train.cams import CamMaker
+from more.train.stage_one import in_float32
 
 IMAGES = 3
 

@@ -16,7 +16,7 @@ from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.method.packing import packs
 from more.train.average import WeightAverage
-from more.train.stage_one import CamMaker, half_views, needs_main, view_sizes
+from more.train.cams import CamMaker, half_views, needs_main, view_sizes
 from tests.train.conftest import command, records
 from tests.train.test_mask_stage import Engine
 
