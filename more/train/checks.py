@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from more.config.load import to_dict
@@ -122,6 +123,22 @@ def check_continues(config: Config, train_set: ShardSet, source: Path) -> None:
                         f"= {config.train.iterations}",
                         f"leave it at {record['step']} or more; or go back with --resume to a "
                         "checkpoint of fewer updates, or train into another --run folder")
+
+
+def check_best(config: Config, routes: Sequence[str]) -> None:
+    """`checkpoint.best` must name what the stage scores, or nothing.
+
+    Args:
+        config: settings.
+        routes: what evaluation scores, as "cam" and "lam".
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.checkpoint.best not in ("", *routes):
+        raise UserError(f"checkpoint.best = {config.checkpoint.best!r} is not scored in this stage",
+                        f"choose {' or '.join(routes)}, or '' (of stage two: "
+                        "stage_two.checkpoint.best)")
 
 
 def out_of_memory(error: Exception, split: BatchSplit) -> UserError:

@@ -1,4 +1,9 @@
-"""The training loop: next batch → terms of the stage → backward → update → record."""
+"""The training loop: next batch → terms of the stage → backward → update → record.
+
+In reading order: what a run is made of (`_source`, `_build`, `_resume`), the loop over updates
+(`fit`, `_loop`), one update (`_step`, `_pass`), and what comes between updates: scores, checkpoints
+and records.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +20,17 @@ from more.config.schema import Config
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.device import allow_tf32
-from more.errors import UserError
 from more.train import checkpoint
 from more.train.average import average_of
 from more.train.build import make_engine
 from more.train.checkpoint_files import Writer, prune, write_best
-from more.train.checks import check_classes, check_continues, check_same_model, out_of_memory
+from more.train.checks import (
+    check_best,
+    check_classes,
+    check_continues,
+    check_same_model,
+    out_of_memory,
+)
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, settled_here
 from more.train.meter import BACKWARD, REST, UPDATE, WAITING, Means, Meter, Trace
@@ -61,49 +71,67 @@ class Trainer:
         config = settled_here(config, world.device, world.local_size, world)
         allow_tf32(config.train.tf32, world.device)
         check_classes(config, train_set, val_set)
+        self.config, self.run, self.world = config, run, world
         self.stage = (TagStage(config, train_set, run, world) if masks is None
                       else MaskStage(config, train_set, masks, run, world, init))
         self.stop = self.stage.stop = stop or StopRequest()
         self.stop.join(run, world)
-        train_set = self.stage.images
-        if config.checkpoint.best not in ("", *self.stage.routes):
-            raise UserError(f"checkpoint.best = {config.checkpoint.best!r} is not scored in this "
-                            "stage", f"choose {' or '.join(self.stage.routes)}, or '' (of stage "
-                            "two: stage_two.checkpoint.best)")
-        self.config, self.run, self.world = config, run, world
-        self.train_set, self.val_set = train_set, val_set
+        check_best(config, self.stage.routes)
+        self.train_set, self.val_set = self.stage.images, val_set
         self.split = split_batch(config.train.global_batch, world.size, config.train.micro_batch)
+        source = self._source(resume)
+        self._build(source)
+        self._resume(source)
+        if world.main:
+            describe_run(self.records, config, world, self.split, self.engine.module,
+                         self.train_set, val_set, self.stage.sources, left_out)
+
+    def _source(self, resume: str) -> Path | None:
+        """The checkpoint that the run goes on from, which must fit; None starts afresh.
+
+        Opens the records, and sets aside what the run did after an earlier checkpoint.
+        """
+        config, run, world = self.config, self.run, self.world
         source, rejected = world.agree(resolve(run, resume) if world.main else None)
         if source is not None:
             check_same_model(config, source)
             check_continues(config, self.train_set, source)
             checkpoint.check_precision(source, config.precision, config.deepspeed.zero_stage)
-            if masks is not None:
+            if isinstance(self.stage, MaskStage):
                 check_start(source, self.stage.record, run_folder.info(source))
         left = go_back(run, source, resume, world)
         self.records = Records(run, world.main, config.train.iterations,
                                run_folder.step_of(source) if source else 0)
         for reason in [*(f"not resumed: {reason}" for reason in rejected), *left]:
             self.records.say(reason)
+        return source
+
+    def _build(self, source: Path | None) -> None:
+        """Network and engine, with the weights of the checkpoint, and what serves the loop."""
+        config, run, world = self.config, self.run, self.world
         self.engine = make_engine(config, self.split, world, self.stage, self.records.say,
                                   checkpoint.training_weights(source) if source else None)
         self.average = average_of(self.engine, config.train.ema) if config.train.ema else None
         self.stage.connect(self.engine, self.average)
         self.writer = Writer(run / "checkpoints", config.checkpoint.keep, world,
-                                        config.checkpoint.background)
+                             config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
         self.trace = Trace(config.train.profile, run, world.device, self.records.say, world.main)
-        self.start, self.saved = 0, -1
+
+    def _resume(self, source: Path | None) -> None:
+        """Put back the rest of the checkpoint's state: moments, schedule, random numbers."""
+        self.start, self.saved = 0, -1  # updates that are done, and that are saved
         if source is not None:
-            self.start = checkpoint.restore(self.engine, source, world, self.average)
+            self.start = checkpoint.restore(self.engine, source, self.world, self.average)
             self.saved = self.start
             self.records.say(f"resumed after {self.start} updates from {source}")
-        if world.main:
-            describe_run(self.records, config, world, self.split, self.engine.module, train_set,
-                         val_set, self.stage.sources, left_out)
 
     def fit(self) -> str:
-        """Train to the last iteration, or until a stop is asked for: "finished" or "stopped"."""
+        """Train to the last iteration, or until a stop is asked for.
+
+        Returns:
+            "finished" or "stopped".
+        """
         state = "failed"
         watchdog = Watchdog(self.run, self.world.rank, self.config.deepspeed.timeout_minutes * 60)
         self.stop.at_once = False  # from now on there is something to lose
@@ -125,6 +153,7 @@ class Trainer:
         return state
 
     def _loop(self, watchdog: Watchdog) -> str:
+        """All updates that are left; as `fit`."""
         train, meter = self.config.train, Meter(self.world.device)
         means = Means(meter, late=self.world.device.type == "cuda")
         self.stage.mark = meter.phases.mark
@@ -242,10 +271,12 @@ class Trainer:
         return False
 
     def _scores(self) -> dict[str, float] | None:
+        """Scores of the weights as they are; None where somebody asked to stop meanwhile."""
         return validate(self.engine.module, self.val_set, self.config, self.world,
                         self.stage.routes, self.stop.agreed)
 
     def _save(self, done: int) -> None:
+        """Write a checkpoint of these updates, unless there is one."""
         if self.saved == done:
             return
         self.writer.save(checkpoint.take(self.engine, done, self.world, self.average,
@@ -257,13 +288,16 @@ class Trainer:
             self._status("running", done)
 
     def _status(self, state: str, step: int) -> None:
+        """Say in `status.json` how far the run is."""
         if self.world.main:
             write_status(self.run, state, step, self.config.train.iterations)
 
     def _due(self, done: int, every: int) -> bool:
+        """Whether something is due that comes every so many updates, and at the end."""
         return done == self.config.train.iterations or (every > 0 and done % every == 0)
 
     def _record(self, done: int, meter: Meter) -> None:
+        """Write what was measured since the last record."""
         record = meter.read(self.world)
         record["lr"] = {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
         norm = self.engine.get_global_grad_norm()
