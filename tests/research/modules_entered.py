@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from inspect import isfunction
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,9 +84,9 @@ def _called_by_compiled(files: set[str]) -> set[str]:
     """Files of the jitted functions that modules of these files name."""
     modules = [module for module in list(sys.modules.values())
                if getattr(module, "__file__", None) in files]
-    jitted = [value.py_func for module in modules for value in vars(module).values()
-              if hasattr(value, "py_func")]
-    return {function.__code__.co_filename for function in jitted}
+    found = (getattr(value, "py_func", None) for module in modules
+             for value in vars(module).values())
+    return {function.__code__.co_filename for function in found if isfunction(function)}
 
 
 def step_files(data: Path) -> tuple[list[str], list[str]]:

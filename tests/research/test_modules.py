@@ -9,11 +9,12 @@ import pytest
 from tests.processes import run
 from tests.research.modules_entered import entered
 
+pytest.importorskip("numba")  # the usual filter of a CPU, for the dense energy and the CRF
+
 # At most so many files; the numbers may only become smaller.
 MOST = {"a training step": 30, "reading its images, in loader processes": 8, "a pseudo-label": 19}
 
 
-@pytest.mark.slow
 def test_a_step_and_a_label_enter_few_files(tiny):
     done = run("tests.research", "modules", tiny["train"], "--json")
     assert done.returncode == 0, done.stderr
