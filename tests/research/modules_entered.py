@@ -82,8 +82,8 @@ def entered(work: Callable[[], object]) -> list[str]:
 
 def _called_by_compiled(files: set[str]) -> set[str]:
     """Files of the jitted functions that modules of these files name."""
-    modules = [module for module in list(sys.modules.values())
-               if getattr(module, "__file__", None) in files]
+    modules = [module for name, module in list(sys.modules.items())
+               if name.startswith("more.") and module.__file__ in files]
     found = (getattr(value, "py_func", None) for module in modules
              for value in vars(module).values())
     return {function.__code__.co_filename for function in found if isfunction(function)}
