@@ -252,7 +252,6 @@ def tune(
     from more.tuning.tune_result import refine_command
 
     def show(result: TuneResult | None, tally: Tally) -> None:
-        """Print the best point, if one was found, and the tally."""
         if result is not None:
             _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
                                               str(out / "masks"), engine), as_json)

@@ -1,8 +1,8 @@
 """Which samples make up which global batch, and which micro-batches a rank takes of it.
 
-The order is a pure function of (seed, step). It does not depend on ranks, workers or micro-batches.
-So it is the same for every world size, and one integer, the global step, is the whole state of the
-sampler.
+The order is a pure function of (seed, step), and needs no torch. It does not depend on ranks,
+workers or micro-batches. So it is the same for every world size, and one integer, the global step,
+is the whole state of the sampler.
 
 With local reads, an epoch's order is made like this: the shards, in random order, form one long
 sequence of samples. It is cut into as many pieces as a batch has places, and place k of every batch
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from more.errors import UserError
 
@@ -164,7 +163,7 @@ class SampleKey(NamedTuple):
     place: int = 0
 
 
-class MicroBatches(Sampler[list[SampleKey]]):
+class MicroBatches:
     """Yields the micro-batches of one rank from a global step on.
 
     Each global step gives `global_batch / (world · micro_batch)` micro-batches one after the
@@ -209,7 +208,7 @@ class MicroBatches(Sampler[list[SampleKey]]):
         return max(self.stop_step - self.start_step, 0) * self.accumulation
 
 
-class Chunks(Sampler[list[SampleKey]]):
+class Chunks:
     """Groups micro-batches into chunks; a loader process loads one chunk at a time.
 
     Handing something from one process to another costs about half a millisecond, whatever its
