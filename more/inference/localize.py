@@ -45,7 +45,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
         rank: this process takes shards rank, rank + world, …
         world: number of such processes.
         device: where to compute; None: this process's CUDA device if there is one, else CPU.
-        overrides: `"inference.key=value"`, settings in place of the run's.
+        overrides: `"inference.key=value"` and `"precision=value"`, in place of the run's.
 
     Returns:
         Counts of images of this process's shards. One that cannot be decoded, or whose maps are
@@ -57,14 +57,18 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     """
     source = ShardSet(data, kind="images", check="full", share=(rank, world))
     config, network, path = load_run(run, which)
-    config = changed(config, overrides, "inference")
+    trained, config = config, changed(config, overrides, "inference", "precision")
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "
                         f"{config.model.num_classes}", "use the run's own data set")
     device = device or local_device()
     localizer = Localizer(config, network.to(device), request, device)
     folders = {kind: out / kind if len(request.maps) > 1 else out for kind in request.maps}
-    provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}
+    # Where training's precision was not decided, seeds without a record of theirs are fp32.
+    other = {} if localizer.half == trained.in_bf16 else {
+        "precision": "bf16" if localizer.half else "fp32"}
+    provenance = {kind: {**_provenance(kind, config, source, path, request), **other}
+                  for kind in folders}
     tally = Tally("images")
     own = range(rank, len(source.shard_rows), world)
     with _locks(list(folders.values()), rank, world):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from more.config.schema import Config
+from more.device import has_bf16
 from more.method.cam import Present, PresentMaps, multi_scale, scaled_size, single_scale
 from more.method.network import NetworkOutput
 from more.method.objective import Objective
@@ -103,7 +104,7 @@ def needs_main(objective: Objective, step: int) -> bool:
 def half_views(precision: str, device: torch.device) -> bool:
     """Whether views that only give CAMs run in bf16 (`cam.precision`) on a device."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return has_bf16(device)
     return precision == "bf16"
 
 
