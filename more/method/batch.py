@@ -12,8 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from more.method.cam import Present, PresentMaps
-from more.method.labels import MEAN, STD
 from more.method.numerics import Reduce
+from more.tensors import MEAN, STD
 
 
 @dataclass
