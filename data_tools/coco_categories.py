@@ -11,7 +11,7 @@ from data_tools.class_lists import MOST_CLASSES
 from data_tools.coco_json import Category
 from more.data.shards.format import IGNORE
 from more.data.tags import special_name
-from more.errors import UserError
+from more.errors import UserError, first_few
 
 BACKGROUND = 0
 
@@ -125,7 +125,7 @@ def _notes(kept: list[Category], unused: list[str], first: Classes, owned: Mappi
     notes = []
     if unused:
         notes.append(f"{len(unused)} classes without an annotation stay classes: "
-                     f"{', '.join(unused[:20])} (--drop-unused leaves them out)")
+                     f"{first_few(unused, 20)} (--drop-unused leaves them out)")
     groups: dict[str, list[str]] = {}
     for category in kept:
         groups.setdefault(_alike(category.name), []).append(category.name)
@@ -137,7 +137,7 @@ def _notes(kept: list[Category], unused: list[str], first: Classes, owned: Mappi
              if category.name in above and owned.get(label)]
     if roots:
         notes.append(f"supercategories with annotations of their own stay classes: "
-                     f"{', '.join(roots[:20])}")
+                     f"{first_few(roots, 20)}")
     return notes
 
 

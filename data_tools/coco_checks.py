@@ -9,7 +9,7 @@ from data_tools.coco_categories import Classes
 from data_tools.coco_files import ImageFolder
 from data_tools.coco_index import Counts
 from data_tools.coco_names import CocoImage
-from more.errors import UserError
+from more.errors import UserError, first_few
 
 
 def check_missing(missing: Sequence[CocoImage], wanted: Sequence[CocoImage], folder: ImageFolder,
@@ -26,7 +26,7 @@ def check_missing(missing: Sequence[CocoImage], wanted: Sequence[CocoImage], fol
         UserError: images are missing.
     """
     if missing and (not skip_bad or len(missing) == len(wanted)):
-        first = ", ".join(image.file_name for image in missing[:20])
+        first = first_few([image.file_name for image in missing], 20)
         raise UserError(f"{folder.root}: {len(missing)} of {len(wanted)} images have no file: "
                         f"{first}", fix="give the folder that holds them, complete it, or choose "
                         "images with --list; --skip-bad leaves out those without a file")

@@ -13,7 +13,7 @@ from PIL import Image
 from data_tools.coco_names import CocoImage, clean_name
 from more.data.shards.codec import UNREADABLE
 from more.data.tags import read_text
-from more.errors import UserError, need_folder
+from more.errors import UserError, first_few, need_path
 
 # Looked through in this order, after the folder itself.
 FOLDERS = ("train2017", "val2017", "train2014", "val2014", "JPEGImages", "images")
@@ -42,7 +42,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path):
-        need_folder(root, "give the folder of the images")
+        need_path(root, "give the folder of the images", folder=True)
         self.root = root
         self.bases = [root, *(root / name for name in FOLDERS if (root / name).is_dir())]
         self._listed: dict[Path, dict[str | tuple[str, str], str | None]] = {}
@@ -154,7 +154,7 @@ def choose(images: Sequence[CocoImage], names: Iterable[str], where: Path) -> li
     strange = [name for name, image in zip(names, found, strict=True) if image is None]
     if strange:
         raise UserError(f"{where}: {len(strange)} of {len(names)} images are not in the "
-                        f"annotations: {', '.join(strange[:20])}",
+                        f"annotations: {first_few(strange, 20)}",
                         fix="remove them from the list, or give the annotations they belong to")
     return [image for image in found if image is not None]
 

@@ -11,7 +11,7 @@ import ijson
 
 from data_tools.coco_names import CocoImage, clean_name, name_images
 from data_tools.coco_stream import Counted, PlainNumbers, Recoded, encoding_of
-from more.errors import UserError, need_file
+from more.errors import UserError, need_path
 from more.progress import Tracker
 
 # Categories stand last in the official files, and annotations can only be judged when categories
@@ -44,7 +44,7 @@ def megabytes(path: Path) -> int:
     Raises:
         UserError: no such file.
     """
-    need_file(path, "give an instances_*.json file")
+    need_path(path, "give an instances_*.json file")
     return -(-path.stat().st_size // _MB)
 
 

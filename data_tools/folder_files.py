@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from data_tools.class_lists import TAG_ENDINGS
 from more.data.image_files import check_utf8, files_below, shown
 from more.data.split_parts import SplitPart, assign, parse_parts
-from more.errors import UserError, first_few, need_folder
+from more.errors import UserError, first_few, need_path
 from more.progress import say
 
 FOLDERS = "folders"
@@ -77,7 +77,7 @@ def find_layout(root: Path, masks: Path | None, tags: Path | None, from_folders:
     Raises:
         UserError: no such folder, VOC's layout, two sources of tags, or images among the masks.
     """
-    need_folder(root, "give the folder of the images")
+    need_path(root, "give the folder of the images", folder=True)
     if tags is not None and from_folders:
         raise UserError("--tags and --tags-from-folders: two sources of tags", fix="give one")
     if (root / "JPEGImages").is_dir():  # its masks would be taken for pictures
@@ -124,7 +124,7 @@ def list_files(folder: Path, endings: Sequence[str], what: str, leave_out: Path 
         UserError: no such folder, a name that is not UTF-8, two files with one id, or a link to a
             missing file.
     """
-    need_folder(folder, f"give the folder of the {what}")
+    need_path(folder, f"give the folder of the {what}", folder=True)
     found: dict[str, Item] = {}  # by what ids are compared by
     others, expected = [], {os.path.realpath(path) for path in known if path is not None}
     above = frozenset() if leave_out is None else frozenset([os.path.realpath(leave_out)])

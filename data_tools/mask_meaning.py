@@ -16,7 +16,7 @@ from data_tools.image_checks import read_index_png
 from more.data.shards.codec import UNREADABLE
 from more.data.shards.format import IGNORE
 from more.data.tags import class_indices, read_text, special_name
-from more.errors import UserError, need_file
+from more.errors import UserError, need_path
 from more.progress import say
 
 LABELMAP = "labelmap.txt"  # beside CVAT's masks
@@ -174,7 +174,7 @@ def read_colours(path: Path) -> Meaning:
     Raises:
         UserError: no such file, a line of another form, no colour, or a colour of two classes.
     """
-    need_file(path, f"give the list of colours, such as CVAT's {LABELMAP}")
+    need_path(path, f"give the list of colours, such as CVAT's {LABELMAP}")
     names: dict[Colour, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()

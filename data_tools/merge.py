@@ -85,7 +85,7 @@ def class_difference(first: Sequence[str], other: Sequence[str]) -> str:
         moved = [f"class {k} is {theirs}, not {ours}"
                  for k, (ours, theirs) in enumerate(zip(first, other, strict=True), 1)
                  if ours != theirs]
-        parts = ["the same names in another order: " + ", ".join(moved[:5])]
+        parts = ["the same names in another order: " + first_few(moved)]
     return "; ".join(parts)
 
 

@@ -28,6 +28,7 @@ from more.data.shards.codec import mask_values
 from more.data.shards.format import write_atomic
 from more.data.shards.lock import folder_lock
 from more.errors import UserError
+from more.palette import PALETTE
 from more.progress import Tally, track
 
 RECORD = "shapes.json"
@@ -140,16 +141,6 @@ def _fits(cover: np.ndarray, wanted: float, others: list[np.ndarray]) -> bool:
                         for left, other in zip(shown, others, strict=True)))
 
 
-def voc_palette(colours: int = 256) -> list[int]:
-    """The palette of PASCAL VOC's masks, flat RGB: the bits of the index spread over channels."""
-    index = np.arange(colours)
-    palette = np.zeros((colours, 3), np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette.flatten().tolist()
-
-
 def write_part(part: PictureJob) -> list[tuple[str, str]]:
     """Draw and write pictures.
 
@@ -167,7 +158,7 @@ def write_part(part: PictureJob) -> list[tuple[str, str]]:
         data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 93])[1].tobytes()
         (part.out / "JPEGImages" / f"{name}.jpg").write_bytes(data)
         palette_png = Image.fromarray(scene.mask, "L").convert("P")
-        palette_png.putpalette(voc_palette())
+        palette_png.putpalette(PALETTE.tobytes())
         palette_png.save(part.out / "SegmentationClass" / f"{name}.png")
         lines.append((name, " ".join(scene.tags)))
     return lines

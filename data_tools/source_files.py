@@ -19,7 +19,7 @@ from typing import Any
 from more.data.shards.format import sha256_bytes, sha256_file, to_json, write_atomic
 from more.data.shards.manifest import recorded_provenance
 from more.device import usable_cores
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.progress import say, track
 
 NOTES = ".sources"
@@ -180,7 +180,7 @@ def _changed(notes: dict[str, Note], before: dict[str, Note]) -> str:
              if path in before and before[path].sha256 != note.sha256]
     if not names:
         return "which ones is not known here"
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return first_few(names)
 
 
 def _as_before(out: Path, records: Sequence[Any], recorded: dict[str, Any],

@@ -30,7 +30,7 @@ from data_tools.voc_files import (
 )
 from data_tools.voc_lists import choose_split, list_images, read_split
 from more.data.tags import VOC_CLASSES, class_indices
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.progress import say
 
 TAG_SOURCES = (AUTO, "masks", "xml", "csv", "none")
@@ -99,7 +99,7 @@ def choose_classes(root: Path, given: Path | None, meaning: Meaning | None,
         strange = shown - set(VOC_CLASSES)
         names = sorted(shown) if strange else list(VOC_CLASSES)
         where = root / "Annotations" if strange else "VOC (no list of classes there)"
-    say(f"classes, from {where}: {', '.join(names[:25])}")
+    say(f"classes, from {where}: {first_few(names, 25)}")
     return names
 
 
@@ -171,7 +171,7 @@ def add_tags(root: Path, records: list[Record], class_names: list[str], source: 
         if without:
             raise UserError(
                 f"{root if masks == AUTO else root / masks}: {len(without)} of {len(records)} "
-                f"images have no mask: {', '.join(without[:5])}",
+                f"images have no mask: {first_few(without)}",
                 fix="take tags from elsewhere (--tags FILE.csv, --tags-from xml, or "
                     f"--tags-from none for all zero), or masks from {_other_masks(root, masks)}")
         return records
@@ -198,7 +198,7 @@ def _csv_tags(records: list[Record], class_names: list[str],
     without = [record.id for record in records if record.id not in tags]
     if without:
         raise UserError(f"{csv_file}: {len(without)} of {len(records)} images have no line: "
-                        f"{', '.join(without[:5])}", fix="add them; empty tags are allowed")
+                        f"{first_few(without)}", fix="add them; empty tags are allowed")
     return [replace(record, tags=tags[record.id]) for record in records]
 
 

@@ -13,7 +13,7 @@ from data_tools.image_checks import read_index_png
 from data_tools.mask_meaning import MaskReader
 from data_tools.voc_lists import IMAGES
 from more.data.shards.format import IGNORE
-from more.errors import UserError, need_folder
+from more.errors import UserError, first_few, need_path
 
 AUTO = "auto"
 SBD = "SBD"
@@ -37,7 +37,7 @@ def find_root(given: Path) -> Path:
     Raises:
         UserError: no such folder, or not in VOC layout.
     """
-    need_folder(given, "give the folder that holds JPEGImages")
+    need_path(given, "give the folder that holds JPEGImages", folder=True)
     places = (given, given / _HOME.name, given / _HOME)
     root = next((place for place in places if (place / IMAGES[0]).is_dir()), given)
     if not (root / IMAGES[0]).is_dir() and not all((root / name).is_dir()
@@ -129,7 +129,7 @@ def find_files(root: Path, ids: Sequence[str], places: dict[str, dict[str, Path]
                               places[place][image_id] if place else None))
     if missing:
         raise UserError(f"{root / IMAGES[0]}: {len(missing)} of {len(ids)} images of the list "
-                        f"are missing: {', '.join(missing[:5])}",
+                        f"are missing: {first_few(missing)}",
                         fix="complete the folder or shorten the list")
     return records, used
 

@@ -43,6 +43,16 @@ def local_device() -> torch.device:
     return torch.device("cuda", 0)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes bf16 in units of its own; `precision=auto` is bf16 there.
+
+    GPUs before Ampere only imitate it, and CPUs are no faster with it.
+    """
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def allow_tf32(allowed: bool, device: torch.device) -> None:
     """Let matrix products of fp32 numbers round to TF32 (`train.tf32`); nothing on a CPU."""
     if device.type == "cuda":

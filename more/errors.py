@@ -98,29 +98,16 @@ def first_few(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
-def need_file(path: Path, fix: str) -> None:
-    """Refuse a path that is no file.
+def need_path(path: Path, fix: str, *, folder: bool = False) -> None:
+    """Refuse a path where no file is, or no folder.
 
     Args:
         path: what the user gave.
         fix: what to give instead.
+        folder: a folder is wanted, not a file.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is none.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", fix=fix)
-
-
-def need_folder(path: Path, fix: str) -> None:
-    """Refuse a path that is no folder.
-
-    Args:
-        path: what the user gave.
-        fix: what to give instead.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder", fix=fix)
+    if not (path.is_dir() if folder else path.is_file()):
+        raise UserError(f"{path}: no such {'folder' if folder else 'file'}", fix=fix)

@@ -16,6 +16,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255 of ImageNet's images
+STD = (58.395, 57.12, 57.375)
+
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
     """Some numbers as a tensor that is made once and then kept; it must not be written to.

@@ -82,10 +82,10 @@ def put_on(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def claimed_gpu() -> Iterator[Counts]:
-    """Inside, "cuda" is the claimed GPU for tensors that are made or moved."""
+def claimed_gpu(bf16: bool = True) -> Iterator[Counts]:
+    """Inside, "cuda" is the claimed GPU for tensors that are made or moved; `bf16`: it has that."""
     before = torch.cuda._lazy_init, torch.cuda.is_bf16_supported
-    torch.cuda.is_bf16_supported = lambda: True
+    torch.cuda.is_bf16_supported = lambda including_emulation=True: bf16 or including_emulation
     torch.cuda._lazy_init = lambda: None  # it would look for a driver
     torch._C._ensureCUDADeviceGuardSet()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) then moves visibly

@@ -38,7 +38,7 @@ ALSO_FORBIDDEN = {
 FACES = ("__init__", "__main__")
 SHORTEST, LONGEST, LONGEST_FUNCTION = 25, 350, 30  # lines
 # Modules of one name in several folders that nobody mistakes for each other: the folder says what.
-SAME_NAME = {"__init__", "__main__", "build", "coco", "load", "masks", "report"}
+SAME_NAME = {"__init__", "__main__", "build", "coco", "load"}
 
 KNOWN: dict[str, set[str]] = {}  # e.g. "floors": {"more.a.b imports more.c.d"}
 

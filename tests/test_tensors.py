@@ -7,15 +7,13 @@ from more import tensors
 from more.data.colours import network_input
 from more.method.gradients import enlarge
 from more.method.labels import (
-    MEAN,
-    STD,
     denormalise,
     refined_label,
     scale_box,
     undo_normalisation,
 )
 from more.method.par import PixelAdaptiveRefinement
-from more.tensors import box_mask, constant, counting
+from more.tensors import MEAN, STD, box_mask, constant, counting
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.research.launches import Launches
 

@@ -22,7 +22,8 @@ from more.data.shards.format import shard_name
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.data.transforms import MEAN, STD, TrainTransform, sample_generator
+from more.data.transforms import TrainTransform, sample_generator
+from more.tensors import MEAN, STD
 
 FILES, SHARDS = "read plain files", "read shards"
 FILES_SUM, SHARDS_SUM = "plain files and crc32", "shards and crc32 (as used)"

@@ -76,6 +76,6 @@ def doctor(
 
     Example: `python -m more doctor --run checkpoints/shapes`
     """
-    from more.doctor.report import doctor as job
+    from more.doctor.diagnosis import doctor as job
 
     raise typer.Exit(job(run, quick, as_json))

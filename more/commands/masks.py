@@ -31,8 +31,8 @@ Maps = Annotated[list[str] | None, typer.Option(
 Tags = Annotated[str, typer.Option(
     "--tags", help="true: the data set's image tags; predicted: the classifier's")]
 LocalizeOverrides = Annotated[list[str] | None, typer.Option(
-    "--set", help="inference.key=value in place of the run's, such as inference.spread=4; "
-                  "repeatable")]
+    "--set", help="inference.key=value in place of the run's, such as inference.spread=4, or "
+                  "precision=auto (bf16 on a GPU that has it, else fp32); repeatable")]
 WithinTags = Annotated[bool, typer.Option(
     "--within-tags", help="decoder: choose among the background and the image's classes alone, "
                           "for masks to train on again")]

@@ -31,8 +31,8 @@ Init = Annotated[Path | None, typer.Option(
     "--init", help="with --masks: the run folder (or exported file) of stage one to start from")]
 Resume = Annotated[str, typer.Option(
     "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
-                     "afresh, an earlier run moves to RUN/earlier-1; or a checkpoint folder, "
-                     "what the run did after it moves there too")]
+                     "afresh, an earlier run, with its stage two, moves to RUN/earlier-1; or a "
+                     "checkpoint folder, what the run did after it moves there too")]
 DryRun = Annotated[bool, typer.Option(
     "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")]
 Ranks = Annotated[int, typer.Option(

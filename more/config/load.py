@@ -74,25 +74,26 @@ def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
     return config
 
 
-def changed(config: Config, overrides: typing.Sequence[str], section: str) -> Config:
-    """A run's settings with others of one section, for what is computed after training.
+def changed(config: Config, overrides: typing.Sequence[str], *free: str) -> Config:
+    """A run's settings with some others, for what is computed after training.
 
     Args:
         config: the run's settings.
         overrides: `"section.key=value"` strings.
-        section: its name.
+        *free: sections, and keys outside of any, that may change.
 
     Returns:
         The checked settings; the same object where there are no overrides.
 
     Raises:
-        UserError: a key of another section, or what `load_config` refuses.
+        UserError: another key, or what `load_config` refuses.
     """
     tree = to_dict(config)
     for text in overrides:
         key, value = _parse_override(text)
-        if not key.startswith(f"{section}."):
-            raise UserError(f"--set {text}: only {section}.* can change here",
+        if key not in free and key.split(".")[0] not in free:
+            names = (f"{name}.*" if isinstance(tree[name], dict) else name for name in free)
+            raise UserError(f"--set {text}: only {' and '.join(names)} can change here",
                             "the others are as the run was trained")
         _put(tree, key, value)
     return config_from_dict(tree, source="--set") if overrides else config

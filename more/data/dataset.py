@@ -20,8 +20,6 @@ from more.data.mask_labels import OUTSIDE, Labels
 from more.data.shards.reader import ShardSet
 from more.data.token_store import TokenStore
 from more.data.transforms import (
-    MEAN,
-    STD,
     TrainTransform,
     View,
     inference_image,
@@ -29,6 +27,7 @@ from more.data.transforms import (
     sample_generator,
     thinned,
 )
+from more.tensors import MEAN, STD
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from more.data.tags import TagLine, read_text, special_name, tidy
-from more.errors import UserError, need_file
+from more.errors import UserError, need_path
 
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 # As tools and data sets write them, those that tell an image's file first.
@@ -35,7 +35,7 @@ def read_tag_file(path: Path) -> tuple[dict[str, TagLine], str]:
     Raises:
         UserError: no such file, no known columns, an image twice, a line of another form.
     """
-    need_file(path, "give a csv or json file with the tags by id")
+    need_path(path, "give a csv or json file with the tags by id")
     if path.suffix.lower() in JSON_ENDINGS:
         return _unique(_read_json(path)), ""
     return _read_csv(path)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from more.errors import UserError, nearest
+from more.errors import UserError, first_few, nearest
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -133,7 +133,7 @@ def class_indices(names: Sequence[str], class_names: Sequence[str], where: str) 
             close = nearest(name, class_names)
             raise UserError(f"{where}: unknown class {name!r}",
                             fix=f"{f'did you mean {close}? ' if close else ''}known: "
-                                f"{', '.join(class_names[:25])}")
+                                f"{first_few(class_names, 25)}")
     return tuple(sorted(found))
 
 

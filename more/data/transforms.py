@@ -17,9 +17,7 @@ import numpy as np
 from PIL import Image
 
 from more.data.colours import UNCHANGED, draw_jitter, jitter_pil
-
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+from more.tensors import MEAN, STD
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from more.data.shards.format import make_folder, write_atomic
+from more.errors import first_few
 from more.evaluation.calibration import Calibration
 from more.evaluation.metrics import Scores, mean_over
 from more.progress import PlainTable
@@ -173,8 +174,8 @@ class Result:
             lines.append(f"{100 * self.unlabelled:.1f} % of the true pixels are unlabelled (255) "
                          "in the set and left out")
         if self.missing:
-            shown = ", ".join(self.missing[:5]) + (", …" if len(self.missing) > 5 else "")
-            lines.append(f"{len(self.missing)} images of {self.data} are not in the set: {shown}")
+            lines.append(f"{len(self.missing)} images of {self.data} are not in the set: "
+                         f"{first_few(self.missing)}")
         return lines
 
 

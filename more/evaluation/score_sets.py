@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from more.data.shards.reader import ShardSet
-from more.errors import UserError, nearest
+from more.errors import UserError, first_few, nearest
 from more.evaluation.routes import seed_facts
 
 DEFAULT_THRESHOLD = 0.5
@@ -28,8 +28,8 @@ def open_pair(path: Path, data: Path) -> tuple[ShardSet, ShardSet]:
                         fix="give the output of `more localize` or `more refine`")
     if list(source.class_names) != list(truth.class_names):
         raise UserError(
-            f"{path} has {len(source.class_names)} classes ({', '.join(source.class_names[:4])}, "
-            f"…), {data} has {len(truth.class_names)} ({', '.join(truth.class_names[:4])}, …)",
+            f"{path} has {len(source.class_names)} classes ({first_few(source.class_names, 4)}), "
+            f"{data} has {len(truth.class_names)} ({first_few(truth.class_names, 4)})",
             fix=_SAME_SET)
     return source, truth
 
@@ -50,7 +50,7 @@ def matching_rows(source: ShardSet, truth: ShardSet,
     strangers = [name for name in source.ids if name not in where]
     if strangers:
         raise UserError(f"{truth.path} does not hold {len(strangers)} of the {len(source)} images "
-                        f"of {source.path}: {some(strangers)}", fix=_SAME_SET)
+                        f"of {source.path}: {first_few(strangers)}", fix=_SAME_SET)
     if not len(source):
         raise UserError(f"{source.path} holds no image", fix="make it again from a filled set")
     if not truth.has("mask"):
@@ -103,8 +103,3 @@ def set_name(path: Path) -> str:
     path = path.resolve()
     grouped = path.parent.name in ("seeds", "masks")
     return f"{path.parent.name}/{path.name}" if grouped else path.name
-
-
-def some(names: Sequence[str]) -> str:
-    """The first five names, for a message."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -25,7 +25,7 @@ from more.data.shards.format import IGNORE, MANIFEST, remove_temporaries
 from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.export.masks import ending_of, mask_of, open_images, open_masks
+from more.export.opened_sets import ending_of, mask_of, open_images, open_masks
 from more.export.output_files import reason, replace_file, require_ending, whole_file, write_list
 from more.palette import voc_palette
 from more.progress import Tally, Tracker, track

@@ -11,7 +11,7 @@ from PIL import Image
 from more.data.shards.format import remove_temporaries, sync
 from more.data.shards.lock import folder_lock
 from more.errors import UserError
-from more.export.masks import open_masks
+from more.export.opened_sets import open_masks
 from more.export.output_files import reason, replace_file
 from more.palette import voc_palette
 from more.progress import Tally, track

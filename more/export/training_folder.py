@@ -10,7 +10,7 @@ from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.data.split_parts import SplitPart, assign
 from more.errors import UserError, first_few
-from more.export.masks import ENDINGS, ending_of, mask_of, open_images, open_masks
+from more.export.opened_sets import ENDINGS, ending_of, mask_of, open_images, open_masks
 from more.export.output_files import reason, replace_file
 from more.export.png import encode_png
 from more.progress import Tally, track

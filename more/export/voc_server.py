@@ -17,7 +17,7 @@ from more.data.shards.format import IGNORE
 from more.data.shards.reader import ShardSet
 from more.data.tags import VOC_CLASSES
 from more.errors import UserError, first_few
-from more.export.masks import LISTED, mask_of, open_masks
+from more.export.opened_sets import LISTED, mask_of, open_masks
 from more.export.output_files import reason, require_ending, whole_file
 from more.export.png import encode_png
 from more.palette import voc_palette

@@ -26,7 +26,7 @@ from more.inference.localizer import Localizer, Request
 from more.inference.seed_shard import SeedShards
 from more.jobs.resume import PlannedSet, finish_set, finished_beside_others, images_to_try
 from more.jobs.retry import swap
-from more.progress import Tally, track
+from more.progress import Tally, Tracker, track
 
 THREADS = 4  # decode about 400 images a second, more than a GPU takes
 
@@ -45,7 +45,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
         rank: this process takes shards rank, rank + world, …
         world: number of such processes.
         device: where to compute; None: this process's CUDA device if there is one, else CPU.
-        overrides: `"inference.key=value"`, settings in place of the run's.
+        overrides: `"inference.key=value"` and `"precision=value"`, in place of the run's.
 
     Returns:
         Counts of images of this process's shards. One that cannot be decoded, or whose maps are
@@ -57,14 +57,15 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
     """
     source = ShardSet(data, kind="images", check="full", share=(rank, world))
     config, network, path = load_run(run, which)
-    config = changed(config, overrides, "inference")
+    trained, config = config, changed(config, overrides, "inference", "precision")
     if source.num_classes != config.model.num_classes:
         raise UserError(f"{data} has {source.num_classes} classes, the run "
                         f"{config.model.num_classes}", "use the run's own data set")
     device = device or local_device()
     localizer = Localizer(config, network.to(device), request, device)
     folders = {kind: out / kind if len(request.maps) > 1 else out for kind in request.maps}
-    provenance = {kind: _provenance(kind, config, source, path, request) for kind in folders}
+    provenance = {kind: {**_provenance(kind, config, source, path, request),
+                         **_other_precision(trained, localizer)} for kind in folders}
     tally = Tally("images")
     own = range(rank, len(source.shard_rows), world)
     with _locks(list(folders.values()), rank, world):
@@ -74,18 +75,7 @@ def localize(run: Path, data: Path, out: Path, request: Request, which: str = "l
               ThreadPoolExecutor(min(THREADS, usable_cores()), "decode") as pool):
             shards = SeedShards(localizer, source, folders, provenance, pool)
             for shard in own:
-                missing, again = _lacking(shards, shard, done)
-                tried = len(shards.tried(shard, missing, again))
-                skipped = len(source.rows_of(shard)) - tried
-                tally.skip(skipped)
-                bar.advance(skipped)
-                if not tried:
-                    continue
-                failures = shards.write(shard, missing, again, bar.advance)
-                for image_id, why in failures:
-                    tally.fail(image_id, why)
-                    bar.note(f"failed: {image_id}: {why}")
-                tally.ok(tried - len(failures))
+                _complete(shards, shard, done, tally, bar)
         _swap(folders, own, world == 1)
         finish(folders, provenance, source, world == 1)
     return tally
@@ -95,6 +85,23 @@ def _swap(folders: dict[str, Path], numbers: Iterable[int], alone: bool) -> None
     """Put finished second tries of these shards in their place."""
     for folder in folders.values():
         swap([folder / shard_name(number) for number in numbers], alone)
+
+
+def _complete(shards: SeedShards, shard: int, done: dict[str, dict[str, ShardEntry]],
+              tally: Tally, bar: Tracker) -> None:
+    """Make what is missing of a shard in all kinds of maps, and count its images."""
+    missing, again = _lacking(shards, shard, done)
+    tried = len(shards.tried(shard, missing, again))
+    skipped = len(shards.source.rows_of(shard)) - tried
+    tally.skip(skipped)
+    bar.advance(skipped)
+    if not tried:
+        return
+    failures = shards.write(shard, missing, again, bar.advance)
+    for image_id, why in failures:
+        tally.fail(image_id, why)
+        bar.note(f"failed: {image_id}: {why}")
+    tally.ok(tried - len(failures))
 
 
 def _lacking(shards: SeedShards, shard: int, done: dict[str, dict[str, ShardEntry]]
@@ -138,6 +145,16 @@ def _provenance(kind: str, config: Config, source: ShardSet, path: Path,
         "tags": tags, "data": source.manifest.digest,
         **maps_record(kind, config, path),
     }
+
+
+def _other_precision(trained: Config, localizer: Localizer) -> dict[str, str]:
+    """The precision of seeds for their record, where it is not the run's.
+
+    A run that leaves it to the device gave seeds in fp32 before; those have no record of it.
+    """
+    if localizer.half == trained.in_bf16:
+        return {}
+    return {"precision": "bf16" if localizer.half else "fp32"}
 
 
 def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from more.config.schema import Config
 from more.data.seeds import SeedItem
 from more.data.transforms import inference_image
+from more.device import has_bf16
 from more.errors import UserError
 from more.method.cam import minmax, multi_scale, spread
 from more.method.heads import shown_probabilities
@@ -49,6 +50,9 @@ class Localizer:
         request: map kinds and tags.
         device: where the network is.
 
+    Attributes:
+        half: it runs in bf16, by autocast: `precision` says so, or leaves it to the device.
+
     Raises:
         UserError: the decoder is asked for, but was not trained.
     """
@@ -59,6 +63,7 @@ class Localizer:
             raise UserError("the decoder of this run was not trained: loss.weights.seg = 0",
                             "take stage two's run (more train --masks …), or another --map")
         self.config, self.network, self.request, self.device = config, network, request, device
+        self.half = config.in_bf16 or (config.precision == "auto" and has_bf16(device))
         grid = config.inference.size // network.encoder.patch_size
         self.side = max(1, round(grid * config.inference.seed_scale))
 
@@ -87,7 +92,7 @@ class Localizer:
                  for kind, array in arrays.items()} for row in range(len(images))]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.in_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def _localization(self, images: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maps of the present classes; those of the others are not kept, so not computed."""

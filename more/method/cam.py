@@ -227,10 +227,11 @@ def multi_scale(
         found = iter(forward([_shown(images, *view) for view in views]))
     else:  # one after another, and no name holds them: large ones live while `forward` wants them
         found = (forward(_shown(images, *view)) for view in views)
-    for (_, known), made in zip(views, found, strict=True):
+    for _, known in views:
         maps = [_larger(pair, size, cut, chosen)
-                for pair, cut in zip(_pairs(made, known), relu, strict=True)]
+                for pair, cut in zip(_pairs(next(found), known), relu, strict=True)]
         totals = maps if totals is None else [a.add_(b) for a, b in zip(totals, maps, strict=True)]
+        del maps  # they would live on while the next view is run
     return _finish(totals, normalise, chosen)
 
 

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from more.method.cam import Present, PresentMaps, resize
 from more.method.par import PixelAdaptiveRefinement
-from more.tensors import Reduce, box_mask, constant
+from more.tensors import MEAN, STD, Reduce, box_mask, constant
 
 IGNORE = 255
-MEAN = (123.675, 116.28, 103.53)  # of the RGB values 0..255
-STD = (58.395, 57.12, 57.375)
 SMALL = 2**16  # values of an image's maps below which picking the present ones costs more
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from more.config.schema import CamConfig, Config, LossConfig
 from more.method.cam import Present, PresentMaps, minmax, resize
+from more.method.heads import localization_maps
 from more.method.labels import (
     Batch,
     Labels,
@@ -52,11 +53,12 @@ class Objective:
         filter: bilateral filter of the dense energy; None: the one that `loss` names.
         compute_inactive: also compute what the total does not need, for comparisons: the decoder's
             terms before their start and terms of weight 0 (both are reported as 0 otherwise).
+        similarity: of the LAM that pseudo-labels may come from, "dot" or "cosine".
     """
 
     def __init__(self, loss: LossConfig, cam: CamConfig, crop: int, filter: Filter | None = None,
-                 compute_inactive: bool = False) -> None:
-        self.loss, self.cam = loss, cam
+                 compute_inactive: bool = False, similarity: str = "dot") -> None:
+        self.loss, self.cam, self.similarity = loss, cam, similarity
         self.weights, self.start = asdict(loss.weights), asdict(loss.start)
         self.filter = energy_filter(loss.energy_filter) if filter is None else filter
         self.compute_inactive = compute_inactive
@@ -194,8 +196,8 @@ class Objective:
         elif batch.lams is not None:
             maps = batch.lams
         else:
-            patches, tokens = full(output.patch_tokens), full(output.graph_tokens)
-            maps = minmax(torch.einsum("bdhw,bkd->bkhw", patches, tokens))
+            maps = minmax(localization_maps(output.patch_tokens, output.graph_tokens,
+                                            self.similarity))
         images = denormalise(full(batch.images), batch.mean, batch.std)
         maps = resize(_present(maps, batch.shown), tuple(images.shape[-2:]))
         box = batch.box if self.loss.exclude_padding else None
@@ -257,7 +259,8 @@ class Objective:
 
 def make_objective(config: Config) -> Objective:
     """The objective of a configuration."""
-    return Objective(config.loss, config.cam, config.data.crop)
+    return Objective(config.loss, config.cam, config.data.crop,
+                     similarity=config.model.lam_similarity)
 
 
 def mean_counts(passes: Sequence[Mapping[str, Tensor]], reduce: Reduce | None) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from more.config.schema import ModelConfig
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.method.encoder import ClassTokenEncoder
 from more.method.network import MoReNetwork
 from more.method.released_names import from_released, unwrap
@@ -128,14 +128,13 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], wanted: Mapping
                             f"needs {list(expected)} ({_likely_cause(name)})", fix)
     missing, surplus = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or surplus:
-        problems = [f"{len(names)} tensors {what}: {', '.join(names[:3])}"
-                    + (", …" if len(names) > 3 else "")
+        problems = [f"{len(names)} tensors {what}: {first_few(names, 3)}"
                     for what, names in (("missing", missing), ("not in the model", surplus))
                     if names]
         held = state if held is None else held
         raise UserError(f"{origin} does not fit the model: {'; '.join(problems)}. It holds "
-                        f"{len(held)} tensors ({_some(held)}), wanted are {len(wanted)} "
-                        f"({_some(wanted)})", fix)
+                        f"{len(held)} tensors ({first_few(list(held), 3)}), wanted are "
+                        f"{len(wanted)} ({first_few(list(wanted), 3)})", fix)
     check_finite(state, origin)
     module.load_state_dict({name: state[name] for name in wanted}, strict=False)
 
@@ -155,11 +154,6 @@ def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
                             "are not finite",
                             "use weights from before the training that made them went wrong, or "
                             "download them again")
-
-
-def _some(names: Mapping[str, Tensor]) -> str:
-    """The first names of a state dict."""
-    return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

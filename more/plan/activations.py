@@ -5,7 +5,9 @@ machine. The losses are run in earnest on drawn numbers, for as many images as t
 take at a time; every further image adds the same.
 
 CPU kernels are followed. On a GPU fused attention keeps the same tensors; what operations need
-inside themselves (work space of convolutions) and what the allocator rounds up come on top.
+inside themselves (work space of convolutions) and what the allocator rounds up come on top. There
+the decoder's terms also enlarge as many images at a time as fit into half of the memory that is
+free then (`images_at_a_time`): they may take up to that half beyond what is predicted here.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
     if init is None:
         _check_weights(config)
     sizes, frozen, buffers = parameter_sizes(config)
-    plan, train = make_plan(config, train_set), config.train
+    train = config.train
     return {
         "name": config.name, "variant": config.variant, "precision": config.precision,
         "device": _device(), "classes": train_set.num_classes, "parameters": sum(sizes) + frozen,
@@ -67,14 +67,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         "weights": config.model.weights, "start": _start(run, resume, init),
         "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
                   "accumulation": split.accumulation},
-        "images": len(train_set), "iterations": train.iterations,
-        "steps_per_epoch": plan.per_epoch / split.global_batch,
-        "epochs": train.iterations * split.global_batch / plan.per_epoch,
-        "images_seen": train.iterations * split.global_batch,
-        "order": {"kind": "shards" if plan.shard_rows else "global",
-                  "shards": len(train_set.shard_rows), "window": config.data.window,
-                  "last_batch": config.data.last_batch,
-                  "seed": train.seed},
+        **_passes(config, train_set, split.global_batch),
         "loader": _loader(config, split),
         "scaled": scaled_settings(config),
         "checkpoints": _checkpoints(config, checkpoint_bytes(
@@ -87,6 +80,20 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         "memory": _memory(config, split, world, sizes, frozen),
         # What is predicted is an update on tags; one on masks takes less.
         "activations": _activations(config, split.micro) if config.stage == 1 else {},
+    }
+
+
+def _passes(config: Config, train_set: ShardSet, batch: int) -> dict[str, Any]:
+    """How often the images are seen, and in which order."""
+    plan, train = make_plan(config, train_set), config.train
+    return {
+        "images": len(train_set), "iterations": train.iterations,
+        "steps_per_epoch": plan.per_epoch / batch,
+        "epochs": train.iterations * batch / plan.per_epoch,
+        "images_seen": train.iterations * batch,
+        "order": {"kind": "shards" if plan.shard_rows else "global",
+                  "shards": len(train_set.shard_rows), "window": config.data.window,
+                  "last_batch": config.data.last_batch, "seed": train.seed},
     }
 
 

@@ -12,7 +12,7 @@ from more import __version__
 from more.data.shards.format import shard_name
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.filtering.crf import available_engine, load_engine, resolve_engine
 from more.jobs.ranks import Rank
 from more.progress import console
@@ -174,7 +174,7 @@ def open_pair(seeds: Path, data: Path, rank: Rank) -> tuple[ShardSet, ShardSet]:
     strangers = [image_id for image_id in source.ids if image_id not in held]
     if strangers:
         raise UserError(f"{data} lacks {len(strangers)} of the {len(source)} images of {seeds}: "
-                        f"{', '.join(strangers[:5])}",
+                        f"{first_few(strangers)}",
                         fix="give the image set that the seeds were made from")
     return source, images
 

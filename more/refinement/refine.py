@@ -13,7 +13,7 @@ fails (full disk), no manifest is written: the set is unfinished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -83,19 +83,16 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         UserError: sets that do not belong together, impossible options, masks in `out` that
             were made with other parameters, or no workers to be had.
     """
-    _check_options(workers, rows_per_shard, batch)
-    if device != "cpu" and executor != "local":
-        raise UserError(f"device {device} with executor {executor}",
-                        fix="take --executor local on the machine with the GPUs")
+    _check_options(workers, rows_per_shard, batch, device, executor)
     how, choice, out = how or Refinement(), choose(executor), Path(out)
     rank = choice.rank
+    progress = progress and rank.number == 0
     source, images = open_pair(Path(seeds), Path(data), rank)
-    how = _resolved(how, source, device, progress and rank.number == 0)
+    how = _resolved(how, source, device, progress)
     devices = crf_devices(how.engine, device)
-    batch = batch or (1 if device == "cpu" else GPU_BATCH)
     workers = workers or (None if device == "cpu" else len(devices))
-    specs = [replace(spec, device=devices[spec.number % len(devices)], batch=batch)
-             for spec in plan(source, images, out, how, rows_per_shard)]
+    specs = _placed(plan(source, images, out, how, rows_per_shard), devices,
+                    batch or (1 if device == "cpu" else GPU_BATCH))
     tally = Tally(rank.counted)
     own = specs[rank.number::rank.world]
     with _writing(out, rank, own) as departure:
@@ -105,13 +102,19 @@ def refine(seeds: Path, data: Path, out: Path, how: Refinement | None = None,
         if todo:
             workers = fitting_workers(choice, workers, source, todo)
             with choice.workers(workers, todo[0], make_executor) as found:
-                _make(shard_function, todo, found, tally, progress and rank.number == 0)
+                _make(shard_function, todo, found, tally, progress)
             swap([spec.path for spec in todo], rank.alone)
         finish_set(planned_set(specs, source.class_names), rank.alone)
         if report:
             report(tally)
         departure.through(bool(tally.failures))
     return tally
+
+
+def _placed(specs: Iterable[ShardSpec], devices: Sequence[str], batch: int) -> list[ShardSpec]:
+    """The shards, dealt out to the devices in turn."""
+    return [replace(spec, device=devices[spec.number % len(devices)], batch=batch)
+            for spec in specs]
 
 
 @contextmanager
@@ -221,10 +224,14 @@ def _make(shard_function: Callable[[ShardSpec], ShardReport], todo: list[ShardSp
             bar.advance(len(spec.tried))
 
 
-def _check_options(workers: int | None, rows_per_shard: int, batch: int) -> None:
+def _check_options(workers: int | None, rows_per_shard: int, batch: int, device: str,
+                   executor: str) -> None:
     if workers is not None and workers < 1:
         raise UserError(f"{workers} workers", fix="give 1 or more, or leave it out")
     if rows_per_shard < 1:
         raise UserError(f"{rows_per_shard} rows per shard", fix="give 1 or more")
     if batch < 0:
         raise UserError(f"batch of {batch}", fix="give 1 or more, or 0 for the usual one")
+    if device != "cpu" and executor != "local":
+        raise UserError(f"device {device} with executor {executor}",
+                        fix="take --executor local on the machine with the GPUs")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from more.config.schema import Config
+from more.device import has_bf16
 from more.method.cam import Present, PresentMaps, multi_scale, scaled_size, single_scale
 from more.method.network import NetworkOutput
 from more.method.objective import Objective
@@ -125,7 +126,7 @@ def half_views(precision: str, device: torch.device) -> bool:
         Whether they do.
     """
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return has_bf16(device)
     return precision == "bf16"
 
 

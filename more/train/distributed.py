@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from more.config.schema import Config
-from more.device import keep_freed_memory, local_device, usable_cores
+from more.device import has_bf16, keep_freed_memory, local_device, usable_cores
 from more.train.launcher import fill_environment, not_met
 
 
@@ -117,7 +117,7 @@ def settled_here(config: Config, device: torch.device, local_size: int,
     """
     precision, workers = config.precision, config.data.workers
     if precision == "auto":
-        own = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        own = has_bf16(device)
         everyone = [own] if world is None else world.gather(own)
         precision = "bf16" if all(everyone) else "fp32"
     if workers == -1:

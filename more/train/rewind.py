@@ -13,6 +13,7 @@ from pathlib import Path
 
 from more import run_folder
 from more.data.shards.format import write_atomic
+from more.data.shards.lock import folder_lock
 from more.train.distributed import World
 
 
@@ -29,7 +30,7 @@ def resolve(run: Path, resume: str) -> tuple[Path | None, list[str]]:
         The checkpoint, and why newer ones were passed over.
 
     Raises:
-        UserError: as `run_folder.choose`.
+        UserError: as `run_folder.choose` and `set_aside`.
     """
     if resume == "never":
         set_aside(run)
@@ -110,19 +111,27 @@ def set_aside(run: Path) -> Path | None:
     """Move what an earlier training left in a run folder to `RUN/earlier-1` (or -2, …).
 
     Left in place, its later steps would count as newer than those of a training that starts
-    afresh: they would be resumed and localized, and the new ones removed as old.
+    afresh: they would be resumed and localized, and the new ones removed as old. Its stage two
+    (`RUN/two`) goes with it: `more predict` would take it for that of the new training.
 
     Args:
         run: run folder.
 
     Returns:
         The new folder; None where there was nothing.
+
+    Raises:
+        UserError: stage two is being trained there.
     """
     left = [run / name for name in ("checkpoints", "log.jsonl", "train.log", "tensorboard",
-                                    "config.json", "run.json", "status.json", "nonfinite")
+                                    "config.json", "run.json", "status.json", "nonfinite",
+                                    run_folder.STAGE_TWO)
             if (run / name).exists()]
     if not left:
         return None
+    if left[-1].name == run_folder.STAGE_TWO:
+        with folder_lock(left[-1]):  # else it would be moved away from under its training
+            pass
     place = new_place(run)
     for path in left:
         path.rename(place / path.name)

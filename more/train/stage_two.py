@@ -23,7 +23,7 @@ from more.data.loader import Batches
 from more.data.mask_labels import match_masks
 from more.data.shards.format import sha256_file
 from more.data.shards.reader import ShardSet
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.inference.load import (
     exported_config,
     find_checkpoint,
@@ -108,7 +108,7 @@ class MaskStage:
         self.frozen = train_only(network, segment.blocks)
         if self.lacking:
             say(f"{len(self.lacking)} images have no mask and are left out: "
-                + ", ".join(self.lacking[:5]) + (", …" if len(self.lacking) > 5 else ""))
+                f"{first_few(self.lacking)}")
         self.views = 0
         if not self.frozen:
             return

@@ -167,7 +167,11 @@ def test_a_section_can_change_after_training_and_no_other():
     other = changed(config, ["inference.spread=4", "inference.size=336"], "inference")
     assert (other.inference.spread, other.inference.size, other.train.seed) == (4, 336, 7)
     assert changed(config, [], "inference") is config
-    with pytest.raises(UserError, match="only inference"):
+    with pytest.raises(UserError, match=r"only inference\.\* can"):
         changed(config, ["train.seed=8"], "inference")
+    assert changed(config, ["precision=bf16"], "inference", "precision").precision == "bf16"
+    for text in ("train.seed=8", "cam.precision=bf16"):
+        with pytest.raises(UserError, match=r"only inference\.\* and precision can"):
+            changed(config, [text], "inference", "precision")
     with pytest.raises(UserError, match="spread"):
         changed(config, ["inference.spread=-1"], "inference")

@@ -19,7 +19,7 @@ from more.data.colours import (
     network_input,
     turn_hue,
 )
-from more.data.transforms import MEAN, STD
+from more.tensors import MEAN, STD
 
 GREY = np.array([0.299, 0.587, 0.114])
 

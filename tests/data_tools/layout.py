@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from data_tools.shapes import voc_palette
 from data_tools.voc import main
+from more.palette import PALETTE
 
 CLASSES = ["background", "cat", "dog", "cow"]
 
@@ -23,7 +23,7 @@ CLASSES = ["background", "cat", "dog", "cow"]
 def save_mask(path: Path, mask: np.ndarray) -> None:
     """An index mask with VOC's palette."""
     image = Image.fromarray(mask).convert("P")
-    image.putpalette(voc_palette())
+    image.putpalette(PALETTE.tobytes())
     image.save(path)
 
 

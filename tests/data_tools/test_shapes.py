@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.shapes import DRAWING, RECORD, draw_scene, make_shapes, voc_palette
+from data_tools.shapes import DRAWING, RECORD, draw_scene, make_shapes
 from data_tools.shapes_draw import ALONE, CLASSES, TRAIN, WITH_TRAIN, Pose, texture
 from more.errors import UserError
+from more.palette import PALETTE
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_layout(folder):
         tags = {row["id"]: row["tags"].split() for row in csv.DictReader(file)}
     for name in names(folder, "train"):
         mask = Image.open(folder / "SegmentationClass" / f"{name}.png")
-        assert mask.mode == "P" and mask.getpalette()[:12] == voc_palette()[:12]
+        assert mask.mode == "P" and mask.getpalette() == PALETTE.flatten().tolist()
         present = [CLASSES[value - 1] for value in np.unique(np.asarray(mask)) if value]
         assert present == tags[name] and 1 <= len(present) <= 3
         with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
@@ -109,9 +110,3 @@ def test_scenes_keep_their_promises():
     trains = (shares[:, TRAIN] > 0).mean()
     track = trains * WITH_TRAIN + (1 - trains) * ALONE
     assert 0.8 < trains * WITH_TRAIN / track < 0.97  # a track means a train, mostly
-
-
-def test_palette_is_that_of_voc():
-    palette = np.array(voc_palette()).reshape(256, 3)
-    assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192]]

@@ -19,8 +19,8 @@ import torch
 from torch.utils import cpp_extension
 
 from more.config.load import load_config, to_dict
+from more.doctor import diagnosis as doctor
 from more.doctor import machine, probes, storage
-from more.doctor import report as doctor
 from more.doctor.probes import Check
 from more.train import distributed
 from tests.train.conftest import ROOT
@@ -179,7 +179,7 @@ import sys
 from pathlib import Path
 for name in ("torch", "deepspeed", "h5py", "numpy", "timm", "cv2", "pydensecrf", "mmengine"):
     sys.modules[name] = None  # its import fails
-from more.doctor.report import checks
+from more.doctor.diagnosis import checks
 print(*(check.name for check in checks(Path("nowhere"), quick=True)), sep=",")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,

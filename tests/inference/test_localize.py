@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from more import run_folder
-from more.config.load import config_from_dict, to_dict
+from more.config.load import changed, config_from_dict, to_dict
 from more.config.schema import Config
 from more.data.seeds import decode_seed, encode_seed
 from more.data.shards.manifest import read_manifest, write_manifest
@@ -33,6 +33,7 @@ from more.refinement.image import Refinement
 from more.refinement.refine import refine
 from more.train import checkpoint_files
 from more.train.build import make_network
+from tests.claimed_gpu import GPU, claimed_gpu
 from tests.data.sets import flip_a_byte, small_set
 from tests.refinement.sets import make_sets
 
@@ -185,6 +186,28 @@ def test_a_damaged_run_is_named(tmp_path, damage, message):
 def overwrite(path: Path, size: int | None = None) -> None:
     """Replace a file by bytes of no meaning, as many as it had unless given."""
     path.write_bytes(b"\xff" * (size or path.stat().st_size))
+
+
+@pytest.mark.parametrize(("setting", "able", "half"), [
+    ("auto", True, True), ("auto", False, False), ("fp32", True, False), ("bf16", False, True)])
+def test_precision_auto_is_what_the_gpu_is_able_to(run, setting, able, half):
+    config, network, _ = load_run(run)
+    config = changed(config, [f"precision={setting}"], "inference", "precision")
+    plain = Localizer(config, network, Request(), torch.device("cpu"))
+    assert plain.half == (setting == "bf16"), "a CPU has no use for it"
+    with claimed_gpu(bf16=able):
+        assert Localizer(config, network, Request(), GPU).half == half
+
+
+def test_another_precision_is_part_of_the_record(run, data, tmp_path):
+    """The run left it open: with fp32, as before, its seeds have no record of it."""
+    localize(run, data, tmp_path / "fp32", Request(), overrides=["precision=fp32"])
+    assert "precision" not in read_manifest(tmp_path / "fp32").provenance
+    localize(run, data, tmp_path / "bf16", Request(), overrides=["precision=bf16"])
+    assert read_manifest(tmp_path / "bf16").provenance["precision"] == "bf16"
+    assert contents(tmp_path / "bf16") != contents(tmp_path / "fp32")
+    with pytest.raises(UserError, match="precision"):
+        localize(run, data, tmp_path / "bf16", Request(), overrides=["precision=auto"])
 
 
 def test_seeds_of_a_damaged_set_are_not_made(run, data, tmp_path):

@@ -28,7 +28,8 @@ def coco(*overrides: str) -> Config:
 def objective(config: Config, filter: Filter | None = None,
               compute_inactive: bool = False) -> Objective:
     """The objective of a configuration, with a filter of its own or all terms computed."""
-    return Objective(config.loss, config.cam, config.data.crop, filter, compute_inactive)
+    return Objective(config.loss, config.cam, config.data.crop, filter, compute_inactive,
+                     config.model.lam_similarity)
 
 
 VOC, COCO = voc(), coco()

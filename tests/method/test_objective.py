@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from more.method.labels import Batch
+from more.method.cam import minmax, resize
+from more.method.labels import Batch, denormalise, refined_label
 from more.method.losses.ure import random_keys
 from more.method.objective import TERMS, make_objective
 from tests.method.objectives import COCO, VARIANTS, VOC, objective, voc
@@ -180,12 +182,24 @@ def test_padding_can_be_left_out_of_all_masks():
     assert boxed(output(), data, 3000)["ptc"] != released(output(), data, 3000)["ptc"]
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_labels_from_the_lam_take_its_similarity(similarity):
+    data, out = batch(), output()
+    out.patch_tokens.data[:, :, :, ::2] *= 9  # lengths, which only the dot product looks at
+    made = make_objective(voc("loss.pseudo_label=lam", f"model.lam_similarity={similarity}"))
+    patches, tokens = out.patch_tokens, out.graph_tokens
+    if similarity == "cosine":
+        patches, tokens = F.normalize(patches, dim=1), F.normalize(tokens, dim=2)
+    lam = minmax(torch.einsum("bdhw,bcd->bchw", patches, tokens))
+    images = denormalise(data.images, data.mean, data.std)
+    wanted = refined_label(images, resize(lam, CROP), data.tags, *made.label_levels, made.par)
+    assert torch.equal(made.pseudo_label(out, data), wanted)
+
+
 @pytest.mark.parametrize("given, high, low", [
     ((), 0.7, 0.25), (("high=0.5",), 0.5, 0.25), (("low=0.1",), 0.7, 0.1),
     (("high=0.55", "low=0.45"), 0.55, 0.45), (("low=0.0",), 0.7, 0.0)])
 def test_the_decoders_labels_have_levels_of_their_own(given, high, low):
-    from more.method.labels import denormalise, refined_label
-
     data, made = batch(), make_objective(voc(*(f"loss.label_{one}" for one in given)))
     found = made.pseudo_label(output(), data)
     images = denormalise(data.images, data.mean, data.std)

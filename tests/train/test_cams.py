@@ -160,7 +160,7 @@ def test_precision_of_the_views(setting, monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there is one, but not in use
     assert not half_views("auto", cpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert half_views("auto", gpu)
     assert half_views("bf16", cpu) and not half_views("model", gpu)
     monkeypatch.undo()

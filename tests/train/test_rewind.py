@@ -8,11 +8,12 @@ import pytest
 
 from more import run_folder
 from more.config.load import load_config
+from more.data.shards.lock import folder_lock
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.train import checkpoint_files
 from more.train.checks import check_continues
-from more.train.rewind import leave_future
+from more.train.rewind import leave_future, resolve
 from tests.data.sets import small_set
 from tests.train.conftest import command, records
 from tests.train.test_checkpoint import make
@@ -52,6 +53,19 @@ def test_the_newest_checkpoint_leaves_everything_in_place(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 6}\n{"ste')
     assert leave_future(tmp_path, newest) is None
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 6}\n{"ste'
+
+
+def test_stage_two_is_set_aside_with_the_run_it_began_from(tmp_path):
+    first, second = make(tmp_path, 6), make(tmp_path / "two", 3)
+    (tmp_path / "two" / "status.json").write_text('{"state": "finished"}')
+    assert leave_future(tmp_path, first) is None and second.is_dir(), "it goes on"
+    with folder_lock(tmp_path / "two"), pytest.raises(UserError, match="two: process .* writes"):
+        resolve(tmp_path, "never")
+    assert first.is_dir() and second.is_dir(), "refused, so nothing is moved"
+    resolve(tmp_path, "never")
+    assert not run_folder.finished(tmp_path / "two")
+    assert run_folder.finished(tmp_path / "earlier-1" / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier-1"]
 
 
 def test_steps_are_numbers_not_text(tmp_path):
