@@ -81,7 +81,8 @@ def train(
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
             place = run or _usual_folder(settings, masks, init)
             iterations = settings.train.iterations
-            paths = _Paths(train_set, val_set, masks, init, place, resume)
+            paths = _Paths(train_set, val_set, masks, init, place, resume,
+                           tuple(overrides or ()))
             if dry_run:
                 _plan(settings, paths, ranks, as_json)
             else:
@@ -108,6 +109,7 @@ class _Paths(NamedTuple):
     init: Path | None
     run: Path
     resume: str
+    overrides: tuple[str, ...]
 
 
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
@@ -153,7 +155,8 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
     every file hashed."""
     from more.data.shards.quarantine import open_checked
     from more.data.shards.reader import ShardSet
-    from more.train.checks import check_classes, check_compile
+    from more.progress import say
+    from more.train.checks import check_classes, check_compile, fitted_classes
     from more.train.stage_two import settled
 
     check_compile(settings)
@@ -165,5 +168,9 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
         same = paths.masks.resolve() == paths.train.resolve()  # true masks, less what is damaged
         labels = images if same else ShardSet(paths.masks, check="full", share=share)
         settings = settled(settings, labels, paths.init)
-    check_classes(settings, images, val)
-    return settings, images, left_out, val, labels
+    fitted = fitted_classes(settings, images, paths.overrides, paths.init)
+    if fitted is not settings and share[0] == 0:
+        say(f"model.num_classes = {images.num_classes}, as {paths.train} has (the recipe has "
+            f"{settings.model.num_classes})")
+    check_classes(fitted, images, val)
+    return fitted, images, left_out, val, labels
