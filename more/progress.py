@@ -189,6 +189,12 @@ class Tally:
         notes = [f"  {what}: {count}" for what, count in self.notes.items()]
         return "\n".join([counts, *notes, *lines])
 
+    def to_json(self) -> dict[str, Any]:
+        """Counts, notes and all failures by name and reason, as JSON values."""
+        return {"unit": self.what, "done": self.done, "skipped": self.skipped,
+                "failed": len(self.failures), "notes": dict(self.notes),
+                "failures": [{"name": name, "why": why} for name, why in self.failures]}
+
     def print(self) -> None:
         """Write the summary to stderr."""
         say(self.summary())
