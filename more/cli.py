@@ -13,7 +13,7 @@ from more.errors import UserError, from_loading, from_system
 from more.progress import console
 
 # They register commands; `options.ORDER` is the order in which help lists them.
-for part in ("train", "config_doctor", "masks", "tune_masks", "scores", "export_report"):
+for part in ("run", "train", "config_doctor", "masks", "tune_masks", "scores", "export_report"):
     importlib.import_module(f"more.commands.{part}")
 app.add_typer(bench_app, name="bench", rich_help_panel=MEASURE)
 

@@ -23,6 +23,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+NEXT_LINES = "MORE_NEXT"
+"""Variable that is "off" where a command is one of many: then nobody follows its `next:` line."""
+
 console = Console(stderr=True, soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from more.commands.next_lines import MORE, after_export
+from more.commands.next_lines import after_export, step_of
 from more.commands.options import (
     HOW,
     LOOK,
@@ -146,15 +146,4 @@ def report(
         show_json({"out": str(written)})
         return
     print(written)
-    tell_next(_step_of(run))
-
-
-def _step_of(run: Path) -> str:
-    """The next command for a run: its first stage that is still missing."""
-    from more.evaluation.next_step import next_step
-    from more.evaluation.run_scores import read_scores
-    from more.run_folder import read_status
-
-    state = read_status(run).get("state")
-    step = next_step(run, str(run), read_scores(run, []), state and str(state))
-    return step["command"] or f"{MORE} runs"
+    tell_next(step_of(run))

@@ -68,6 +68,16 @@ def after_export(masks: Path) -> str:
     return line("train", recipe, "--train", images, "--masks", masks, "--init", run or "RUN")
 
 
+def step_of(run: Path) -> str:
+    """The next command for a run: its first stage that is still missing."""
+    from more.evaluation.next_step import next_step
+    from more.evaluation.run_scores import read_scores
+    from more.run_folder import read_status
+
+    state = read_status(run).get("state")
+    return next_step(run, str(run), read_scores(run, []), state and str(state))["command"]
+
+
 def _origin(run: Path | None) -> tuple[str, str]:
     """Recipe and training set of a run; CONFIG and SET where they are not known."""
     from more.config.recipes import recipes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 
 from more import __version__
 from more.errors import UserError
-from more.progress import Tally, say
+from more.progress import NEXT_LINES, Tally, say
 
 # Panels of commands, and of a command's options.
 START, MASKS, LOOK, MEASURE = "Start", "Masks", "Look", "Measure"
@@ -84,7 +85,7 @@ def show_json(value: Any) -> None:
 
 def tell_next(command: str, as_json: bool = False) -> None:
     """Print what to do next as the last line, on stderr; nothing with `--json`."""
-    if not as_json:
+    if not as_json and os.environ.get(NEXT_LINES) != "off":
         say(f"next: {command}")
 
 
