@@ -8,14 +8,14 @@ import sys
 import typer
 
 from more.commands.bench import app as bench_app
-from more.commands.options import app
+from more.commands.options import MEASURE, app
 from more.errors import UserError, from_loading, from_system
 from more.progress import console
 
-# They register commands, in this order.
-for part in ("train", "config_doctor", "masks", "scores", "export_report"):
+# They register commands; `options.ORDER` is the order in which help lists them.
+for part in ("run", "train", "config_doctor", "masks", "tune_masks", "scores", "export_report"):
     importlib.import_module(f"more.commands.{part}")
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench_app, name="bench", rich_help_panel=MEASURE)
 
 
 def main(program: typer.Typer = app) -> None:

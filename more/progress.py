@@ -23,6 +23,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+NEXT_LINES = "MORE_NEXT"
+"""Variable that is "off" where a command is one of many: then nobody follows its `next:` line."""
+
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -188,6 +191,12 @@ class Tally:
             lines.append(f"  … and {len(self.failures) - 20} more")
         notes = [f"  {what}: {count}" for what, count in self.notes.items()]
         return "\n".join([counts, *notes, *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, notes and all failures by name and reason, as JSON values."""
+        return {"unit": self.what, "done": self.done, "skipped": self.skipped,
+                "failed": len(self.failures), "notes": dict(self.notes),
+                "failures": [{"name": name, "why": why} for name, why in self.failures]}
 
     def print(self) -> None:
         """Write the summary to stderr."""

@@ -26,7 +26,7 @@ FLOORS = {
     "inference": 7,
     "train": 8,
     "plan": 9, "tuning": 9,
-    "doctor": 10, "bench": 10,
+    "doctor": 10, "bench": 10, "pipeline": 10,
     "commands": 11, "cli": 12, "__main__": 13,
     "data_tools": 14,  # above all, so that nothing imports it; see ALSO_FORBIDDEN
 }

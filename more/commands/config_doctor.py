@@ -7,20 +7,34 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import RUN_NAMES, AsJson, Overrides, app
+from more.commands.next_lines import line
+from more.commands.options import (
+    HOW,
+    LOOK,
+    PLACES,
+    RUN_NAMES,
+    SHOWN,
+    AsJson,
+    Overrides,
+    app,
+    show_json,
+    tell_next,
+)
 from more.errors import UserError
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def config(
     file: Annotated[Path | None, typer.Argument(
         help="settings: a file, or the name of a recipe")] = None,
     overrides: Overrides = None,
     list_recipes: Annotated[bool, typer.Option(
-        "--list", help="name the recipes that are here, and what each is")] = False,
-    explain: Annotated[bool, typer.Option(help="with the meaning of every setting")] = False,
-    stage: Annotated[int, typer.Option(min=1, max=2, help="2: as `more train --masks` has them"
-                                       )] = 1,
+        "--list", help="name the recipes that are here, and what each is",
+        rich_help_panel=SHOWN)] = False,
+    explain: Annotated[bool, typer.Option(
+        help="with the meaning of every setting", rich_help_panel=SHOWN)] = False,
+    stage: Annotated[int, typer.Option(
+        min=1, max=2, help="2: as `more train --masks` has them", rich_help_panel=HOW)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Print the resolved settings of a file or recipe, or list the recipes.
@@ -29,8 +43,6 @@ def config(
 
     `python -m more config --list`
     """
-    import json
-
     from more.config.load import flatten, load_config, to_dict
 
     if list_recipes == (file is not None):
@@ -42,40 +54,45 @@ def config(
         return
     settings = load_config(file, overrides or [], stage)
     if as_json:
-        print(json.dumps(to_dict(settings), indent=1))
+        show_json(to_dict(settings))
         return
     for key, value, meaning in flatten(settings):
         print(f"{key} = {value!r}" + (f"    # {meaning}" if explain else ""))
+    sets = [word for text in overrides or [] for word in ("--set", text)]
+    masks = ["--masks", "MASKS"] if stage == 2 else []
+    tell_next(line("train", file, "--train", "SET", *masks, *sets, "--dry-run"))
 
 
 def _list_recipes(as_json: bool) -> None:
     """Print names, files and purposes of all recipes."""
-    import json
-
     from more.config.recipes import LAUNCH, recipes, summary
 
     found = [{"name": name, "file": str(file), "about": summary(file)}
              for name, file in recipes().items()]
     if as_json:
-        print(json.dumps({"recipes": found, "launch": str(LAUNCH)}, indent=1))
+        show_json({"recipes": found, "launch": str(LAUNCH)})
         return
     for item in found:
         print(f"{item['name']}  ({item['file']})\n    {item['about']}")
     print(f"scripts to train with (train.sh, nodes.sh, quickstart.sh): {LAUNCH}")
+    tell_next(line("config", "NAME", "--explain"))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def doctor(
     run: Annotated[Path, typer.Option(
-        *RUN_NAMES, help="run folder, made or not")] = Path("checkpoints"),
+        *RUN_NAMES, help="run folder, made or not", rich_help_panel=PLACES)] = Path("checkpoints"),
     quick: Annotated[bool, typer.Option(
-        "--quick", help="leave out the two processes that meet")] = False,
+        "--quick", help="leave out the two processes that meet", rich_help_panel=HOW)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine: packages, devices, DeepSpeed, disk, locks, clock, two processes.
 
-    Example: `python -m more doctor --run checkpoints/shapes`
+    Example: `python -m more doctor --run quickstart/run`
     """
     from more.doctor.diagnosis import doctor as job
 
-    raise typer.Exit(job(run, quick, as_json))
+    code = job(run, quick, as_json)
+    tell_next("mend what is a problem above, then the same command" if code else
+              line("run", "PICTURES", "--run", run), as_json)
+    raise typer.Exit(code)

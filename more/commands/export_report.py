@@ -7,33 +7,55 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import Checkpoint, Palette, Run, app, one_of
+from more.commands.next_lines import after_export, step_of
+from more.commands.options import (
+    HOW,
+    LOOK,
+    MASKS,
+    PLACES,
+    SHOWN,
+    AsJson,
+    Checkpoint,
+    Palette,
+    Run,
+    app,
+    end,
+    one_of,
+    show_json,
+    tell_next,
+)
 
 Out = Annotated[Path, typer.Option(
-    "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")]
+    "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz",
+    rich_help_panel=PLACES)]
 Format = Annotated[str, typer.Option(
     help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
-         "archive for VOC's test server; training: a folder for supervised training")]
+         "archive for VOC's test server; training: a folder for supervised training",
+    rich_help_panel=HOW)]
 WithPalette = Annotated[bool | None, typer.Option(
-    "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]")]
+    "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]",
+    rich_help_panel=SHOWN)]
 Data = Annotated[Path | None, typer.Option(
     "--data", help="image set of the masks; training: required; rle: for COCO's category ids "
-                   "and file endings")]
+                   "and file endings", rich_help_panel=PLACES)]
 Panoptic = Annotated[bool, typer.Option(
-    "--panoptic", help="rle: panoptic style, segments as PNG in the folder NAME")]
+    "--panoptic", help="rle: panoptic style, segments as PNG in the folder NAME",
+    rich_help_panel=HOW)]
 ListFile = Annotated[Path | None, typer.Option(
-    "--list", help="voc-server: the masks must have exactly these ids, one a line")]
+    "--list", help="voc-server: the masks must have exactly these ids, one a line",
+    rich_help_panel=PLACES)]
 FillIgnore = Annotated[str | None, typer.Option(
     "--fill-ignore", help="voc-server: background, what pixels of value 255 become "
-                          "[default: such masks are refused]")]
+                          "[default: such masks are refused]", rich_help_panel=HOW)]
 ValShare = Annotated[float | None, typer.Option(
-    "--val-share", help="training: part of the images for validation [default: 0.1]")]
+    "--val-share", help="training: part of the images for validation [default: 0.1]",
+    rich_help_panel=HOW)]
 Seed = Annotated[int | None, typer.Option(
     min=0, max=2**32 - 1, help="training: another seed, other images for validation "
-                               "[default: 0]")]
+                               "[default: 0]", rich_help_panel=HOW)]
 
 
-@app.command()
+@app.command(rich_help_panel=MASKS)
 def export(
     masks: Annotated[Path, typer.Argument(help="mask shards made by `more refine`")],
     out: Out,
@@ -45,10 +67,11 @@ def export(
     fill_ignore: FillIgnore = None,
     val_share: ValShare = None,
     seed: Seed = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write masks as files that other tools read.
 
-    Example: `python -m more export checkpoints/shapes/masks/lam --format png --out masks_png`
+    Example: `python -m more export quickstart/run/masks/lam --format png --out masks_png`
 
     `python -m more export MASKS --format rle --data SET --out masks.json`
 
@@ -61,52 +84,66 @@ def export(
     one_of("--format", format, tuple(FORMATS))
     tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,
                          list=list_file, fill_ignore=fill_ignore, val_share=val_share, seed=seed)
-    tally.print()
-    raise typer.Exit(tally.exit_code)
+    end(tally, "" if format == "png" else after_export(masks), as_json, out=out)
 
 
-@app.command("export-weights")
+@app.command("export-weights", rich_help_panel=MASKS)
 def export_weights(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", help="file to write, NAME.safetensors")],
+    out: Annotated[Path, typer.Option(
+        "--out", help="file to write, NAME.safetensors", rich_help_panel=PLACES)],
     checkpoint: Checkpoint = "latest",
+    as_json: AsJson = False,
 ) -> None:
     """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
 
-    Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
+    Example: `python -m more export-weights --run quickstart/run/two --out shapes.safetensors`
     """
     from more.inference.load import export_weights as job
 
-    print(job(run, out, checkpoint))
+    written = job(run, out, checkpoint)
+    if as_json:
+        show_json({"out": str(written)})
+    else:
+        print(written)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     run: Run,
     data: Annotated[Path | None, typer.Option(
-        "--data", help="images and truth [default: as recorded with the seeds]")] = None,
+        "--data", help="images and truth [default: as recorded with the seeds]",
+        rich_help_panel=PLACES)] = None,
     images: Annotated[int, typer.Option(
-        min=1, help="training images on the page; half as many new ones")] = 12,
+        min=1, help="training images on the page; half as many new ones",
+        rich_help_panel=SHOWN)] = 12,
     strip: Annotated[Path | None, typer.Option(
         "--strip", help="instead of the page one picture with captions (.png, .jpg): --images "
-                        "training images with their maps, as many new ones with stage two's masks"
-        )] = None,
-    seed: Annotated[int, typer.Option(min=0, help="--strip: chooses other images")] = 0,
+                        "training images with their maps, as many new ones with stage two's "
+                        "masks", rich_help_panel=SHOWN)] = None,
+    seed: Annotated[int, typer.Option(
+        min=0, help="--strip: chooses other images", rich_help_panel=SHOWN)] = 0,
     palette: Palette = "voc",
     out: Annotated[Path | None, typer.Option(
-        "--out", help="the page [default: RUN/report.html]")] = None,
+        "--out", help="the page [default: RUN/report.html]", rich_help_panel=PLACES)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """One HTML file with scores, pictures and curves that opens from disk.
 
-    Example: `python -m more report --run checkpoints/shapes`
+    Example: `python -m more report --run quickstart/run`
 
-    `python -m more report --run checkpoints/shapes --strip shapes.jpg --images 3`
+    `python -m more report --run quickstart/run --strip shapes.jpg --images 3`
     """
     if strip is not None:
         from more.evaluation.strip import draw_strip
 
-        print(draw_strip(run, strip, images, seed, palette))
-        return
-    from more.evaluation.report import build_report
+        written = draw_strip(run, strip, images, seed, palette)
+    else:
+        from more.evaluation.report import build_report
 
-    print(build_report(run, data, images, palette, out))
+        written = build_report(run, data, images, palette, out)
+    if as_json:
+        show_json({"out": str(written)})
+        return
+    print(written)
+    tell_next(step_of(run))

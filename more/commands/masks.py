@@ -1,4 +1,4 @@
-"""From a trained network to masks: seeds, dense CRF and its settings, own pictures."""
+"""From a trained network to masks: seeds, dense CRF, own pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from more.commands.next_lines import after_localize, after_refine
 from more.commands.options import (
+    HOW,
+    MASKS,
+    PLACES,
     RUN_NAMES,
+    SHOWN,
+    SPEED,
+    START,
     AsJson,
     Checkpoint,
     Data,
@@ -17,45 +24,51 @@ from more.commands.options import (
     Palette,
     Run,
     app,
+    end,
     one_of,
+    tell,
 )
 from more.errors import UserError
 
 if TYPE_CHECKING:
     from more.progress import Tally
-    from more.tuning.tune_result import TuneResult
 
 Maps = Annotated[list[str] | None, typer.Option(
     "--map", help="cam, lam, fused or decoder; repeat for several, each gets a sub-folder of "
-                  "--out [default: lam]")]
+                  "--out [default: lam]", rich_help_panel=HOW)]
+SeedsOut = Annotated[Path, typer.Option(
+    "--out", help="where the seed shards go", rich_help_panel=PLACES)]
 Tags = Annotated[str, typer.Option(
-    "--tags", help="true: the data set's image tags; predicted: the classifier's")]
+    "--tags", help="true: the data set's image tags; predicted: the classifier's",
+    rich_help_panel=HOW)]
 LocalizeOverrides = Annotated[list[str] | None, typer.Option(
     "--set", help="inference.key=value in place of the run's, such as inference.spread=4, or "
-                  "precision=auto (bf16 on a GPU that has it, else fp32); repeatable")]
+                  "precision=auto (bf16 on a GPU that has it, else fp32); repeatable",
+    rich_help_panel=HOW)]
 WithinTags = Annotated[bool, typer.Option(
     "--within-tags", help="decoder: choose among the background and the image's classes alone, "
-                          "for masks to train on again")]
+                          "for masks to train on again", rich_help_panel=HOW)]
 Batch = Annotated[int, typer.Option(
-    min=0, help="images a forward; 0 = inference.batch")]
+    min=0, help="images a forward; 0 = inference.batch", rich_help_panel=SPEED)]
 
 
-@app.command()
+@app.command(rich_help_panel=MASKS)
 def localize(
     run: Run,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="where the seed shards go")],
+    out: SeedsOut,
     maps: Maps = None,
     tags: Tags = "true",
     overrides: LocalizeOverrides = None,
     within_tags: WithinTags = False,
     checkpoint: Checkpoint = "latest",
     batch: Batch = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Compute seeds (CAM, LAM, fused maps, decoder probabilities), multi-scale with flips.
 
-    Example: `python -m more localize --run checkpoints/shapes --data data/shapes_train
-    --out checkpoints/shapes/seeds --map cam --map lam`
+    Example: `python -m more localize --run quickstart/run --data quickstart/data/train
+    --out quickstart/run/seeds --map cam --map lam`
     """
     from more.inference.localize import localize as job
     from more.inference.localizer import KINDS, Request
@@ -68,63 +81,71 @@ def localize(
     rank, world = announced_world()
     request = Request(kinds, tags, batch, within_tags)
     tally = job(run, data, out, request, checkpoint, rank, world, overrides=overrides or [])
-    tally.print()
-    raise typer.Exit(tally.exit_code)
+    folders = [out / kind for kind in kinds] if len(kinds) > 1 else [out]
+    end(tally, after_localize(folders, data) if rank == 0 else "", as_json, rank=rank,
+        seeds={kind: str(folder) for kind, folder in zip(kinds, folders, strict=True)})
 
 
+MasksOut = Annotated[Path, typer.Option(
+    "--out", help="where the mask shards go", rich_help_panel=PLACES)]
+Engine = Annotated[str, typer.Option(
+    help="auto, fast, pydensecrf, lattice or exact", rich_help_panel=SPEED)]
 Config = Annotated[Path | None, typer.Option(
-    "--config", help="settings with a crf section [default: released values]")]
+    "--config", help="settings with a crf section [default: released values]", rich_help_panel=HOW)]
 Executor = Annotated[str, typer.Option(
     help="local: processes of this machine; ranks: this is one of the processes of torchrun, "
          "srun or a SLURM job array; dask://HOST:PORT or a scheduler file: the workers of a "
-         "dask cluster; see launch/README.md")]
+         "dask cluster; see launch/README.md", rich_help_panel=SPEED)]
 Workers = Annotated[int, typer.Option(
-    min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster")]
+    min=0, help="processes (of each rank); 0 = one per core, or all workers of the cluster",
+    rich_help_panel=SPEED)]
 Device = Annotated[str, typer.Option(
-    help="cpu, cuda:N, or cuda for all GPUs of this machine; a GPU takes the lattice")]
+    help="cpu, cuda:N, or cuda for all GPUs of this machine; a GPU takes the lattice",
+    rich_help_panel=SPEED)]
 RefineBatch = Annotated[int, typer.Option(
     min=0, help="images of one size and number of labels that --engine lattice takes at a "
-                "time; 0 = 1 on the CPU, 8 on a GPU")]
+                "time; 0 = 1 on the CPU, 8 on a GPU", rich_help_panel=SPEED)]
 IgnoreBelow = Annotated[float, typer.Option(
-    min=0, max=1, help="pixels of lower confidence become 255; 0 = off")]
+    min=0, max=1, help="pixels of lower confidence become 255; 0 = off", rich_help_panel=HOW)]
 Threshold = Annotated[str, typer.Option(
     help="value of a class map, above 0 and below 1, at which class and background are "
          "equally likely; auto: the value that best separates the seeds' own values, by Otsu's "
-         "method, no mask is looked at; not for decoder seeds")]
+         "method, no mask is looked at; not for decoder seeds", rich_help_panel=HOW)]
 IgnoreDisagreement = Annotated[bool, typer.Option(
-    "--ignore-disagreement", help="pixels whose label the CRF changed become 255")]
+    "--ignore-disagreement", help="pixels whose label the CRF changed become 255",
+    rich_help_panel=HOW)]
 MaxPixels = Annotated[int, typer.Option(
     "--max-pixels", min=0, help="refine larger images at so many pixels and bring their labels "
-    "back by nearest neighbour, for photographs of many megapixels; 0 = off")]
+    "back by nearest neighbour, for photographs of many megapixels; 0 = off", rich_help_panel=HOW)]
 
 
-@app.command()
+@app.command(rich_help_panel=MASKS)
 def refine(
     seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="where the mask shards go")],
+    out: MasksOut,
     config: Config = None,
     overrides: Overrides = None,
     executor: Executor = "local",
     workers: Workers = 0,
-    engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
+    engine: Engine = "auto",
     device: Device = "cpu",
     batch: RefineBatch = 0,
     ignore_below: IgnoreBelow = 0.0,
     threshold: Threshold = "0.5",
     ignore_disagreement: IgnoreDisagreement = False,
     max_pixels: MaxPixels = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Dense CRF over seed shards on CPU workers; writes label and confidence maps.
 
-    Example: `python -m more refine checkpoints/shapes/seeds/lam --data data/shapes_train
-    --out checkpoints/shapes/masks/lam`
+    Example: `python -m more refine quickstart/run/seeds/lam --data quickstart/data/train
+    --out quickstart/run/masks/lam --threshold auto`
     """
     from dataclasses import asdict
 
     from more.config.load import load_config
     from more.filtering.parameters import ENGINES, CRFParams
-    from more.progress import Tally
     from more.refinement.image import Refinement
     from more.refinement.refine import refine as job
 
@@ -134,8 +155,18 @@ def refine(
                      ignore_disagreement, max_pixels=max_pixels)
     tally = job(seeds, data, out, how, workers=workers or None, executor=executor,
                 device=device, batch=batch,
-                report=Tally.print)
+                report=lambda tally: _tell_refined(tally, out, data, executor, as_json))
     raise typer.Exit(tally.exit_code)
+
+
+def _tell_refined(tally: Tally, out: Path, data: Path, executor: str, as_json: bool) -> None:
+    """Print what `more refine` did; the next line is for the first rank alone."""
+    from more.data.shards.reader import ShardSet
+    from more.device import launched_world
+
+    rank = launched_world()[0] if executor == "ranks" else 0
+    command = "" if rank else after_refine(out, data, ShardSet(data).has("mask"))
+    tell(tally, command, as_json, masks=out, rank=rank)
 
 
 def _threshold(text: str) -> float | str:
@@ -151,23 +182,28 @@ Inputs = Annotated[list[str], typer.Argument(
     metavar="INPUT", help="images, folders (with their sub-folders), patterns in quotes, or "
                           "- for a list of paths on stdin")]
 PredictRun = Annotated[Path, typer.Option(
-    *RUN_NAMES, help="run folder, or a file of `more export-weights`")]
+    *RUN_NAMES, help="run folder, or a file of `more export-weights`", rich_help_panel=PLACES)]
 Out = Annotated[Path, typer.Option("--out", help="folder for NAME.png, NAME_overlay.jpg and "
-                                                "NAME.json; sub-folders are kept")]
+                                                "NAME.json; sub-folders are kept",
+    rich_help_panel=PLACES)]
 Kind = Annotated[str, typer.Option(
     "--map", help="decoder, lam, cam or fused; auto: the decoder of stage two (RUN itself or "
-                  "RUN/two) if there is one, else lam")]
+                  "RUN/two) if there is one, else lam", rich_help_panel=HOW)]
 PredictTags = Annotated[str, typer.Option(
     help="predicted: the classifier's; or a file of tags, as data_tools.folder "
-         "takes")]
+         "takes", rich_help_panel=HOW)]
 TagThreshold = Annotated[float | None, typer.Option(
     min=0, max=1, help="probability from which a class is predicted "
-                       "[default: inference.tag_threshold]")]
+                       "[default: inference.tag_threshold]", rich_help_panel=HOW)]
+Crf = Annotated[bool, typer.Option(
+    help="dense CRF at the size of the image", rich_help_panel=HOW)]
+Overlay = Annotated[bool, typer.Option(
+    help="also paint the mask over the image", rich_help_panel=SHOWN)]
 PredictDevice = Annotated[str, typer.Option(
-    help="cpu, cuda or cuda:N [default: a GPU if there is one]")]
+    help="cpu, cuda or cuda:N [default: a GPU if there is one]", rich_help_panel=SPEED)]
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def predict(
     inputs: Inputs,
     run: PredictRun,
@@ -175,16 +211,20 @@ def predict(
     kind: Kind = "auto",
     tags: PredictTags = "predicted",
     tag_threshold: TagThreshold = None,
-    crf: Annotated[bool, typer.Option(help="dense CRF at the size of the image")] = True,
+    crf: Crf = True,
     checkpoint: Checkpoint = "latest",
     batch: Batch = 0,
-    overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
+    overlay: Overlay = True,
     device: PredictDevice = "",
     palette: Palette = "voc",
+    as_json: AsJson = False,
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
-    Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
+    Example: `python -m more predict quickstart/data/shapes/JPEGImages --run quickstart/run
+    --out new_masks`
+
+    `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
     from more.inference.localizer import KINDS
     from more.inference.predict import choose_device
@@ -195,83 +235,4 @@ def predict(
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
                       overlay, palette)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
-    tally.print()
-    raise typer.Exit(tally.exit_code)
-
-
-TuneOut = Annotated[Path, typer.Option("--out", help="folder for tune.json, tune.png and what was "
-                                                "counted; later grids reuse it")]
-Grid = Annotated[list[str] | None, typer.Option(
-    "--grid", metavar="KEY=V1,V2,…",
-    help="threshold, ignore_below (0 = off) or crf.FIELD with its values; repeatable "
-         "[default: threshold=0.3,0.4,0.5,0.6 and crf.bilateral_rgb=3,5,10]")]
-Images = Annotated[int, typer.Option(
-    min=1, help="labelled images to try the settings on, spread over the classes")]
-Seed = Annotated[int, typer.Option(
-    min=0, help="chooses other images, other points of --random")]
-Random = Annotated[int | None, typer.Option(
-    "--random", min=1, help="try this many points of the grid only")]
-Axes = Annotated[str | None, typer.Option(
-    help="two settings for the heat map, as a,b [default: the most influential]")]
-MinKept = Annotated[float, typer.Option(
-    min=0, max=1, help="points that label a smaller share of the pixels cannot be the best")]
-TuneExecutor = Annotated[str, typer.Option(
-    help="local; ranks: images spread over torchrun's or SLURM's ranks; or dask://HOST:PORT")]
-
-
-@app.command()
-def tune(
-    seeds: Annotated[Path, typer.Argument(help="seed shards made by `more localize`")],
-    data: Data,
-    out: TuneOut,
-    grid: Grid = None,
-    images: Images = 200,
-    seed: Seed = 0,
-    random: Random = None,
-    axes: Axes = None,
-    min_kept: MinKept = 0.9,
-    config: Config = None,
-    overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=0, help="processes; 0 = one per core")] = 0,
-    executor: TuneExecutor = "local",
-    engine: Annotated[str, typer.Option(help="auto, fast, pydensecrf, lattice or exact")] = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Try thresholds and CRF parameters on labelled images; prints the `refine` line of the best.
-
-    Example: `python -m more tune checkpoints/shapes/seeds/lam --data data/shapes_train
-    --out checkpoints/shapes/tune --images 100`
-    """
-    from dataclasses import asdict
-
-    from more.config.load import load_config
-    from more.filtering.crf import ENGINES, CRFParams
-    from more.refinement.image import Refinement
-    from more.tuning.tune import Search
-    from more.tuning.tune import tune as job
-    from more.tuning.tune_result import refine_command
-
-    def show(result: TuneResult | None, tally: Tally) -> None:
-        if result is not None:
-            _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
-                                              str(out / "masks"), engine), as_json)
-        tally.print()
-
-    one_of("--engine", engine, ("auto", *ENGINES))
-    base = Refinement(CRFParams(**asdict(load_config(config, overrides or []).crf)), engine)
-    search = Search(tuple(grid or ()), base, images, seed, random, axes, min_kept)
-    _, tally = job(seeds, data, out, search, workers or None, executor, report=show)
-    raise typer.Exit(tally.exit_code)
-
-
-def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
-    """Print what `more tune` found, and the command of its best point."""
-    import json
-
-    from rich.console import Console
-
-    if as_json:
-        print(json.dumps({**result.to_json(), "command": command}, indent=1, allow_nan=False))
-    else:
-        Console().print(result.table())
-        print(f"the best point as a command:\n{command}")
+    end(tally, "", as_json, out=out)

@@ -7,33 +7,53 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import AsJson, Data, Run, app
+from more.commands.next_lines import after_evaluate, line
+from more.commands.options import (
+    HOW,
+    LOOK,
+    MASKS,
+    PLACES,
+    SHOWN,
+    SPEED,
+    AsJson,
+    Data,
+    Run,
+    app,
+    show_json,
+    tell_next,
+)
 from more.errors import UserError
 from more.progress import console
 
 Threshold = Annotated[float | None, typer.Option(
-    help="background threshold of seeds [default: as recorded]")]
+    help="background threshold of seeds [default: as recorded]", rich_help_panel=HOW)]
+Sweep = Annotated[bool, typer.Option(
+    help="score thresholds 0.1 … 0.9 as well", rich_help_panel=HOW)]
 Classes = Annotated[str | None, typer.Option(
-    help="comma-separated names: also the mean over these")]
+    help="comma-separated names: also the mean over these", rich_help_panel=HOW)]
 Boundary = Annotated[float, typer.Option(
-    help="band of the boundary IoU, as a share of the image's diagonal; 0 = off")]
+    help="band of the boundary IoU, as a share of the image's diagonal; 0 = off",
+    rich_help_panel=HOW)]
 Calibration = Annotated[bool, typer.Option(
-    "--calibration/--no-calibration", help="judge the confidence that masks store")]
+    "--calibration/--no-calibration", help="judge the confidence that masks store",
+    rich_help_panel=HOW)]
 Against = Annotated[Path | None, typer.Option(
     help="B: other mask or seed shards, scored on the images that both hold, or a file that "
-         "--save wrote; shows A, B and A − B")]
+         "--save wrote; shows A, B and A − B", rich_help_panel=PLACES)]
 Workers = Annotated[int | None, typer.Option(
-    min=1, help="threads; the figures do not depend on it [default: as cores]")]
+    min=1, help="threads; the figures do not depend on it [default: as cores]",
+    rich_help_panel=SPEED)]
 Save = Annotated[Path | None, typer.Option(
-    help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)")]
+    help="also write the JSON to this file (RUN/scores/NAME.json shows in the report)",
+    rich_help_panel=PLACES)]
 
 
-@app.command()
+@app.command(rich_help_panel=MASKS)
 def evaluate(
     path: Annotated[Path, typer.Argument(help="mask or seed shards")],
     data: Data,
     threshold: Threshold = None,
-    sweep: Annotated[bool, typer.Option(help="score thresholds 0.1 … 0.9 as well")] = False,
+    sweep: Sweep = False,
     classes: Classes = None,
     boundary: Boundary = 0.02,
     calibration: Calibration = True,
@@ -45,12 +65,11 @@ def evaluate(
     """Score seeds or masks against the data set's truth: IoU, boundary IoU, precision, recall,
     FP/TP, and how far the confidence can be trusted.
 
-    Example: `python -m more evaluate checkpoints/shapes/masks/lam --data data/shapes_train`
+    Example: `python -m more evaluate quickstart/run/masks/lam --data quickstart/data/train
+    --save quickstart/run/scores/masks_lam.json`
 
     `python -m more evaluate A --data SET --against B`
     """
-    import json
-
     from rich.console import Console
 
     options = {"threshold": threshold, "sweep": sweep, "classes": _names(classes),
@@ -71,9 +90,10 @@ def evaluate(
         if save is not None:
             found.save(save)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
-    else:
-        Console().print(shown)
+        show_json(found.to_json())
+        return
+    Console().print(shown)
+    tell_next(after_evaluate(path, data, save or against))
 
 
 def _short(path: Path) -> str:
@@ -93,17 +113,15 @@ def _check_save(save: Path, against: Path | None) -> None:
         raise UserError(f"{save}: is a folder", f"give a file, such as {save}/NAME.json")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def scores(
     run: Run,
     as_json: AsJson = False,
 ) -> None:
     """The table of everything scored so far under RUN/scores, and in folders of stage two in RUN.
 
-    Example: `python -m more scores --run checkpoints/shapes`
+    Example: `python -m more scores --run quickstart/run`
     """
-    import json
-
     from more.evaluation.run_scores import read_scores, score_table
 
     if not run.is_dir():
@@ -116,25 +134,26 @@ def scores(
     for note in notes:
         console.print(note, highlight=False, markup=False)
     if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        from rich.console import Console
+        show_json(rows)
+        return
+    from rich.console import Console
 
-        Console().print(score_table(rows))
+    Console().print(score_table(rows))
+    tell_next(line("report", "--run", run))
 
 
 Experiments = Annotated[list[str], typer.Argument(
     metavar="NAME=RUN[,RUN…]...", help="an experiment and its runs, which differ in the seed")]
 Columns = Annotated[str | None, typer.Option(
     help="comma-separated: SET@DATA, or FOLDER:SET@DATA for a stage two in the run "
-         "[default: all that any run has]")]
+         "[default: all that any run has]", rich_help_panel=SHOWN)]
 ResultsClasses = Annotated[str | None, typer.Option(
-    help="comma-separated names: means over these instead of all")]
+    help="comma-separated names: means over these instead of all", rich_help_panel=HOW)]
 Markdown = Annotated[bool, typer.Option(
-    "--markdown", help="print the table as Markdown")]
+    "--markdown", help="print the table as Markdown", rich_help_panel=SHOWN)]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def results(
     experiments: Experiments,
     columns: Columns = None,
@@ -145,11 +164,11 @@ def results(
     """Several experiments in one table, from the scores that `evaluate --save` wrote into their
     runs: mean and spread over the runs.
 
-    Example: `python -m more results full=runs/a1,runs/a2 plain=runs/b1,runs/b2
+    Example: `python -m more results full=quickstart/run`
+
+    `python -m more results full=runs/a1,runs/a2 plain=runs/b1,runs/b2
     --columns "seeds/lam@train,two:masks/val@val"`
     """
-    import json
-
     from more.evaluation.experiments import read_experiments
 
     if markdown and as_json:
@@ -159,7 +178,7 @@ def results(
     for note in notes:
         console.print(note, highlight=False, markup=False)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        show_json(found.to_json())
         return
     from more.evaluation.experiments_table import experiments_markdown, experiments_table
 
@@ -170,6 +189,7 @@ def results(
 
         screen = Console()
         screen.print(experiments_table(found, screen.width))
+    tell_next(line("results", *experiments, "--markdown" if not markdown else "--json"))
 
 
 def _names(text: str | None) -> list[str] | None:

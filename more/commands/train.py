@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from more.commands.options import RUN_NAMES, Overrides, app
+from more.commands.options import HOW, PLACES, RUN_NAMES, SHOWN, START, Overrides, app
 from more.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,30 +21,37 @@ TrainConfig = Annotated[Path, typer.Argument(
     help="settings: a file, or the name of a recipe, as voc12_vit_b")]
 Run = Annotated[Path | None, typer.Option(
     *RUN_NAMES, help="run folder [default: checkpoints/CONFIG_NAME; with --init a folder "
-                     "two inside that run's]")]
+                     "two inside that run's]", rich_help_panel=PLACES)]
+TrainSet = Annotated[Path, typer.Option(
+    "--train", help="shard set with images and tags", rich_help_panel=PLACES)]
 ValSet = Annotated[Path | None, typer.Option(
-    "--val", help="shard set with masks, scored while training")]
+    "--val", help="shard set with masks, scored while training", rich_help_panel=PLACES)]
 Masks = Annotated[Path | None, typer.Option(
     "--masks", help="stage two: train the decoder on these masks, from `more refine`; or, for "
-                    "the fully supervised reference, on a set with true masks")]
+                    "the fully supervised reference, on a set with true masks",
+    rich_help_panel=PLACES)]
 Init = Annotated[Path | None, typer.Option(
-    "--init", help="with --masks: the run folder (or exported file) of stage one to start from")]
+    "--init", help="with --masks: the run folder (or exported file) of stage one to start from",
+    rich_help_panel=PLACES)]
 Resume = Annotated[str, typer.Option(
     "--resume", help="auto: newest complete checkpoint of the run, else start; never: start "
                      "afresh, an earlier run, with its stage two, moves to RUN/earlier-1; or a "
-                     "checkpoint folder, what the run did after it moves there too")]
+                     "checkpoint folder, what the run did after it moves there too",
+    rich_help_panel=HOW)]
 DryRun = Annotated[bool, typer.Option(
-    "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage")]
+    "--dry-run", help="only say what would happen: batches, steps, memory per ZeRO stage",
+    rich_help_panel=SHOWN)]
 Ranks = Annotated[int, typer.Option(
-    min=0, help="with --dry-run: plan for so many processes; 0 = those started")]
+    min=0, help="with --dry-run: plan for so many processes; 0 = those started",
+    rich_help_panel=SHOWN)]
 TrainAsJson = Annotated[bool, typer.Option(
-    "--json", help="with --dry-run: print the facts as JSON")]
+    "--json", help="with --dry-run: print the facts as JSON", rich_help_panel=SHOWN)]
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def train(
     config: TrainConfig,
-    train_set: Annotated[Path, typer.Option("--train", help="shard set with images and tags")],
+    train_set: TrainSet,
     run: Run = None,
     val_set: ValSet = None,
     masks: Masks = None,
@@ -57,12 +64,12 @@ def train(
 ) -> None:
     """Train MoRe. The same command resumes an interrupted run.
 
-    Example: `python -m more train configs/shapes_micro.py --train data/shapes_train
-    --val data/shapes_val --run checkpoints/shapes`
+    Example: `python -m more train shapes_micro --train quickstart/data/train
+    --val quickstart/data/val --run quickstart/run`
 
     Stage two, the segmenter for new pictures, from the refined masks:
-    `python -m more train configs/shapes_micro.py --train data/shapes_train --masks
-    checkpoints/shapes/masks/lam --init checkpoints/shapes --run checkpoints/shapes_two`
+    `python -m more train shapes_micro --train quickstart/data/train --val quickstart/data/val
+    --masks quickstart/run/masks/lam --init quickstart/run`
 
     Several processes: `torchrun --standalone --nproc_per_node=2 -m more train … --run-dir DIR`
     (torchrun mistakes `--run` for an option of its own), or
@@ -81,7 +88,8 @@ def train(
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
             place = run or _usual_folder(settings, masks, init)
             iterations = settings.train.iterations
-            paths = _Paths(train_set, val_set, masks, init, place, resume)
+            paths = _Paths(train_set, val_set, masks, init, place, resume,
+                           tuple(overrides or ()))
             if dry_run:
                 _plan(settings, paths, ranks, as_json)
             else:
@@ -108,6 +116,7 @@ class _Paths(NamedTuple):
     init: Path | None
     run: Path
     resume: str
+    overrides: tuple[str, ...]
 
 
 def _plan(settings: Config, paths: _Paths, ranks: int, as_json: bool) -> None:
@@ -153,7 +162,8 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
     every file hashed."""
     from more.data.shards.quarantine import open_checked
     from more.data.shards.reader import ShardSet
-    from more.train.checks import check_classes, check_compile
+    from more.progress import say
+    from more.train.checks import check_classes, check_compile, fitted_classes
     from more.train.stage_two import settled
 
     check_compile(settings)
@@ -165,5 +175,9 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
         same = paths.masks.resolve() == paths.train.resolve()  # true masks, less what is damaged
         labels = images if same else ShardSet(paths.masks, check="full", share=share)
         settings = settled(settings, labels, paths.init)
-    check_classes(settings, images, val)
-    return settings, images, left_out, val, labels
+    fitted = fitted_classes(settings, images, paths.overrides, paths.init)
+    if fitted is not settings and share[0] == 0:
+        say(f"model.num_classes = {images.num_classes}, as {paths.train} has (the recipe has "
+            f"{settings.model.num_classes})")
+    check_classes(fitted, images, val)
+    return fitted, images, left_out, val, labels

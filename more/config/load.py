@@ -99,6 +99,12 @@ def changed(config: Config, overrides: typing.Sequence[str], *free: str) -> Conf
     return config_from_dict(tree, source="--set") if overrides else config
 
 
+def says(overrides: typing.Sequence[str], key: str) -> bool:
+    """Whether overrides name a setting, for both stages or for stage two."""
+    named = (_parse_override(text)[0].removeprefix("stage_two.") for text in overrides)
+    return key in named
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dict of a configuration (tuples become lists)."""
     return _plain(dataclasses.asdict(config))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from more.config.load import to_dict
+from more.config.load import says, to_dict
 from more.config.schema import Config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
@@ -14,6 +15,35 @@ from more.run_folder import info
 from more.train.deepspeed_settings import BatchSplit
 
 LEARNS_FROM = {1: "tags", 2: "masks"}
+_SAME_SET = "give the set that it began with, or train into another --run folder"
+
+
+def fitted_classes(config: Config, train_set: ShardSet, overrides: Sequence[str],
+                   init: Path | None = None) -> Config:
+    """The settings with the training set's number of classes, unless the user chose another one.
+
+    Args:
+        config: settings as `load_config` made them from `overrides`.
+        train_set: shard set with images and tags.
+        overrides: `"section.key=value"` strings of the command line; a number of classes that is
+            said there stays, and `check_classes` judges it.
+        init: what stage two starts from; the model is then that of stage one and stays, too.
+
+    Returns:
+        The settings; the same object where the number fits or must stay.
+
+    Raises:
+        UserError: stage one was trained on another number of classes.
+    """
+    number, own = config.model.num_classes, train_set.num_classes
+    if number == own:
+        return config
+    if init is not None:
+        raise UserError(f"{train_set.path} has {own} classes, {init} was trained with {number}",
+                        "give the set that stage one was trained on, or the --init of this set")
+    if says(overrides, "model.num_classes"):
+        return config
+    return replace(config, model=replace(config.model, num_classes=own))
 
 
 def check_classes(config: Config, train_set: ShardSet, val_set: ShardSet | None) -> None:
@@ -90,7 +120,9 @@ def check_same_model(config: Config, source: Path) -> None:
     if before != now:  # its numbers of updates count other images
         changed.append(f"train.scale_to: {before} → {now}")
     if changed:
+        other_set = all(text.startswith("model.num_classes:") for text in changed)
         raise UserError(f"{source}: the configuration has changed since ({'; '.join(changed)})",
+                        _SAME_SET if other_set else
                         "restore these settings, or train into another --run folder")
 
 
@@ -116,8 +148,7 @@ def check_continues(config: Config, train_set: ShardSet, source: Path) -> None:
     if other:
         rest = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise UserError(f"{source}: was trained with other classes than those of {train_set.path} "
-                        f"({'; '.join(other[:3])}{rest})",
-                        "give the set that it began with, or train into another --run folder")
+                        f"({'; '.join(other[:3])}{rest})", _SAME_SET)
     if record["step"] > config.train.iterations:
         raise UserError(f"{source}: {record['step']} updates are done, more than train.iterations "
                         f"= {config.train.iterations}",

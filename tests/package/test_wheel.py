@@ -90,7 +90,8 @@ def test_a_wheel_holds_packages_templates_recipes_and_scripts(wheel):
     assert {"more/recipes/_base_/voc12.py", "more/launch/train.sh",
             "more/evaluation/templates/report.html.j2",
             "more/export/templates/train_example.py", f"{about}/licenses/LICENSE"} <= files
-    assert b"more = more.__main__:main" in content(wheel)[f"{about}/entry_points.txt"]
+    scripts = content(wheel)[f"{about}/entry_points.txt"].decode()
+    assert all(f"{name} = more.__main__:main" in scripts for name in ("more", "more-wsss"))
 
 
 def test_the_installed_package_works_from_any_folder(outside, installed):

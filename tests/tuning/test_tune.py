@@ -100,7 +100,7 @@ def test_the_printed_command_makes_the_masks_of_the_best_point(sets, run, tmp_pa
     assert ended.code == 0 and "image tags alone" in " ".join(ended.out.split()), ended
     assert "3 points" not in ended.err and "2 points need 2 dense CRFs" in ended.err
     line = ended.out.strip().splitlines()[-1]
-    program, dash, package, *arguments = shlex.split(line)
+    program, dash, package, *arguments = shlex.split(line.removeprefix("next: "))
     assert (program, dash, package) == ("python", "-m", "more") and arguments[0] == "refine"
     best = json.loads((tmp_path / "my tune" / "tune.json").read_text())
     best = best["points"][best["best"]]

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,24 @@ def folder_lock(folder: Path | str) -> Iterator[None]:
         if _same_file(file, path):  # else somebody took it over or deleted it
             path.unlink(missing_ok=True)
         file.close()
+
+
+def is_held(folder: Path | str) -> bool:
+    """Whether somebody writes into a folder at the moment; takes no lock that another would miss.
+
+    Args:
+        folder: any folder; one that is missing is not held.
+    """
+    path = Path(folder) / LOCK
+    try:
+        with open(path, encoding="utf-8") as file:
+            owner = _owner(file)
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return False
+    if owner.get("host") == socket.gethostname():
+        return _alive(owner.get("pid"))
+    return bool(owner) and age <= STALE
 
 
 def _renew(descriptor: int, released: threading.Event) -> None:

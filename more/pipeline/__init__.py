@@ -1,0 +1,1 @@
+"""From tags to masks and a network in one command: `more run`."""
