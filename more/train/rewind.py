@@ -103,7 +103,8 @@ def set_aside(run: Path) -> Path | None:
         The new folder; None where there was nothing.
     """
     left = [run / name for name in ("checkpoints", "log.jsonl", "train.log", "tensorboard",
-                                    "config.json", "run.json", "status.json", "nonfinite")
+                                    "config.json", "run.json", "status.json", "nonfinite",
+                                    "wandb.json", "wandb")
             if (run / name).exists()]
     if not left:
         return None
