@@ -66,7 +66,7 @@ class Board:
         self.writer.close()
 
 
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """All settings by their dotted keys; what is no single value as text."""
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value)
+def hyperparameters(config: Config) -> dict[str, int | float | str]:
+    """All settings by their dotted keys; what is neither a number nor text as text."""
+    return {key: value if type(value) in (int, float, str) else str(value)
             for key, value, _ in flatten(config) if key != "stage_two"}
