@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from more import __version__
+from more.device import launched_world
 from more.errors import UserError
 from more.progress import NEXT_LINES, Tally, say
 
@@ -55,6 +57,11 @@ Palette = Annotated[str, typer.Option(
 AsJson = Annotated[bool, typer.Option(
     "--json", rich_help_panel=SHOWN, help="print figures as JSON on stdout")]
 
+LOADED = {"train": "PyTorch and DeepSpeed", "doctor": "PyTorch and DeepSpeed",
+          "localize": "PyTorch", "predict": "PyTorch", "export-weights": "PyTorch",
+          "bench": "PyTorch", "report": "matplotlib"}
+"""What commands import that takes seconds; they say so at once."""
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -64,12 +71,22 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option(
         "--version", help="print the version", callback=_print_version, is_eager=True)] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     # The deepspeed launcher puts --local_rank before the command; the environment has it too.
     del version, local_rank
+    _say_loading(context.invoked_subcommand or "")
+
+
+def _say_loading(command: str) -> None:
+    """One line on stderr before long imports, so that the start is not silent; on rank 0."""
+    asks_help = any(word in ("-h", "--help") for word in sys.argv[1:])
+    if command in LOADED and "torch" not in sys.modules and not asks_help \
+            and launched_world()[0] == 0:
+        print(f"loading {LOADED[command]} …", file=sys.stderr, flush=True)
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -12,10 +13,15 @@ from more.commands.options import HOW, PLACES, RUN_NAMES, SHOWN, START, Override
 from more.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from more.config.schema import Config
     from more.data.shards.quarantine import Damaged
     from more.data.shards.reader import ShardSet
     from more.train.stop import StopRequest
+
+LONG_READ = 2e8
+"""Bytes of shards from which their hashing is announced: it takes about a second per GB."""
 
 TrainConfig = Annotated[Path, typer.Argument(
     help="settings: a file, or the name of a recipe, as voc12_vit_b")]
@@ -88,14 +94,17 @@ def train(
             settings = load_config(config, overrides or [], stage=2 if masks else 1)
             place = run or _usual_folder(settings, masks, init)
             iterations = settings.train.iterations
-            paths = _Paths(train_set, val_set, masks, init, place, resume,
+            paths = _Paths(config, train_set, val_set, masks, init, place, resume,
                            tuple(overrides or ()))
             if dry_run:
                 _plan(settings, paths, ranks, as_json)
             else:
                 _train(settings, paths, asked)
     except Stopped:
-        end_early(place, iterations)
+        from more.commands.after_training import resume_line
+        from more.device import launched_world
+
+        end_early(place, iterations, resume_line(sys.argv[1:], launched_world()[1]))
 
 
 def _usual_folder(settings: Config, masks: Path | None, init: Path | None) -> Path:
@@ -110,6 +119,7 @@ def _usual_folder(settings: Config, masks: Path | None, init: Path | None) -> Pa
 class _Paths(NamedTuple):
     """What a training reads and writes, see `train`."""
 
+    config: Path
     train: Path
     val: Path | None
     masks: Path | None
@@ -150,10 +160,24 @@ def _train(settings: Config, paths: _Paths, asked: StopRequest) -> None:
         with sole_training(paths.run, world):
             state = Trainer(settings, images, val, paths.run, world, paths.resume, left_out,
                             labels, paths.init, asked).fit()
+        if world.main:
+            _say_what_next(state, paths, settings.train.iterations, world.size)
     except BaseException:
         teardown()
         raise
     leave(exit_code() if state == "stopped" else 0, world)
+
+
+def _say_what_next(state: str, paths: _Paths, updates: int, ranks: int) -> None:
+    """The last lines of a training."""
+    from more.commands.after_training import Trained, finished_lines, resume_line
+    from more.progress import say
+
+    if state == "finished":
+        trained = Trained(paths.config, paths.train, paths.run, updates, paths.val, paths.masks)
+        say("\n".join(finished_lines(trained)))
+    else:
+        say(resume_line(sys.argv[1:], ranks))
 
 
 def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
@@ -165,8 +189,12 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
     from more.progress import say
     from more.train.checks import check_classes, check_compile, fitted_classes
     from more.train.stage_two import settled
+    from more.train.wandb_log import check_wandb
 
     check_compile(settings)
+    check_wandb(settings.telemetry.wandb)
+    if share[0] == 0:
+        _say_hashing([paths.train, paths.val, paths.masks])
     images, left_out = open_checked(paths.train, quarantine=settings.data.quarantine, share=share,
                                     cache=settings.data.cache or None)
     val = ShardSet(paths.val, kind="images", check="full", share=share) if paths.val else None
@@ -181,3 +209,15 @@ def _open_sets(settings: Config, paths: _Paths, share: tuple[int, int]
             f"{settings.model.num_classes})")
     check_classes(fitted, images, val)
     return fitted, images, left_out, val, labels
+
+
+def _say_hashing(folders: Sequence[Path | None]) -> None:
+    """That the sets' files are read and compared with their hashes, where that takes long."""
+    from more.data.shards.manifest import read_manifest
+    from more.progress import say
+
+    shards = [shard for folder in dict.fromkeys(filter(None, folders))
+              for shard in read_manifest(folder).shards]
+    size = sum(shard.bytes for shard in shards)
+    if size > LONG_READ:
+        say(f"hashing {len(shards)} shards, {size / 1e9:.1f} GB …")

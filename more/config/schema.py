@@ -24,13 +24,14 @@ from more.config.sections.training import (
     HeadWarmupConfig,
     OptimConfig,
     SegmentConfig,
+    TelemetryConfig,
     TrainConfig,
 )
 
 __all__ = ["PAPER", "ZERO_STAGES", "CamConfig", "CheckpointConfig", "Config", "CrfConfig",
            "DataConfig", "DeepSpeedConfig", "EvalConfig", "HeadWarmupConfig", "InferenceConfig",
            "LossConfig", "ModelConfig", "OptimConfig", "SegmentConfig", "StartConfig",
-           "TermConfig", "TokensConfig", "TrainConfig", "fields"]
+           "TelemetryConfig", "TermConfig", "TokensConfig", "TrainConfig", "fields"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Config:
     train: TrainConfig = setting(TrainConfig, "length, batch, seed")
     eval: EvalConfig = setting(EvalConfig, "evaluation while training")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "checkpoints")
+    telemetry: TelemetryConfig = setting(TelemetryConfig, "what a run shows beside its log")
     deepspeed: DeepSpeedConfig = setting(DeepSpeedConfig, "the engine")
     inference: InferenceConfig = setting(InferenceConfig, "from checkpoint to maps")
     crf: CrfConfig = setting(CrfConfig, "dense CRF")

@@ -91,11 +91,16 @@ class Phases:
 
 
 class Meter:
-    """Means of loss terms, throughput and phases between two records."""
+    """Means of loss terms, throughput and phases between two records.
+
+    Attributes:
+        last_total: loss of the newest update that was counted.
+        read_any: whether any ever was.
+    """
 
     def __init__(self, device: torch.device = ALONE.device) -> None:
         self.phases = Phases(device)
-        self.last_total = float("nan")
+        self.last_total, self.read_any = float("nan"), False
         self.restart()
 
     def restart(self) -> None:
@@ -115,15 +120,10 @@ class Meter:
         """
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.last_total = terms.get("total", float("nan"))
+        self.last_total, self.read_any = terms.get("total", float("nan")), True
         self.steps += 1
         self.images += images
         self.waiting += waiting
-
-    @property
-    def rate(self) -> float:
-        """Images a second since the last record."""
-        return self.images / max(time.monotonic() - self.started, 1e-9)
 
     def read(self, world: World) -> dict[str, Any]:
         """What happened since the last record, over all ranks; all ranks call it.

@@ -125,7 +125,7 @@ def set_aside(run: Path) -> Path | None:
     """
     left = [run / name for name in ("checkpoints", "log.jsonl", "train.log", "tensorboard",
                                     "config.json", "run.json", "status.json", "nonfinite",
-                                    run_folder.STAGE_TWO)
+                                    "wandb.json", "wandb", run_folder.STAGE_TWO)
             if (run / name).exists()]
     if not left:
         return None

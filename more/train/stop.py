@@ -156,19 +156,22 @@ def exit_code() -> int:
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
 
 
-def end_early(run: Path | None, iterations: int) -> NoReturn:
+def end_early(run: Path | None, iterations: int, how: str = "") -> NoReturn:
     """End this process, a rank of a run that was asked to stop before its first update.
 
     Args:
         run: run folder, perhaps with the status of an earlier start; None: not known yet.
         iterations: updates of the whole run; 0: not known yet.
+        how: it goes on, said at the end.
     """
     if _is_main():
         if run is not None and iterations:
             make_folder(run)
-            write_status(run, "stopped", read_status(run).get("step", 0), iterations)
+            before = read_status(run)  # after a kill some updates of it may not be saved
+            write_status(run, "stopped", before.get("saved", before.get("step", 0)), iterations)
         print("stopped on request before the first update of this start, so there is nothing to "
               "save; the same command goes on from here", file=sys.stderr)
+        print(how, end="\n" if how else "", file=sys.stderr)
     for process in multiprocessing.active_children():  # loaders: they would notice in seconds
         process.terminate()
     sys.stdout.flush()
@@ -176,17 +179,20 @@ def end_early(run: Path | None, iterations: int) -> NoReturn:
     os._exit(exit_code())  # what was interrupted, an import for example, cannot be taken apart
 
 
-def write_status(run: Path, state: str, step: int, iterations: int) -> None:
-    """Write `status.json`: state is "running", "finished", "stopped" or "failed".
+def write_status(run: Path, state: str, step: int, iterations: int, saved: int | None = None
+                 ) -> None:
+    """Write `status.json`.
 
     Args:
         run: run folder.
         state: "running", "finished", "stopped" or "failed".
-        step: finished updates.
+        step: updates that are made.
         iterations: updates of the whole run.
+        saved: updates that the newest checkpoint has, where these are not all that are made.
     """
+    more = {} if saved is None else {"saved": saved}
     write_atomic(run / "status.json", to_json({"state": state, "step": step,
-                                               "iterations": iterations}))
+                                               "iterations": iterations, **more}))
 
 
 def _is_main() -> bool:

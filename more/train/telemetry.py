@@ -1,4 +1,4 @@
-"""Records of a run: `log.jsonl`, TensorBoard, `train.log` and the line on the terminal."""
+"""Records of a run: `log.jsonl`, TensorBoard, Weights & Biases, `train.log` and the terminal."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from mmengine.logging import MMLogger
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import more
 from more.config.load import to_dict
@@ -29,9 +22,12 @@ from more.data.shards.format import make_folder, to_json, write_atomic
 from more.data.shards.quarantine import Damaged
 from more.data.shards.reader import ShardSet
 from more.progress import console
+from more.train.board import Board
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
+from more.train.live_line import LiveLine
 from more.train.meter import Meter
+from more.train.wandb_log import WandbLog
 
 
 class Records:
@@ -45,14 +41,14 @@ class Records:
     """
 
     def __init__(self, run: Path, main: bool, iterations: int, start: int = 0):
-        self.run, self.main, self.iterations, self.bar = run, main, iterations, None
+        self.run, self.main, self.iterations, self.start = run, main, iterations, start
+        self.live: LiveLine | None = None
         if not main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         make_folder(run)
         self.file = _open_log(run / "log.jsonl")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.board = Board(run, start)
+        self.loggers: list[Board | WandbLog] = [self.board]
         self.logger = MMLogger("more", logger_name="more", log_file=str(run / "train.log"))
         if console.is_terminal:
             for handler in self.logger.handlers:  # lines go above the bar, not through it
@@ -68,8 +64,24 @@ class Records:
         if self.main:
             self.logger.info(text)
 
+    def begin(self, config: Config, world: World, routes: Sequence[str],
+              about: Mapping[str, Any]) -> None:
+        """Tell the loggers what is trained, and Weights & Biases if it is asked for.
+
+        Args:
+            config: settings.
+            world: ranks.
+            routes: what evaluations score; none where nothing is scored.
+            about: what else is to be seen of the run.
+        """
+        if not self.main:
+            return
+        self.board.begin(config, world, routes)
+        if config.telemetry.wandb:
+            self.loggers.append(WandbLog(self.run, config, about, self.say))
+
     def write(self, step: int, record: dict[str, Any]) -> None:
-        """One JSON line; numbers inside nested dicts also become TensorBoard curves.
+        """One JSON line; numbers inside nested dicts also become curves.
 
         Args:
             step: finished updates.
@@ -79,11 +91,17 @@ class Records:
             return
         self.file.write(json.dumps({"step": step, "time": time.time(), **record}) + "\n")
         self.file.flush()
-        for group, value in record.items():
-            values = value if isinstance(value, dict) else {"": value}
-            for name, number in values.items():
-                if isinstance(number, (int, float)):
-                    self.board.add_scalar(f"{group}/{name}".rstrip("/"), number, step)
+        curves = {f"{group}/{name}".rstrip("/"): number for group, value in record.items()
+                  for name, number in (value if isinstance(value, dict) else {"": value}).items()
+                  if isinstance(number, (int, float))}
+        for logger in self.loggers:
+            logger.scalars(step, curves)
+
+    def show(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """RGB pictures uint8 `[H, W, 3]` by the images' ids, of the weights after `step` updates.
+        """
+        for logger in self.loggers if self.main and pictures else ():
+            logger.pictures(step, pictures)
 
     def evaluated(self, step: int) -> bool:
         """Whether the log has scores of the weights after `step` updates; rank 0 only.
@@ -101,25 +119,26 @@ class Records:
                     return True
         return False
 
+    def updates_begin(self, config: Config) -> None:
+        """The first update of this start is about to be made."""
+        if self.main:
+            self.live = LiveLine(self.start, self.iterations, config.train.global_batch, self.say,
+                                 config.train.log_every)
+
     def progress(self, done: int, meter: Meter) -> None:
-        """Move the bar on a terminal.
+        """An update is asked for.
 
         Args:
-            done: finished updates.
-            meter: knows rate and loss.
+            done: updates that are asked for.
+            meter: knows the loss.
         """
-        if not self.main or not console.is_terminal:
-            return
-        if self.bar is None:
-            self.bar = Progress(
-                TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.2f} img/s"),
-                TextColumn("loss {task.fields[loss]:.4g}"),
-                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=console)
-            self.task = self.bar.add_task("", total=self.iterations, completed=done - 1, rate=0.0,
-                                          loss=0.0)
-            self.bar.start()
-        self.bar.update(self.task, completed=done, rate=meter.rate, loss=meter.last_total)
+        if self.live is not None:
+            self.live.update(done, meter.last_total, known=meter.read_any)
+
+    def paused(self) -> None:
+        """What went on between the last update and now does not count for the rate."""
+        if self.live is not None:
+            self.live.pause()
 
     def line(self, done: int, record: dict[str, Any]) -> None:
         """The line of a record: terms, throughput, time left.
@@ -133,13 +152,14 @@ class Records:
         self.say(f"[{done}/{self.iterations}] {terms} | {record['images_per_s']:.2f} img/s, "
                  f"eta {duration(left)}")
 
-    def close(self) -> None:
-        """Flush and close the files."""
+    def close(self, state: str = "finished") -> None:
+        """Flush and close everything; state as in `status.json`."""
         if self.main:
-            if self.bar is not None:
-                self.bar.stop()
+            if self.live is not None:
+                self.live.close()
             self.file.close()
-            self.board.close()
+            for logger in self.loggers:
+                logger.close(state)
 
 
 def _open_log(path: Path) -> IO[str]:
@@ -185,7 +205,8 @@ def duration(seconds: float) -> str:
 
 def describe_run(records: Records, config: Config, world: World, split: BatchSplit,
                  network: torch.nn.Module, train_set: ShardSet, val_set: ShardSet | None,
-                 sources: Mapping[str, Any], left_out: Sequence[Damaged]) -> None:
+                 sources: Mapping[str, Any], left_out: Sequence[Damaged],
+                 routes: Sequence[str] = ()) -> None:
     """Write a run's settings and say what is about to happen; rank 0 only.
 
     Args:
@@ -198,6 +219,7 @@ def describe_run(records: Records, config: Config, world: World, split: BatchSpl
         val_set: images that are scored, or None.
         sources: what else `run.json` says the run was made from.
         left_out: damaged images.
+        routes: what evaluations score.
     """
     run = records.run
     write_atomic(run / "config.json", to_json(to_dict(config)))
@@ -206,6 +228,7 @@ def describe_run(records: Records, config: Config, world: World, split: BatchSpl
              "val": str(Path(val_set.path).resolve()) if val_set else None,
              "ranks": world.size, "torch": torch.__version__, "stage": config.stage, **sources}
     write_atomic(run / "run.json", to_json(about))
+    records.begin(config, world, routes if val_set else (), about)
     if left_out:
         write_atomic(run / "quarantine.json", to_json([asdict(item) for item in left_out]))
         records.say(f"{len(left_out)} damaged images are left out (data.quarantine), "

@@ -33,14 +33,16 @@ from more.train.checks import (
 )
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, settled_here
+from more.train.live_line import Status
 from more.train.meter import BACKWARD, REST, UPDATE, WAITING, Means, Meter, Trace
 from more.train.optimizer import poisoned
 from more.train.rewind import go_back, resolve
 from more.train.safety import Guard, Watchdog
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage, check_start
-from more.train.stop import StopRequest, write_status
+from more.train.stop import StopRequest
 from more.train.telemetry import Records, describe_run
+from more.train.val_pictures import ValPictures
 from more.train.validation import validate
 
 
@@ -84,7 +86,8 @@ class Trainer:
         self._resume(source)
         if world.main:
             describe_run(self.records, config, world, self.split, self.engine.module,
-                         self.train_set, val_set, self.stage.sources, left_out)
+                         self.train_set, val_set, self.stage.sources, left_out,
+                         self.stage.routes)
 
     def _source(self, resume: str) -> Path | None:
         """The checkpoint that the run goes on from, which must fit; None starts afresh.
@@ -116,14 +119,17 @@ class Trainer:
         self.writer = Writer(run / "checkpoints", config.checkpoint.keep, world,
                              config.checkpoint.background)
         self.guard = Guard(run, config.train.skip_nonfinite, config.precision == "fp16")
+        self.status = Status(run, config.train.iterations)
+        self.pictures = ValPictures(self.val_set, config, world, self.stage.routes)
         self.trace = Trace(config.train.profile, run, world.device, self.records.say, world.main)
 
     def _resume(self, source: Path | None) -> None:
         """Put back the rest of the checkpoint's state: moments, schedule, random numbers."""
-        self.start, self.saved = 0, -1  # updates that are done, and that are saved
+        # Updates that are done, that are saved, and that a complete checkpoint has.
+        self.start, self.saved, self.on_disk = 0, -1, 0
         if source is not None:
             self.start = checkpoint.restore(self.engine, source, self.world, self.average)
-            self.saved = self.start
+            self.saved = self.on_disk = self.start
             self.records.say(f"resumed after {self.start} updates from {source}")
 
     def fit(self) -> str:
@@ -148,7 +154,7 @@ class Trainer:
             raise out_of_memory(error, self.split) from error
         finally:
             watchdog.close()
-            self.records.close()
+            self.records.close(state)
             self.engine.destroy()
         return state
 
@@ -161,6 +167,7 @@ class Trainer:
             return self._stopped(self.start)
         if self._missed_evaluation() and self._evaluate(self.start):
             return self._stopped(self.start)
+        self.records.updates_begin(self.config)
         batches = iter(self.stage.batches(self.split, self.start))
         for step in range(self.start, train.iterations):
             watchdog.rearm()
@@ -169,6 +176,7 @@ class Trainer:
             watchdog.disarm()
             self.trace.after(step)
             done = step + 1
+            self._alive(done, meter)
             every = train.log_every, self.config.checkpoint.every, self.config.eval.every
             record, save, score = (self._due(done, updates) for updates in every)
             if record or save or score:
@@ -184,6 +192,7 @@ class Trainer:
                 if self._evaluate(done) or (done < train.iterations and self.stop.agreed()):
                     return self._stopped(done)
                 meter.restart()
+                self.records.paused()
         self.trace.close(train.iterations)
         self.writer.finish()
         self._status("finished", train.iterations)
@@ -235,7 +244,6 @@ class Trainer:
                                        self.world)
             if path is not None:
                 self.records.say(f"iteration {step} is left out: not finite, see {path}")
-        self.records.progress(step + 1, means.meter)
 
     def _pass(self, terms: dict[str, torch.Tensor], anchor: torch.Tensor
               ) -> dict[str, torch.Tensor]:
@@ -249,10 +257,10 @@ class Trainer:
     def _evaluate(self, done: int) -> bool:
         """Score the weights; whether somebody asked to stop meanwhile, and there are no scores."""
         if self.average is None:
-            scores = self._scores()
+            scores = self._scores(done)
         else:
             with self.average.in_place():
-                scores = self._scores()
+                scores = self._scores(done)
         self.engine.train()
         if scores is None:
             return True
@@ -270,10 +278,13 @@ class Trainer:
                     prune(self.writer.folder, self.config.checkpoint.keep)
         return False
 
-    def _scores(self) -> dict[str, float] | None:
-        """Scores of the weights as they are; None where somebody asked to stop meanwhile."""
-        return validate(self.engine.module, self.val_set, self.config, self.world,
-                        self.stage.routes, self.stop.agreed)
+    def _scores(self, done: int) -> dict[str, float] | None:
+        """Scores of the weights as they are, and pictures of what they give."""
+        scores = validate(self.engine.module, self.val_set, self.config, self.world,
+                          self.stage.routes, self.stop.agreed)
+        if scores is not None:
+            self.records.show(done, self.pictures.draw(self.engine.module))
+        return scores
 
     def _save(self, done: int) -> None:
         """Write a checkpoint of these updates, unless there is one."""
@@ -290,7 +301,15 @@ class Trainer:
     def _status(self, state: str, step: int) -> None:
         """Say in `status.json` how far the run is."""
         if self.world.main:
-            write_status(self.run, state, step, self.config.train.iterations)
+            self.status.write(state, step)
+
+    def _alive(self, done: int, meter: Meter) -> None:
+        """Show that an update is made, on the terminal and in `status.json`."""
+        self.records.progress(done, meter)
+        if not self.writer.busy:
+            self.on_disk = max(self.saved, 0)
+        if self.world.main:
+            self.status.update(done, self.on_disk)
 
     def _due(self, done: int, every: int) -> bool:
         """Whether something is due that comes every so many updates, and at the end."""

@@ -7,7 +7,7 @@ K classes with the background.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -69,25 +69,53 @@ def validate(network: torch.nn.Module, data: ShardSet, config: Config, world: Wo
 def _labels(network: torch.nn.Module, images: torch.Tensor, tags: torch.Tensor,
             config: Config, routes: Sequence[str]) -> torch.Tensor:
     """Label maps uint8 `[R,B,S,S]` of some routes at the inference size, from one forward."""
+    return torch.stack([route_label(name, values, tags, config)
+                        for name, values in route_maps(network, images, config, routes)])
+
+
+def route_maps(network: torch.nn.Module, images: torch.Tensor, config: Config,
+               routes: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What some routes say of images, from one forward; one after another, since they are large.
+
+    Args:
+        network: `MoReNetwork`.
+        images: normalised, `[B,3,S,S]`.
+        config: settings.
+        routes: among "cam", "lam" and "decoder".
+
+    Yields:
+        A route, and its class maps `[B,C,S,S]` in 0..1; of "decoder" logits `[B,C+1,S,S]`.
+    """
     size = images.shape[-2:]
     images = images.to(next(network.parameters()).dtype)  # half under fp16
-    thresholds = {"cam": config.cam.background, "lam": config.inference.threshold}
     mode = "segment" if set(routes) == {"decoder"} else (
         "scores" if "decoder" in routes else "maps")
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         found = network(images, mode=mode)
-    result = []
     for name in routes:
         if name == "decoder":
             logits = (found if mode == "segment" else found["segment"]).float()
-            label = F.interpolate(logits, size, mode="bilinear").argmax(1)
+            yield name, F.interpolate(logits, size, mode="bilinear")
         else:
             raw = found[name].float()
-            full = F.interpolate(raw.relu() if name == "cam" else raw, size, mode="bilinear")
-            label = cam_to_label(minmax(full), tags, background=thresholds[name],
-                                 ignore_middle=False)
-        result.append(label.byte())
-    return torch.stack(result)
+            yield name, minmax(F.interpolate(raw.relu() if name == "cam" else raw, size,
+                                             mode="bilinear"))
+
+
+def route_label(name: str, values: torch.Tensor, tags: torch.Tensor, config: Config
+                ) -> torch.Tensor:
+    """Label maps uint8 `[B,S,S]` of what `route_maps` gives.
+
+    Args:
+        name: the route.
+        values: its maps or logits.
+        tags: true tags `[B,C]`.
+        config: settings (thresholds).
+    """
+    if name == "decoder":
+        return values.argmax(1).byte()
+    at = {"cam": config.cam.background, "lam": config.inference.threshold}[name]
+    return cam_to_label(values, tags, background=at, ignore_middle=False).byte()
 
 
 def _count(totals: torch.Tensor, truth: torch.Tensor, labels: torch.Tensor, classes: int) -> None:

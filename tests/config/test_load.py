@@ -69,7 +69,7 @@ def test_an_unknown_key_names_the_nearest(text, hint):
     "cam.scales=(0.5,1)", "data.mean=(1,2)", "optim=3", "precision=fp8", "model.graph=1",
     "optim.lr=abc", "optim.lr=-1", "optim.lr=0", "optim.lr=1e999", "optim.betas=(0.9,)",
     "optim.warmup=-5", "data.workers=-2", "train.profile=4:2", "train.profile=x",
-        "train.scale_to=-1", "data.min_area=7", "data.std=(1,0,1)",
+        "train.scale_to=-1", "telemetry.pictures=-1", "data.min_area=7", "data.std=(1,0,1)",
     "data.mean=(1,'x',2)", "cam.scales=(1,-1)", "cam.scales=(1,'a')", "cam.scales=1",
     "cam.par_dilations=(1,0.5)", "train.threads=-3", "train.micro_batch=-3",
     "deepspeed.timeout_minutes=0", "model.decoder_width=0", "model.regularising_tokens=-1",

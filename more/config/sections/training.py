@@ -1,4 +1,4 @@
-"""Settings of training: optimiser, length, batch, stage two, checkpoints and DeepSpeed."""
+"""Settings of training: optimiser, length, batch, stage two, checkpoints, telemetry, DeepSpeed."""
 
 from __future__ import annotations
 
@@ -110,6 +110,16 @@ class CheckpointConfig:
                         "'decoder'; '' = off",
                         choices=("", "cam", "lam", "decoder"), empty_is_off=True)
     background: bool = setting(False, "write while training goes on")
+
+
+@dataclass(frozen=True)
+class TelemetryConfig:
+    """What a run shows beside its log; no number of the training depends on it."""
+
+    pictures: int = setting(4, "validation images that TensorBoard shows at every evaluation, "
+                            "always the same: image, maps, masks, truth; 0 = none", low=0, high=64)
+    wandb: str = setting("", "project of Weights & Biases that gets figures and pictures as well "
+                         "(extra 'wandb'); '' = off", empty_is_off=True)
 
 
 @dataclass(frozen=True)
