@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,9 @@ ValShare = Annotated[float | None, typer.Option(
 Seed = Annotated[int | None, typer.Option(
     min=0, max=2**32 - 1, help="training: another seed, other images for validation "
                                "[default: 0]")]
+WeightsFormat = Annotated[str | None, typer.Option(
+    "--format", help="safetensors, onnx or pt2 (torch.export) [default: by the ending of --out]")]
+PROGRAMS = {"onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load(FILE).module()"}
 
 
 @app.command()
@@ -68,16 +72,33 @@ def export(
 @app.command("export-weights")
 def export_weights(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", help="file to write, NAME.safetensors")],
+    out: Annotated[Path, typer.Option(
+        "--out", help="file to write, NAME.safetensors, NAME.onnx or NAME.pt2")],
     checkpoint: Checkpoint = "latest",
+    format: WeightsFormat = None,
 ) -> None:
-    """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
+    """One safetensors file with weights, settings and classes; `predict --run FILE` takes it.
+
+    As ONNX or as a program of torch.export: the network with its decoder, for use without this
+    package. The file is compared with the network; NAME.onnx.json says how to feed it.
 
     Example: `python -m more export-weights --run checkpoints/shapes --out shapes.safetensors`
+
+    `python -m more export-weights --run checkpoints/shapes/two --out shapes.onnx`
     """
     from more.inference.load import export_weights as job
+    from more.inference.portable import choose_format, export_network
+    from more.progress import say
 
-    print(job(run, out, checkpoint))
+    kind = choose_format(out, format)
+    if kind == "safetensors":
+        print(job(run, out, checkpoint))
+        say(f"next: python -m more predict PICTURES --run {shlex.quote(str(out))} --out masks")
+        return
+    made = export_network(run, out, kind, checkpoint)
+    print(made.path)
+    say(f"compared with torch on random pixels: largest difference {made.difference:.1e}")
+    say(f"next: run it, e.g. with {PROGRAMS[kind]}; {made.facts} says how to prepare pictures")
 
 
 @app.command()
