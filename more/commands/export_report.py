@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from more.commands.options import Checkpoint, Palette, Run, app, one_of
+from more.progress import say
 
 Out = Annotated[Path, typer.Option(
     "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")]
 Format = Annotated[str, typer.Option(
-    help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
-         "archive for VOC's test server; training: a folder for supervised training")]
+    help="png: one index PNG per image, classes.txt and colours.csv; rle: COCO JSON with run "
+         "lengths; voc-server: the archive for VOC's test server; training: a folder for "
+         "supervised training")]
 WithPalette = Annotated[bool | None, typer.Option(
     "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]")]
 Data = Annotated[Path | None, typer.Option(
@@ -66,7 +68,26 @@ def export(
     tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,
                          list=list_file, fill_ignore=fill_ignore, val_share=val_share, seed=seed)
     tally.print()
+    say(f"next: {_after_export(format, out, tally.exit_code)}")
     raise typer.Exit(tally.exit_code)
+
+
+def _after_export(format: str, out: Path, failed: int) -> str:
+    """What to do with an export."""
+    place = shlex.quote(str(out))
+    if failed:
+        return ("the failed ones are named above; make their masks again with `more refine`, then "
+                "run the same command again")
+    if format == "png":
+        return (f"use {place} with its classes.txt; shards again: python -m data_tools.folder "
+                f"IMAGES SET --masks {place} --classes {shlex.quote(str(out / 'classes.txt'))}")
+    if format == "rle":
+        return ("load it with pycocotools; shards again: python -m data_tools.coco "
+                f"{place} IMAGES SET")
+    if format == "voc-server":
+        return f"upload {place} to VOC's test server as an entry of comp6"
+    return (f"pip install segmentation-models-pytorch && python "
+            f"{shlex.quote(str(out / 'train_example.py'))} --epochs 20")
 
 
 @app.command("export-weights")
@@ -88,7 +109,6 @@ def export_weights(
     """
     from more.inference.load import export_weights as job
     from more.inference.portable import choose_format, export_network
-    from more.progress import say
 
     kind = choose_format(out, format)
     if kind == "safetensors":
@@ -97,7 +117,8 @@ def export_weights(
         return
     made = export_network(run, out, kind, checkpoint)
     print(made.path)
-    say(f"compared with torch on random pixels: largest difference {made.difference:.1e}")
+    say(f"compared with torch on random pixels: largest difference {made.difference:.1e}, of "
+        f"logits up to {made.largest:.1e}")
     say(f"next: run it, e.g. with {PROGRAMS[kind]}; {made.facts} says how to prepare pictures")
 
 

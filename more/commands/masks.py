@@ -20,6 +20,7 @@ from more.commands.options import (
     one_of,
 )
 from more.errors import UserError
+from more.progress import say
 
 if TYPE_CHECKING:
     from more.progress import Tally
@@ -179,13 +180,18 @@ def predict(
     checkpoint: Checkpoint = "latest",
     batch: Batch = 0,
     overlay: Annotated[bool, typer.Option(help="also paint the mask over the image")] = True,
+    sheet: Annotated[bool, typer.Option(
+        help="also draw the overlays in --out (at most 64) on one contact_sheet.jpg there")] = True,
     device: PredictDevice = "",
     palette: Palette = "voc",
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
+    Pictures in which no class was found are named at the end.
+
     Example: `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
+    from more.inference.contact_sheet import SHEET
     from more.inference.localizer import KINDS
     from more.inference.predict import choose_device
     from more.inference.predict import predict as job
@@ -193,9 +199,15 @@ def predict(
 
     one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
-                      overlay, palette)
+                      overlay, palette, sheet)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
     tally.print()
+    if tally.failures:
+        say("next: mend or leave out the failed pictures, and run the same command again; "
+            "finished ones are skipped")
+    else:
+        seen = out / SHEET if sheet and (out / SHEET).is_file() else out
+        say(f"next: look at {seen}; NAME.json has the classes and pixels of each picture")
     raise typer.Exit(tally.exit_code)
 
 

@@ -38,11 +38,13 @@ class Exported:
         path: the network.
         facts: JSON beside it: how pixels are prepared and logits read.
         difference: largest one between its logits and the network's own, on random pixels.
+        largest: of these logits, without sign.
     """
 
     path: Path
     facts: Path
     difference: float
+    largest: float
 
 
 class Segmenter(nn.Module):
@@ -111,12 +113,12 @@ def export_network(run: Path, out: Path, format: str, which: str = "latest") -> 
     program = trace(segmenter, size)
     facts = describe(config, class_names(run), path.name, program)
     data = _as_onnx(program, facts) if format == "onnx" else _as_pt2(program, facts)
-    difference = _compare(segmenter, size, data, format, out)
+    difference, largest = _compare(segmenter, size, data, format, out)
     make_folder(out.parent)
     write_atomic(out, data)
     beside = out.with_name(f"{out.name}.json")
     write_atomic(beside, to_json(facts))
-    return Exported(out, beside, difference)
+    return Exported(out, beside, difference, largest)
 
 
 def need_packages() -> None:
@@ -200,21 +202,23 @@ def _texts(facts: dict[str, Any]) -> dict[str, str]:
             for key, value in facts.items()}
 
 
-def _compare(segmenter: nn.Module, size: int, data: bytes, format: str, out: Path) -> float:
-    """The largest difference between a written file's logits and the network's."""
+def _compare(segmenter: nn.Module, size: int, data: bytes, format: str, out: Path
+             ) -> tuple[float, float]:
+    """The largest difference between a file's logits and the network's, and their largest one."""
     run = _onnx_runner(data) if format == "onnx" else _pt2_runner(data)
     pixels = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = segmenter(pixels).numpy()
     difference = max(float(np.abs(run(pixels[:count]) - wanted[:count]).max())
                      for count in _BATCHES)
-    allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    largest = float(np.abs(wanted).max())
+    allowed = TOLERANCE * max(1.0, largest)  # float32 has seven digits, whatever the size
     if not difference <= allowed:  # not a number is a difference, too
         raise UserError(f"{out}: not written, its logits differ by {difference:.1e} from the "
                         f"network's (allowed: {allowed:.1e})",
                         "choose another --format, or other versions of torch and the packages "
                         'of ".[onnx]"')
-    return difference
+    return difference, largest
 
 
 def _onnx_runner(data: bytes) -> Any:

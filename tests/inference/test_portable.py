@@ -18,7 +18,7 @@ from more.cli import main
 from more.config.load import config_from_dict, to_dict
 from more.errors import UserError
 from more.inference import portable
-from more.inference.load import load_run
+from more.inference.load import export_weights, load_run
 from more.inference.localizer import Localizer, Request
 from more.inference.portable import choose_format, export_network
 from more.method.make_network import make_network
@@ -73,8 +73,21 @@ def test_the_file_computes_the_networks_logits(tmp_path, format, model):
         pytest.importorskip("onnxruntime")
     source = make_run(tmp_path / "run", **model)
     made = export_network(source, tmp_path / "new" / f"net.{format}", format)
-    assert made.difference <= 1e-4
+    assert made.difference <= 1e-4 and 1e-3 < made.largest < 100
     same_logits(source, made.path)
+
+
+def test_stage_two_and_its_exported_file_give_one_program(tmp_path):
+    """The decoder of stage two is trained whatever the weight of its loss in stage one."""
+    two = make_run(tmp_path / "run")
+    settings = json.loads((two / "config.json").read_text())
+    settings["loss"]["weights"]["seg"] = 0
+    (two / "config.json").write_text(json.dumps({**settings, "stage": 2}))
+    file = export_weights(two, tmp_path / "two.safetensors")
+    for source in (two, file):
+        made = export_network(source, tmp_path / "net.pt2", "pt2")
+        same_logits(two, made.path)
+        assert "dog, big" in json.loads(made.facts.read_text())["labels"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
