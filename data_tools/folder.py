@@ -67,7 +67,8 @@ def make_records(layout: Layout, images: Mapping[str, Item], root: Path, classes
     Raises:
         UserError: masks, tags or classes are missing, doubled, unreadable or do not fit.
     """
-    used = () if layout.masks is None else (layout.masks / LABELMAP,)
+    used = () if layout.masks is None else [layout.masks / name for name in
+                                            (LABELMAP, *CLASS_FILES, "colours.csv")]
     masks = find_masks(layout.masks, images, used) if layout.masks else {}
     _need_tags(layout, images, masks)
     names = _listed_classes(layout, root, classes, meaning)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from more.data.shards.format import make_folder, write_atomic
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.captions import drawable, font
+from more.evaluation.captions import drawable, fitted, font
 from more.evaluation.pictures import colour_of, mask_overlay, thumbnail
 
 _TEXT, _LINE, _GAP, _LINES = 14, 19, 12, 3  # pixels: letters, line, space between; lines of tags
@@ -111,7 +111,7 @@ def _draw(cells: list[_Cell], names: list[str]) -> np.ndarray:
 def _write(pen: ImageDraw.ImageDraw, left: int, top: int, image_id: str,
            caption: list[list[tuple[str, int]]], width: int) -> None:
     """The id, then lines of tags, each behind a square in the colour that its masks have."""
-    pen.text((left, top), _fitting(drawable(image_id), width), "black", _font())
+    pen.text((left, top), fitted(drawable(image_id), width, _TEXT), "black", _font())
     for tags in caption:
         top, x = top + _LINE, left
         for text, label in tags:
@@ -127,7 +127,7 @@ def _wrapped(cell: _Cell, names: list[str], width: int) -> list[list[tuple[str, 
     lines: list[list[tuple[str, int]]] = [[]]
     used = 0
     for number, tag in enumerate(cell.tags):
-        text = _fitting(drawable(names[tag]), width - 15)
+        text = fitted(drawable(names[tag]), width - 15, _TEXT)
         needed = _length(text) + 25
         if used and used + needed - 10 > width:
             if len(lines) == _LINES:
@@ -138,18 +138,6 @@ def _wrapped(cell: _Cell, names: list[str], width: int) -> list[list[tuple[str, 
         lines[-1].append((text, tag + 1))
         used += needed
     return lines if cell.tags else [[("no tags", 0)]]
-
-
-def _fitting(text: str, width: int) -> str:
-    """The text, shortened in its middle until it is at most `width` pixels long."""
-    keep = len(text)
-    while keep > 2 and _length(text if keep == len(text) else _cut(text, keep)) > width:
-        keep -= 1
-    return text if keep == len(text) else _cut(text, keep)
-
-
-def _cut(text: str, keep: int) -> str:
-    return f"{text[:(keep + 1) // 2]}…{text[len(text) - keep // 2:]}"
 
 
 def _font() -> ImageFont.FreeTypeFont:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from more.commands.next_lines import after_export, step_of
+from more.commands.next_lines import after_export, line, step_of
 from more.commands.options import (
     HOW,
     LOOK,
@@ -24,14 +24,15 @@ from more.commands.options import (
     show_json,
     tell_next,
 )
+from more.progress import say
 
 Out = Annotated[Path, typer.Option(
     "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz",
     rich_help_panel=PLACES)]
 Format = Annotated[str, typer.Option(
-    help="png: one index PNG per image; rle: COCO JSON with run lengths; voc-server: the "
-         "archive for VOC's test server; training: a folder for supervised training",
-    rich_help_panel=HOW)]
+    help="png: one index PNG per image, classes.txt and colours.csv; rle: COCO JSON with run "
+         "lengths; voc-server: the archive for VOC's test server; training: a folder for "
+         "supervised training", rich_help_panel=HOW)]
 WithPalette = Annotated[bool | None, typer.Option(
     "--palette/--no-palette", help="png: with the VOC colour palette [default: palette]",
     rich_help_panel=SHOWN)]
@@ -53,6 +54,10 @@ ValShare = Annotated[float | None, typer.Option(
 Seed = Annotated[int | None, typer.Option(
     min=0, max=2**32 - 1, help="training: another seed, other images for validation "
                                "[default: 0]", rich_help_panel=HOW)]
+WeightsFormat = Annotated[str | None, typer.Option(
+    "--format", help="safetensors, onnx or pt2 (torch.export) [default: by the ending of --out]",
+    rich_help_panel=HOW)]
+PROGRAMS = {"onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load(FILE).module()"}
 
 
 @app.command(rich_help_panel=MASKS)
@@ -84,28 +89,52 @@ def export(
     one_of("--format", format, tuple(FORMATS))
     tally = export_masks(masks, out, format, palette=palette, data=data, panoptic=panoptic or None,
                          list=list_file, fill_ignore=fill_ignore, val_share=val_share, seed=seed)
-    end(tally, "" if format == "png" else after_export(masks), as_json, out=out)
+    end(tally, after_export(format, out), as_json, out=out)
 
 
 @app.command("export-weights", rich_help_panel=MASKS)
 def export_weights(
     run: Run,
     out: Annotated[Path, typer.Option(
-        "--out", help="file to write, NAME.safetensors", rich_help_panel=PLACES)],
+        "--out", help="file to write, NAME.safetensors, NAME.onnx or NAME.pt2",
+        rich_help_panel=PLACES)],
     checkpoint: Checkpoint = "latest",
+    format: WeightsFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """One safetensors file with weights, settings and classes; `localize --run FILE` takes it.
+    """One safetensors file with weights, settings and classes; `predict --run FILE` takes it.
+
+    As ONNX or as a program of torch.export: the network with its decoder, for use without this
+    package. The file is compared with the network; NAME.onnx.json says how to feed it.
 
     Example: `python -m more export-weights --run quickstart/run/two --out shapes.safetensors`
+
+    `python -m more export-weights --run quickstart/run/two --out shapes.onnx`
     """
     from more.inference.load import export_weights as job
+    from more.inference.portable import choose_format, export_network
 
-    written = job(run, out, checkpoint)
+    kind = choose_format(out, format)
+    if kind == "safetensors":
+        _weights_written(job(run, out, checkpoint), as_json)
+        return
+    made = export_network(run, out, kind, checkpoint)
     if as_json:
-        show_json({"out": str(written)})
+        show_json({"out": str(made.path), "difference": made.difference, "facts": str(made.facts)})
+        return
+    print(made.path)
+    say(f"compared with torch on random pixels: largest difference {made.difference:.1e}, of "
+        f"logits up to {made.largest:.1e}")
+    tell_next(f"run it, e.g. with {PROGRAMS[kind]}; {made.facts} says how to prepare pictures")
+
+
+def _weights_written(file: Path, as_json: bool) -> None:
+    """Say where the weights are, and how they are used."""
+    if as_json:
+        show_json({"out": str(file)})
     else:
-        print(written)
+        print(file)
+        tell_next(line("predict", "PICTURES", "--run", file, "--out", "masks"))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -199,6 +199,9 @@ Crf = Annotated[bool, typer.Option(
     help="dense CRF at the size of the image", rich_help_panel=HOW)]
 Overlay = Annotated[bool, typer.Option(
     help="also paint the mask over the image", rich_help_panel=SHOWN)]
+Sheet = Annotated[bool, typer.Option(
+    help="also draw the overlays in --out (at most 64) on one contact_sheet.jpg there",
+    rich_help_panel=SHOWN)]
 PredictDevice = Annotated[str, typer.Option(
     help="cpu, cuda or cuda:N [default: a GPU if there is one]", rich_help_panel=SPEED)]
 
@@ -215,17 +218,21 @@ def predict(
     checkpoint: Checkpoint = "latest",
     batch: Batch = 0,
     overlay: Overlay = True,
+    sheet: Sheet = True,
     device: PredictDevice = "",
     palette: Palette = "voc",
     as_json: AsJson = False,
 ) -> None:
     """Masks and overlays of your own pictures; no shards needed. Finished ones are skipped.
 
+    Pictures in which no class was found are named at the end.
+
     Example: `python -m more predict quickstart/data/shapes/JPEGImages --run quickstart/run
     --out new_masks`
 
     `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
+    from more.inference.contact_sheet import SHEET
     from more.inference.localizer import KINDS
     from more.inference.predict import choose_device
     from more.inference.predict import predict as job
@@ -233,6 +240,8 @@ def predict(
 
     one_of("--map", kind, ("auto", *KINDS))
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
-                      overlay, palette)
+                      overlay, palette, sheet)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
-    end(tally, "", as_json, out=out)
+    seen = out / SHEET if sheet and (out / SHEET).is_file() else out
+    end(tally, f"look at {seen}; NAME.json has the classes and pixels of each picture", as_json,
+        out=out)

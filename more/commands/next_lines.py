@@ -61,11 +61,19 @@ def after_evaluate(path: Path, data: Path, saved: Path | None) -> str:
     return line("evaluate", "OTHER", "--data", data, "--against", saved)
 
 
-def after_export(masks: Path) -> str:
-    """Training on the masks, with the run, the recipe and the images that they come from."""
-    run = run_of(masks)
-    recipe, images = _origin(run)
-    return line("train", recipe, "--train", images, "--masks", masks, "--init", run or "RUN")
+def after_export(format: str, out: Path) -> str:
+    """What to do with masks that were written for other tools."""
+    place = shlex.quote(str(out))
+    if format == "png":
+        return (f"use {place} with its classes.txt; shards again: python -m data_tools.folder "
+                f"IMAGES SET --masks {place} --classes {shlex.quote(str(out / 'classes.txt'))}")
+    if format == "rle":
+        return (f"load it with pycocotools; shards again: python -m data_tools.coco {place} "
+                "IMAGES SET")
+    if format == "voc-server":
+        return f"upload {place} to VOC's test server as an entry of comp6"
+    return ("pip install segmentation-models-pytorch && python "
+            f"{shlex.quote(str(out / 'train_example.py'))} --epochs 20")
 
 
 def step_of(run: Path) -> str:
@@ -76,19 +84,6 @@ def step_of(run: Path) -> str:
 
     state = read_status(run).get("state")
     return next_step(run, str(run), read_scores(run, []), state and str(state))["command"]
-
-
-def _origin(run: Path | None) -> tuple[str, str]:
-    """Recipe and training set of a run; CONFIG and SET where they are not known."""
-    from more.config.recipes import recipes
-    from more.evaluation.run_scores import read_json
-
-    name, images = "CONFIG", "SET"
-    if run is not None:
-        config, about = (read_json(run / file, []) or {} for file in ("config.json", "run.json"))
-        name = config.get("name") if config.get("name") in recipes() else name
-        images = about.get("train", images)
-    return name, images
 
 
 def _about(shards: Path) -> dict[str, object]:

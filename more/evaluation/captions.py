@@ -88,6 +88,26 @@ def drawable(text: str) -> str:
                    letter.encode("ascii", "backslashreplace").decode("ascii") for letter in text)
 
 
+def fitted(text: str, width: int, size: int) -> str:
+    """The text, shortened in its middle until it is at most `width` pixels long.
+
+    Args:
+        text: to be drawn.
+        width: in pixels.
+        size: of the font.
+    """
+    keep = len(text)
+    while keep > 2 and round(font(size).getlength(_cut(text, keep))) > width:
+        keep -= 1
+    return _cut(text, keep)
+
+
+def _cut(text: str, keep: int) -> str:
+    if keep >= len(text):
+        return text
+    return f"{text[:(keep + 1) // 2]}…{text[len(text) - keep // 2:]}"
+
+
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings: Latin, Greek, Cyrillic and more."""

@@ -22,6 +22,7 @@ from more.data.tags import class_indices, split_cells
 from more.device import local_device
 from more.errors import UserError
 from more.filtering.parameters import CRFParams
+from more.inference.contact_sheet import remove_contact_sheet, write_contact_sheet
 from more.inference.inputs import find_pictures, plain
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
@@ -38,6 +39,8 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
             which: str = "latest", device: torch.device | None = None,
             stdin: BinaryIO | None = None, progress: bool = True) -> Tally:
     """Write mask, overlay and JSON of every picture; results of an equal earlier call stay.
+
+    A sheet shows the overlays of `out`, see `write_contact_sheet`.
 
     Args:
         inputs: files, folders, patterns, or `-` for a list on `stdin` (see `find_pictures`).
@@ -76,6 +79,10 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
         job = PictureJob(localizer, options, names, given, out, _record(config, options, path),
                          bar)
         job.run(pictures)
+        if options.sheet:
+            write_contact_sheet(out)
+        elif job.tally.done:
+            remove_contact_sheet(out)  # it shows masks that are no more
     return job.tally
 
 

@@ -54,6 +54,12 @@ class Result:
                 and all(name in facts.get("files", ()) for name in wanted)
                 and all((self.facts.parent / name).is_file() for name in wanted))
 
+    def without_class(self) -> bool:
+        """True when the mask that is there is background everywhere, as its JSON says."""
+        facts = json.loads(self.facts.read_text(encoding="utf-8"))
+        height, width = facts["size"]
+        return facts["background_pixels"] == height * width
+
     def save(self, image: np.ndarray, label: np.ndarray, facts: dict[str, Any],
              overlay: bool, names: Sequence[str] = (), colours: np.ndarray = PALETTE) -> None:
         """Write the files, each complete or not at all.

@@ -14,7 +14,7 @@ import torch
 from more.data.seeds import SeedItem, seed_label
 from more.data.shards.codec import decode_whole
 from more.data.shards.format import sha256_bytes
-from more.errors import UserError
+from more.errors import UserError, first_few
 from more.filtering.parameters import CRFParams
 from more.inference.inputs import Picture
 from more.inference.localize import seed_threshold
@@ -39,7 +39,8 @@ class Options:
         crf: dense CRF with the run's parameters; otherwise the plain thresholded map.
         batch: pictures a forward; 0 = `inference.batch`.
         overlay: also paint the mask over the picture, with the names of its classes.
-        palette: colours of the classes, see `more.evaluation.palettes`.
+        palette: colours of the classes, see `more.palette`.
+        sheet: also draw the overlays on one picture, see `write_contact_sheet`.
     """
 
     map: str = "auto"
@@ -49,6 +50,7 @@ class Options:
     batch: int = 0
     overlay: bool = True
     palette: str = "voc"
+    sheet: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class _Item:
 
 class PictureJob:
     """The work on a list of pictures; `tally` counts what became of them.
+
+    `without_class` are the names of those whose mask is background everywhere.
 
     Args:
         localizer: makes the maps; its request names `options.map` and takes the tags it is given.
@@ -80,6 +84,7 @@ class PictureJob:
         self.localizer, self.options, self.names, self.given = localizer, options, names, given
         self.out, self.record, self.bar = out, record, bar
         self.tally = Tally("images")
+        self.without_class: list[str] = []
 
     def run(self, pictures: list[Picture]) -> None:
         """All pictures, some at a time through the network."""
@@ -92,6 +97,9 @@ class PictureJob:
                 batch = []
         if batch:
             self._predict(batch)
+        names = self.without_class
+        self.tally.note(f"no class above background, masks all background: {first_few(names)}; "
+                        'their NAME.json says "no_class": true', len(names))
 
     def _read(self, pictures: list[Picture]) -> Iterator[_Item]:
         """Pictures that have to be done; the others are counted."""
@@ -118,7 +126,10 @@ class PictureJob:
         provenance = {**self.record, "image": sha256_bytes(data)}
         if tags is not None:
             provenance["tags"] = [self.names[k] for k in np.flatnonzero(tags)]
-        if Result(self.out, picture.name).up_to_date(provenance, self.options.overlay):
+        result = Result(self.out, picture.name)
+        if result.up_to_date(provenance, self.options.overlay):
+            if result.without_class():
+                self.without_class.append(picture.name)
             return None
         return _Item(picture, decode_whole(data, picture.place), tags, provenance)
 
@@ -145,12 +156,16 @@ class PictureJob:
             seed = SeedItem(seed.keys[kept], seed.maps[kept])
         label = self._label(item.image, seed)
         colours = palette(self.options.palette)
+        nothing = not label.any()
         table = class_table(self.names, scores, tags, label, colours)
         Result(self.out, item.picture.name).save(
             item.image, label, {
                 "file": str(item.picture.path), "size": list(label.shape), "classes": table,
-                "background_pixels": int((label == 0).sum()), "provenance": item.provenance},
+                "background_pixels": int((label == 0).sum()), "no_class": nothing,
+                "provenance": item.provenance},
             self.options.overlay, self.names, colours)
+        if nothing:
+            self.without_class.append(item.picture.name)
 
     def _label(self, image: np.ndarray, seed: SeedItem) -> np.ndarray:
         if self.options.crf:

@@ -284,9 +284,9 @@ class ClassTokenEncoder(nn.Module):
         patches = self.patch_embed(cut).flatten(1, 2)  # timm's dynamic size gives [B,h,w,D]
         if self.frozen_blocks:
             positions = self.positions(size)[:, self.cls_token.shape[1]:]
-            leading = self.prefix.expand(len(images), -1, -1).to(patches.dtype)
+            leading = self.prefix.expand(images.shape[0], -1, -1).to(patches.dtype)
             return self.norm_pre(torch.cat([leading, patches + positions], dim=1)), grid
-        leading = self.cls_token.expand(len(images), -1, -1).to(patches.dtype)
+        leading = self.cls_token.expand(images.shape[0], -1, -1).to(patches.dtype)
         tokens = torch.cat([leading, patches], dim=1)
         return self.norm_pre(tokens + self.positions(size)), grid
 

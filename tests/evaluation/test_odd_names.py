@@ -59,9 +59,8 @@ def test_export_writes_them(odd, tmp_path, format):
     output("export", odd[1], *data, "--out", out, "--format", format)
     files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
     texts = [path.read_text() for path in files if path.suffix in (".txt", ".json")]
-    if format != "png":
-        assert any(all(name in text or json.dumps(name)[1:-1] in text for name in ODD)
-                   for text in texts)
+    assert any(all(name in text or json.dumps(name)[1:-1] in text for name in ODD)
+               for text in texts)
 
 
 def test_tables_and_notes_show_text_as_it_is(capsys):

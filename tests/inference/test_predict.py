@@ -20,6 +20,7 @@ from more.data.shards.format import write_atomic
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.inference import predict_files
+from more.inference.contact_sheet import SHEET
 from more.inference.load import export_weights
 from more.inference.localize import Request, localize
 from more.inference.predict import predict
@@ -51,8 +52,9 @@ def photos(tmp_path) -> Path:
 
 
 def made(out: Path) -> list[str]:
-    """Names of all results."""
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    """Names of all results; the contact sheet is none."""
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*")
+                  if path.is_file() and path.name != SHEET)
 
 
 def values(path: Path) -> np.ndarray:
