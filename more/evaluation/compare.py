@@ -109,7 +109,8 @@ def compare(path: Path, against: Path, data: Path, name: str | None = None,
     second = evaluate(against, data, name=against_name, only=ids, **options)
     a, b = first.to_json(), second.to_json()
     images = [Image(key, value, second.per_image[key]) for key, value in first.per_image.items()]
-    return Comparison(a, b, images, _route_warnings(a, b), [f"{note} ({a['data']})"])
+    return Comparison(a, b, images, _route_warnings(a, b),
+                      [f"{note} ({a['data']})", *first.truth_notes])
 
 
 def read_saved(path: Path) -> dict[str, Any]:

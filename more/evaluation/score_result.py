@@ -42,6 +42,8 @@ class Result:
         calibration: how far the confidence can be trusted; None where it was not counted.
         digests: of the data set and of the ids scored; they tell these apart from others.
         matrix: pixels `[K, K]`, true class first.
+        truth: what is recorded of true masks in a folder; None where the data set holds them.
+        truth_notes: lines about such masks.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Result:
     calibration: Calibration | None = None
     digests: tuple[str, str] | None = None
     matrix: np.ndarray | None = None
+    truth: dict[str, Any] | None = None
+    truth_notes: list[str] = field(default_factory=list)
 
     @property
     def miou(self) -> float:
@@ -117,6 +121,8 @@ class Result:
             out["calibration"] = self.calibration.to_json()
         if self.digests is not None:
             out |= {"data_digest": self.digests[0], "images_digest": self.digests[1]}
+        if self.truth is not None:
+            out["truth"] = self.truth
         if self.subset is not None:
             out |= {"subset": self.subset, "miou_subset": self.miou_subset}
         if self.sweep:
@@ -156,6 +162,7 @@ class Result:
         true = self._true()
         lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}; means are "
                  f"over the {true.sum()} of {len(true)} classes with truth"]
+        lines += self.truth_notes
         if self.missed:
             lines.append(f"missed, no pixel is right: {', '.join(self.missed)}; they count as 0 "
                          "in the means, and FP/TP has no mean")
