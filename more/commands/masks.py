@@ -253,8 +253,9 @@ def tune(
 
     def show(result: TuneResult | None, tally: Tally) -> None:
         if result is not None:
-            _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
-                                              str(out / "masks"), engine), as_json)
+            command = None if result.best == result.reference else refine_command(
+                result.points[result.best], str(seeds), str(data), str(out / "masks"), engine)
+            _show_best(result, command, as_json)
         tally.print()
 
     one_of("--engine", engine, ("auto", *ENGINES))
@@ -264,8 +265,9 @@ def tune(
     raise typer.Exit(tally.exit_code)
 
 
-def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
-    """Print what `more tune` found, and the command of its best point."""
+def _show_best(result: TuneResult, command: str | None, as_json: bool) -> None:
+    """Print what `more tune` found, and the command of its best point; there is none where the
+    present settings are the best."""
     import json
 
     from rich.console import Console
@@ -274,4 +276,6 @@ def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
         print(json.dumps({**result.to_json(), "command": command}, indent=1, allow_nan=False))
     else:
         Console().print(result.table())
-        print(f"the best point as a command:\n{command}")
+        print(result.verdict())
+        if command is not None:
+            print(f"the best point as a command:\n{command}")

@@ -23,8 +23,9 @@ from more.evaluation.new_images import new_images
 from more.evaluation.next_step import next_step
 from more.evaluation.routes import describe_route, seed_facts
 from more.evaluation.run_scores import read_json, read_scores, stage_notes
-from more.evaluation.score_result import percent, ratio
+from more.evaluation.score_result import dominance_note, percent, ratio
 from more.evaluation.training_record import curves, progress, read_log
+from more.evaluation.words import ROUTES, TERMS, route_lines
 from more.palette import palette as colours_of
 
 __all__ = ["build_report", "read_log"]
@@ -98,8 +99,11 @@ def _page(run: Path, config: dict[str, Any], log: list[dict[str, Any]],
         headline=headline(run, scores, log, galleries[0].scored),
         step=next_step(run, _place(run), scores, state["state"]),
         facts=shared(facts(config, log, state)), config=_dump(config) if config else "",
-        scores=scores, subset=_subset(scores), bars=_bars(scores), series=SERIES,
+        scores=[{**row, "dominance": dominance_note(row["classes"])} for row in scores],
+        subset=_subset(scores), bars=_bars(scores), series=SERIES,
         outlined=any(row.get("boundary_iou") is not None for row in scores),
+        routes=ROUTES, terms=_terms(log),
+        meanings=route_lines(str(row.get("route")) for row in scores),
         share=any(row["share"] is not None for row in scores), stages=stage_notes(scores),
         trust=_trust(scores), curves=charts, few=few,
         galleries=[gallery for gallery in galleries if gallery.cards],
@@ -114,6 +118,12 @@ def shared(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [shared(item) for item in value]
     return _ROOTED.sub("…/", value) if isinstance(value, str) else value
+
+
+def _terms(log: list[dict[str, Any]]) -> dict[str, str]:
+    """Meanings of the loss terms that a log has."""
+    held = {name for record in log for name in record.get("terms") or {}}
+    return {name: meaning for name, meaning in TERMS.items() if name in held}
 
 
 def _place(run: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 
 from more.data.shards.format import make_folder, write_atomic
 from more.evaluation.calibration import Calibration
-from more.evaluation.metrics import Scores, mean_over
+from more.evaluation.metrics import Scores, dominant, mean_over
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 
 LISTED = 12
@@ -166,6 +168,9 @@ class Result:
         if self.missed:
             lines.append(f"missed, no pixel is right: {', '.join(self.missed)}; they count as 0 "
                          "in the means, and FP/TP has no mean")
+        dominance = dominance_note(self.to_json()["classes"])
+        if dominance:
+            lines.append(dominance)
         if self.subset is not None:
             without = [name for name, there in zip(self.class_names, true, strict=True)
                        if name in self.subset and not there]
@@ -182,7 +187,26 @@ class Result:
         if self.missing:
             shown = ", ".join(self.missing[:5]) + (", …" if len(self.missing) > 5 else "")
             lines.append(f"{len(self.missing)} images of {self.data} are not in the set: {shown}")
-        return lines
+        return [*lines, *route_lines([self.route])]
+
+
+def dominance_note(classes: Mapping[str, Mapping[str, float | None]]) -> str | None:
+    """A line about the class that makes more than half of the mean FP/TP, if one does.
+
+    Args:
+        classes: figures by class in their JSON form; those without recall have no truth.
+    """
+    true = np.array([row.get("recall") is not None for row in classes.values()])
+    # A class with truth and without FP/TP was missed: its FP/TP is infinite.
+    values = np.array([math.inf if row.get("confusion") is None else row["confusion"]
+                       for row in classes.values()])
+    place = dominant(values, true)
+    if place is None:
+        return None
+    others = true & (np.arange(len(true)) != place)
+    mean, rest = (ratio(mean_over(values, chosen)) for chosen in (true, others))
+    return (f"mean FP/TP {mean}, of which {list(classes)[place]} {ratio(values[place])} makes more "
+            f"than half: without it {rest}")
 
 
 def percent(value: float | None) -> str:
