@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from more.commands.options import Checkpoint, Palette, Run, app, one_of
+
+if TYPE_CHECKING:
+    from more.data.seeds import SeedItem
+    from more.data.shards.reader import ShardSet
 
 Out = Annotated[Path, typer.Option(
     "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz")]
@@ -93,6 +98,10 @@ def report(
         )] = None,
     seed: Annotated[int, typer.Option(min=0, help="--strip: chooses other images")] = 0,
     palette: Palette = "voc",
+    decoder: Annotated[bool, typer.Option(
+        "--decoder/--no-decoder", help="ask the network, of stage two if there is one, about the "
+                                       "training images of the page where no stored set has its "
+                                       "answer")] = True,
     out: Annotated[Path | None, typer.Option(
         "--out", help="the page [default: RUN/report.html]")] = None,
 ) -> None:
@@ -109,4 +118,11 @@ def report(
         return
     from more.evaluation.report import build_report
 
-    print(build_report(run, data, images, palette, out))
+    print(build_report(run, data, images, palette, out, _decode if decoder else None))
+
+
+def _decode(run: Path, images: ShardSet, ids: Sequence[str]) -> dict[str, SeedItem] | None:
+    """The decoder's answer; PyTorch is loaded only where it is asked."""
+    from more.inference.decoder_pictures import decoder_seeds
+
+    return decoder_seeds(run, images, ids)

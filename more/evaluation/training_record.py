@@ -104,12 +104,17 @@ def curves(log: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[dict[s
                         "values": "0 all the time: switched off"})
         elif len(values) < FEWEST:
             few.append({"name": name, "about": _about(name), "values": ", ".join(
-                f"{value:.4g} at update {step}"
+                f"{_shown(name, value)} at update {step}"
                 for step, value in zip(steps, values, strict=True))})
         else:
-            charts.append({"name": name, "about": _about(name), "last": f"{values[-1]:.4g}",
+            charts.append({"name": name, "about": _about(name), "last": _shown(name, values[-1]),
                            "svg": curve_svg(name, steps, values, name.startswith("eval"))})
     return charts, few
+
+
+def _shown(name: str, value: float) -> str:
+    """A value as text: evaluations in per cent as everywhere on the page."""
+    return f"{value:.2f} %" if name.startswith("eval ") else f"{value:.4g}"
 
 
 def _about(name: str) -> str:
