@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from data_tools.build import check_ids, sole_writer
+from data_tools.class_table import show_sets
 from data_tools.coco_categories import Classes, final_classes, first_classes
 from data_tools.coco_checks import check_counts, check_missing, class_notes, region_notes
 from data_tools.coco_files import (
@@ -265,6 +266,7 @@ def main(
                 out.rmdir()
         raise
     _print_report(report, notes)
+    show_sets({out.name: out})
     tally.print()
     return tally.exit_code
 

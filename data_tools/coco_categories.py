@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.class_lists import MOST_CLASSES
 from data_tools.coco_json import Category
+from more.data.class_files import MOST_CLASSES
 from more.data.shards.format import IGNORE
 from more.data.tags import special_name
 from more.errors import UserError, first_few

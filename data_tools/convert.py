@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from data_tools.build import ShardJob, ShardResult, build_set, check_ids, sole_writer
-from data_tools.image_checks import align_mask, check_image, check_values
+from data_tools.image_checks import check_image, check_values
 from data_tools.source_files import with_sources
+from more.data.index_masks import align_mask
 from more.data.shards.codec import encode_mask, mask_values
 from more.data.shards.format import IGNORE
 from more.data.shards.writer import ShardWriter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_tools.class_lists import check_classes, join_alike, names_in
+from data_tools.class_lists import join_alike, names_in
 from data_tools.convert import Record
 from data_tools.folder_files import (
     FOLDERS,
@@ -15,6 +15,7 @@ from data_tools.folder_files import (
     plain,
     spellings,
 )
+from more.data.class_files import check_classes
 from more.data.tag_files import read_tag_file
 from more.data.tags import TagLine, class_indices, special_name, split_cells, tidy
 from more.errors import UserError, first_few

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from data_tools.set_facts import count_pixels, describe
 from data_tools.tool import command
+from more.data.class_counts import few_note, most_first
 from more.data.shards.reader import ShardSet
 from more.progress import PlainTable
 
@@ -49,7 +50,10 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(_bars("longer side", ("pixels", "images"),
                         list(facts["longer_side_counts"].items())))
-    console.print(_bars("classes", ("class", "images"), list(facts["classes"].items())))
+    console.print(_bars("classes", ("class", "images"), list(most_first(facts["classes"]).items())))
+    note = few_note(facts["classes"]) if any(facts["classes"].values()) else None
+    if note:
+        console.print(Text(f"warning: {note}", style="yellow"))
     if "pixels" in facts:
         total = max(sum(item["pixels"] for item in facts["pixels"].values()), 1)
         console.print(_bars("masks", ("label", "pixels", "share", "images"), [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.image_checks import read_index_png
+from more.data.index_masks import read_index_png
 from more.data.shards.codec import UNREADABLE
 from more.data.shards.format import IGNORE
 from more.data.tags import class_indices, read_text, special_name

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from data_tools.class_table import show_counts
 from data_tools.shapes_draw import (
     ALONE,
     CLASSES,
@@ -27,6 +28,7 @@ from data_tools.tool import Workers, command, parallel
 from more.data.shards.codec import mask_values
 from more.data.shards.format import write_atomic
 from more.data.shards.lock import folder_lock
+from more.data.tag_files import read_tag_file
 from more.errors import UserError
 from more.palette import PALETTE
 from more.progress import Tally, track
@@ -222,6 +224,18 @@ def _write(out: Path, wanted: dict[str, Any], workers: int, tally: Tally) -> Non
     _lines(out / "tags.csv", ["id,tags", *(f"{name},{tags[name]}" for name in sorted(tags))])
 
 
+def images_per_class(out: Path) -> dict[str, dict[str, int]]:
+    """Images of each class in the lists train and val of a finished set."""
+    tags = {name: line.cell.split() for name, line in read_tag_file(out / "tags.csv")[0].items()}
+    found = {}
+    for split in ("train", "val"):
+        ids = (out / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+        if ids:
+            found[split] = {name: sum(name in tags[image_id] for image_id in ids)
+                            for name in CLASSES}
+    return found
+
+
 def _lines(path: Path, lines: list[str]) -> None:
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 
@@ -239,6 +253,8 @@ def main(
     Example: python -m data_tools.shapes data/shapes --images 1000 --seed 0
     """
     tally = make_shapes(out, images, images // 5 if val < 0 else val, size, seed, workers)
+    if not tally.failures:
+        show_counts(images_per_class(out))
     tally.print()
     return tally.exit_code
 

@@ -13,7 +13,8 @@ import numpy as np
 import typer
 
 from data_tools.build import check_ids
-from data_tools.class_lists import check_classes, read_classes, tags_from_file
+from data_tools.class_lists import tags_from_file
+from data_tools.class_table import show_sets
 from data_tools.convert import Record, convert
 from data_tools.folder_files import by_its_tail
 from data_tools.image_checks import probe_masks
@@ -29,6 +30,7 @@ from data_tools.voc_files import (
     read_mask,
 )
 from data_tools.voc_lists import choose_split, list_images, read_split
+from more.data.class_files import check_classes, read_classes
 from more.data.tags import VOC_CLASSES, class_indices
 from more.errors import UserError, first_few
 from more.progress import say
@@ -280,6 +282,7 @@ def main(
                   "inputs": {"images": len(records)}}
     tally = convert(out, records, class_names, provenance, read,
                     shard_size=shard_size, workers=workers, skip_bad=skip_bad)
+    show_sets({out.name: out})
     tally.print()
     return tally.exit_code
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.convert import Record
-from data_tools.image_checks import read_index_png
 from data_tools.mask_meaning import MaskReader
 from data_tools.voc_lists import IMAGES
+from more.data.index_masks import read_index_png
 from more.data.shards.format import IGNORE
 from more.errors import UserError, first_few, need_path
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,10 @@ from more.commands.options import (
     tell_next,
 )
 from more.progress import say
+
+if TYPE_CHECKING:
+    from more.data.seeds import SeedItem
+    from more.data.shards.reader import ShardSet
 
 Out = Annotated[Path, typer.Option(
     "--out", help="png, training: a folder; rle: NAME.json; voc-server: NAME.tar.gz",
@@ -153,6 +158,10 @@ def report(
     seed: Annotated[int, typer.Option(
         min=0, help="--strip: chooses other images", rich_help_panel=SHOWN)] = 0,
     palette: Palette = "voc",
+    decoder: Annotated[bool, typer.Option(
+        "--decoder/--no-decoder", help="ask the network, of stage two if there is one, about the "
+                                       "training images of the page where no stored set has its "
+                                       "answer")] = True,
     out: Annotated[Path | None, typer.Option(
         "--out", help="the page [default: RUN/report.html]", rich_help_panel=PLACES)] = None,
     as_json: AsJson = False,
@@ -170,9 +179,16 @@ def report(
     else:
         from more.evaluation.report import build_report
 
-        written = build_report(run, data, images, palette, out)
+        written = build_report(run, data, images, palette, out, _decode if decoder else None)
     if as_json:
         show_json({"out": str(written)})
         return
     print(written)
     tell_next(step_of(run))
+
+
+def _decode(run: Path, images: ShardSet, ids: Sequence[str]) -> dict[str, SeedItem] | None:
+    """The decoder's answer; PyTorch is loaded only where it is asked."""
+    from more.inference.decoder_pictures import decoder_seeds
+
+    return decoder_seeds(run, images, ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from more.commands.options import (
 from more.errors import UserError
 from more.progress import console
 
+if TYPE_CHECKING:
+    from more.evaluation.truth_folder import TruthFolder
+
 Threshold = Annotated[float | None, typer.Option(
     help="background threshold of seeds [default: as recorded]", rich_help_panel=HOW)]
 Sweep = Annotated[bool, typer.Option(
@@ -40,6 +43,16 @@ Calibration = Annotated[bool, typer.Option(
 Against = Annotated[Path | None, typer.Option(
     help="B: other mask or seed shards, scored on the images that both hold, or a file that "
          "--save wrote; shows A, B and A − B", rich_help_panel=PLACES)]
+Truth = Annotated[Path | None, typer.Option(
+    "--truth", help="folder of true masks, PNG files with a class index per pixel, named like the "
+                    "images; for sets without truth of their own", rich_help_panel=PLACES)]
+TruthClasses = Annotated[Path | None, typer.Option(
+    "--truth-classes", help="classes of these masks' numbers, one a line, matched with the set's "
+                            "by name [default: classes.txt in that folder]",
+    rich_help_panel=PLACES)]
+TruthUnknown = Annotated[str, typer.Option(
+    "--truth-unknown", help="pixels of classes that the set lacks: refuse, background or ignore",
+    rich_help_panel=HOW)]
 Workers = Annotated[int | None, typer.Option(
     min=1, help="threads; the figures do not depend on it [default: as cores]",
     rich_help_panel=SPEED)]
@@ -58,6 +71,9 @@ def evaluate(
     boundary: Boundary = 0.02,
     calibration: Calibration = True,
     against: Against = None,
+    truth: Truth = None,
+    truth_classes: TruthClasses = None,
+    truth_unknown: TruthUnknown = "refuse",
     workers: Workers = None,
     save: Save = None,
     as_json: AsJson = False,
@@ -69,12 +85,15 @@ def evaluate(
     --save quickstart/run/scores/masks_lam.json`
 
     `python -m more evaluate A --data SET --against B`
+
+    `python -m more evaluate A --data SET --truth masks --truth-classes classes.txt`
     """
     from rich.console import Console
 
     options = {"threshold": threshold, "sweep": sweep, "classes": _names(classes),
                "boundary": boundary, "calibration": calibration, "workers": workers,
-               "name": _short(path)}
+               "name": _short(path),
+               "truth_folder": _truth(truth, truth_classes, truth_unknown)}
     if save is not None:
         _check_save(save, against)
     if against is not None:
@@ -94,6 +113,18 @@ def evaluate(
         return
     Console().print(shown)
     tell_next(after_evaluate(path, data, save or against))
+
+
+def _truth(folder: Path | None, classes: Path | None, unknown: str) -> TruthFolder | None:
+    """Where the truth is if not in the data set."""
+    from more.evaluation.truth_folder import TruthFolder
+
+    if folder is not None:
+        return TruthFolder(folder, classes, unknown)
+    if classes is not None or unknown != "refuse":
+        raise UserError("--truth-classes and --truth-unknown are about masks in a folder",
+                        "give the folder with --truth")
+    return None
 
 
 def _short(path: Path) -> str:

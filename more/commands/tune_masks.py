@@ -86,8 +86,9 @@ def tune(
     def show(result: TuneResult | None, tally: Tally) -> None:
         tally.print()
         if result is not None:
-            _show_best(result, refine_command(result.points[result.best], str(seeds), str(data),
-                                              str(out / "masks"), engine), as_json)
+            command = None if result.best == result.reference else refine_command(
+                result.points[result.best], str(seeds), str(data), str(out / "masks"), engine)
+            _show_best(result, command, as_json)
 
     one_of("--engine", engine, ("auto", *ENGINES))
     base = Refinement(CRFParams(**asdict(load_config(config, overrides or []).crf)), engine)
@@ -96,12 +97,15 @@ def tune(
     raise typer.Exit(tally.exit_code)
 
 
-def _show_best(result: TuneResult, command: str, as_json: bool) -> None:
-    """Print what `more tune` found, and the command of its best point."""
+def _show_best(result: TuneResult, command: str | None, as_json: bool) -> None:
+    """Print what `more tune` found, and the command of its best point; there is none where the
+    present settings are the best."""
     from rich.console import Console
 
     if as_json:
         show_json({**result.to_json(), "command": command})
     else:
         Console().print(result.table())
-        print(f"next: {command}")
+        print(result.verdict())
+        if command is not None:
+            print(f"next: {command}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,24 @@ from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, true_
 from more.evaluation.score_count import read_seed
 from more.evaluation.score_sets import seed_threshold
 from more.palette import colour_of
+
+
+class Layer(Protocol):
+    """One picture of every card: a map or a label map over the photograph."""
+
+    @property
+    def key(self) -> str:
+        """Tells layers apart."""
+
+    @property
+    def caption(self) -> str:
+        """What the page calls it."""
+
+    def label(self, name: str, size: tuple[int, int]) -> np.ndarray | None:
+        """Label map `[H, W]` of an image; None where there is none of this size."""
+
+    def heat(self, name: str, size: tuple[int, int]) -> np.ndarray | None:
+        """The map to show in place of the labels; None where these are shown."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class Maker:
     """
 
     images: ShardSet
-    sources: Sequence[Source]
+    sources: Sequence[Layer]
     colours: np.ndarray
     most: int
     drawn: set[int] = field(default_factory=set)
@@ -90,7 +108,7 @@ class Maker:
                 for value in sorted(self.drawn - {0})]
 
     def _layer(self, key: str, caption: str, name: str, image: np.ndarray,
-               truth: np.ndarray | None, seen: set[int], source: Source | None
+               truth: np.ndarray | None, seen: set[int], source: Layer | None
                ) -> dict[str, Any]:
         size = image.shape[:2]
         label = truth if source is None else source.label(name, size)

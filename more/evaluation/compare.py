@@ -14,7 +14,8 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.routes import route_letter
 from more.evaluation.score import evaluate
-from more.evaluation.score_result import percent, plain, ratio
+from more.evaluation.score_result import dominance_note, percent, plain, ratio
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 
 MEANS = ("miou", "miou_subset", "boundary_iou", "pixel_accuracy", "mean_accuracy", "precision",
@@ -109,7 +110,8 @@ def compare(path: Path, against: Path, data: Path, name: str | None = None,
     second = evaluate(against, data, name=against_name, only=ids, **options)
     a, b = first.to_json(), second.to_json()
     images = [Image(key, value, second.per_image[key]) for key, value in first.per_image.items()]
-    return Comparison(a, b, images, _route_warnings(a, b), [f"{note} ({a['data']})"])
+    return Comparison(a, b, images, _route_warnings(a, b),
+                      [f"{note} ({a['data']})", *first.truth_notes])
 
 
 def read_saved(path: Path) -> dict[str, Any]:
@@ -223,10 +225,14 @@ def comparison_table(found: Comparison, listed: int = 5) -> Group:
     lines = [f"{side}: {record['name']}: {record['route']}"
              for side, record in (("A", found.a), ("B", found.b))]
     below = [*found.notes, _other_means(means)]
+    for side, record in (("A", found.a), ("B", found.b)):
+        note = dominance_note(record["classes"])
+        below += [f"{side}: {note}"] if note else []
     for title, images in (("A better", found.better()), ("A worse", found.worse())):
         if found.images:
             below.append(f"{title}: {len(images)} images{_most(images[:listed])}")
     return Group(*map(Text, lines), table, *map(Text, below),
+                 *map(Text, route_lines([found.a["route"], found.b["route"]])),
                  *(Text(f"warning: {text}", style="yellow") for text in found.warnings))
 
 

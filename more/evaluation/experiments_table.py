@@ -10,6 +10,7 @@ from rich.text import Text
 
 from more.evaluation.experiments import SHARE, Experiments
 from more.evaluation.score_result import percent
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 
 
@@ -23,6 +24,7 @@ def experiments_table(found: Experiments, width: int = 80) -> Group:
     return Group(
         *_tables(found, _experiments(found), 1, width), Text(_legend(found)),
         *(Text(f"{column}: {_route(found, column)}") for column in found.columns),
+        *map(Text, _meanings(found)),
         *(Text(f"warning: {line}", style="yellow") for line in found.warnings()),
         Text(), *_tables(found, _runs(found), 3, width))
 
@@ -35,6 +37,7 @@ def experiments_markdown(found: Experiments) -> str:
     """
     lines = [*_rows(found, _experiments(found), 1), "", _legend(found), ""]
     lines += [f"- `{column}`: {_route(found, column)}" for column in found.columns]
+    lines += [f"- {line}" for line in _meanings(found)]
     lines += [f"- **Warning:** {line}" for line in found.warnings()]
     return "\n".join([*lines, "", "<details><summary>Every run</summary>", "",
                       *_rows(found, _runs(found), 3), "", "</details>"])
@@ -71,6 +74,11 @@ def _route(found: Experiments, column: str) -> str:
         f"{', '.join(names)}: {route}" for route, names in routes.items())
     return text + ("; in per cent of the same set from a folder trained on true masks, run by run"
                    if column.endswith(SHARE) else "")
+
+
+def _meanings(found: Experiments) -> list[str]:
+    """What the letters of the columns' routes mean."""
+    return route_lines(route for column in found.columns for route in found.routes(column))
 
 
 def _tables(found: Experiments, rows: Sequence[Sequence[str]], texts: int, width: int

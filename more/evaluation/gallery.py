@@ -13,6 +13,7 @@ import numpy as np
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.cards import Maker, Source
+from more.evaluation.decoder_layer import KEY, Decode, decoder_layer
 from more.evaluation.routes import seed_facts
 from more.evaluation.run_scores import about_run
 from more.evaluation.score import evaluate
@@ -27,7 +28,8 @@ SEEDS = {"cam": "CAM", "lam": "LAM", "fused": "CAM and LAM", "decoder": "decoder
 class Gallery:
     """Cards for the page, the layers and classes that occur in them, and what could not be shown.
 
-    `scored` is what the pictures were ranked by; None where there is no truth.
+    `scored` is what the pictures were ranked by; None where there is no truth. `known` are the
+    classes that training images are tagged with, background first; None where that is not known.
     """
 
     title: str = ""
@@ -36,6 +38,7 @@ class Gallery:
     legend: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scored: Result | None = None
+    known: list[str] | None = None
 
     @property
     def layers(self) -> list[dict[str, str]]:
@@ -45,7 +48,7 @@ class Gallery:
 
 
 def make_gallery(run: Path, data: Path | None, count: int, colours: np.ndarray = PALETTE,
-                 most: int = 60_000) -> Gallery:
+                 most: int = 60_000, decode: Decode | None = None) -> Gallery:
     """Cards of `count` images: half the worst by IoU of the refined masks, a quarter around the
     median, a quarter the best; the worst first.
 
@@ -55,6 +58,7 @@ def make_gallery(run: Path, data: Path | None, count: int, colours: np.ndarray =
         count: number of images.
         colours: uint8 `[256, 3]` by pixel value.
         most: bytes of a photograph in the page.
+        decode: asks the network of stage two, or the run's own, where nothing of it is stored.
 
     Raises:
         UserError: `data` was given and does not hold the run's images.
@@ -62,9 +66,11 @@ def make_gallery(run: Path, data: Path | None, count: int, colours: np.ndarray =
     gallery = Gallery("Training images")
     if about_run(run, [], "")["stage"] == 2:
         return gallery  # its own seeds and masks are of new images, see `new_images`
-    sources = [*_open_seeds(run, gallery), *_open_masks(run, gallery)]
+    seeds, masks = _open_seeds(run, gallery), _open_masks(run, gallery)
+    sources = [*seeds, *masks]
     if not sources:
         return gallery
+    gallery.known = known_classes(sources[0].set)
     folder = data or find_data(run, [source.set for source in sources])
     if folder is None:
         gallery.notes.append("The image set was not found: give its folder with --data to see "
@@ -75,13 +81,27 @@ def make_gallery(run: Path, data: Path | None, count: int, colours: np.ndarray =
     if not set(ranked.ids) & set(images.ids):
         raise UserError(f"{folder} holds none of the images of {ranked.path}",
                         fix="give the image set that the seeds were made from")
-    maker = Maker(images, sources, colours, most)
-    gallery.cards = [maker.card(*item) for item in choose(ranked, images, count, gallery)]
+    chosen = choose(ranked, images, count, gallery)
+    decoder = decoder_layer(run, seeds, images, [name for name, _, _ in chosen], decode,
+                            gallery.notes)
+    shown = [*(source for source in seeds if source.key != KEY),
+             *([decoder] if decoder else []), *masks]
+    maker = Maker(images, shown, colours, most)
+    gallery.cards = [maker.card(*item) for item in chosen]
     gallery.legend = maker.legend()
     gallery.about = ("With the image's own tags, which training knows. Heat maps: the strongest "
                      "of the image's classes at each pixel, blue 0 to red 1, white line at the "
                      "seed's threshold.")
     return gallery
+
+
+def known_classes(made: ShardSet) -> list[str] | None:
+    """Background and the classes that some image of a set was tagged with; None where the tags are
+    not the true ones."""
+    if seed_facts(made.manifest.provenance).get("tags") != "true":
+        return None
+    return ["background", *(name for name, any_image in zip(
+        made.class_names, made.tags.any(0), strict=True) if any_image)]
 
 
 def find_data(run: Path, made: list[ShardSet]) -> Path | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from more.evaluation.run_scores import TAGS
+from more.evaluation.run_scores import TAGS, read_json, stage_folders
 from more.evaluation.score_result import Result, percent
-from more.evaluation.training_record import read_log, seconds_of, throughput
+from more.evaluation.training_record import progress, read_log, seconds_of, throughput
 
 FACTS = (("backbone", "model.backbone"), ("weights", "model.weights"), ("variant", "variant"),
          ("global batch", "train.global_batch"), ("crop", "data.crop"),
@@ -17,7 +18,7 @@ FACTS = (("backbone", "model.backbone"), ("weights", "model.weights"), ("variant
 
 
 def headline(run: Path, scores: list[dict[str, Any]], log: list[dict[str, Any]],
-             scored: Result | None) -> list[dict[str, str]]:
+             scored: Result | None, known: Sequence[str] | None = None) -> list[dict[str, str]]:
     """Figures as `label`, `value` and `about`: masks, decoder, of full supervision, minutes.
 
     Args:
@@ -25,15 +26,15 @@ def headline(run: Path, scores: list[dict[str, Any]], log: list[dict[str, Any]],
         scores: rows of `read_scores`.
         log: of `read_log`.
         scored: what the gallery was ranked by; used where no score of the masks was saved.
+        known: classes that training images are tagged with, background included; None: unknown.
     """
     second = _decoder(scores)
-    found = [_masks(scores, scored)]
+    found = [_masks(scores, scored, known)]
     if second is None:
         found.append(_figure("decoder on new images", None, "no network was scored yet"))
     else:
         found.append(_figure("decoder on new images", second["miou"],
-                             f"{second['name']} on {second.get('images', '?')} images of "
-                             f"{second.get('data', '?')}, mIoU"))
+                             _what(second, known)))
     share = None if second is None else second["share"]
     found.append(_figure("of full supervision", share,
                          "the decoder's mIoU over that of the same network trained on true masks"
@@ -45,33 +46,59 @@ def headline(run: Path, scores: list[dict[str, Any]], log: list[dict[str, Any]],
     return found
 
 
-def facts(config: dict[str, Any], log: list[dict[str, Any]], state: dict[str, Any]
+def facts(run: Path, config: dict[str, Any], log: list[dict[str, Any]], state: dict[str, Any]
           ) -> list[tuple[str, str]]:
-    """Label and value of the settings that explain a result, how far the run got, how fast."""
+    """Label and value of the settings that explain a result; how far the run and every stage two
+    inside it got, and how fast."""
     found = [(label, _get(config, key)) for label, key in FACTS]
     rows = [(label, _show(value)) for label, value in found if value not in (None, "")]
-    if state["step"] is not None:
-        rows.append(("updates", f"{state['step']} of {state['iterations']}"
-                     if state["iterations"] else f"{state['step']}"))
-    speed = throughput(log)
-    if speed:
-        rows.append(("throughput", f"{speed:.1f} images/s over all updates"))
+    rows += _pace("", log, state)
+    for folder, _ in stage_folders(run, []):
+        other = read_log(run / folder, [])
+        settings = read_json(run / folder / "config.json", [])
+        rows += _pace(f"{folder}: ", other, progress(
+            run / folder, other, settings if isinstance(settings, dict) else {}))
     return rows
 
 
-def _masks(scores: list[dict[str, Any]], scored: Result | None) -> dict[str, str]:
+def _pace(prefix: str, log: list[dict[str, Any]], state: dict[str, Any]
+          ) -> list[tuple[str, str]]:
+    """Updates and throughput of one folder."""
+    rows = []
+    if state["step"] is not None:
+        rows.append((f"{prefix}updates", f"{state['step']} of {state['iterations']}"
+                     if state["iterations"] else f"{state['step']}"))
+    speed = throughput(log)
+    if speed:
+        rows.append((f"{prefix}throughput", f"{speed:.1f} images/s over all updates"))
+    return rows
+
+
+def _masks(scores: list[dict[str, Any]], scored: Result | None, known: Sequence[str] | None
+           ) -> dict[str, str]:
     """The last stage-one row: masks, or seeds where there are none."""
     first = [row for row in scores if row["stage"] == 1]
     masks = [row for row in first if row.get("kind") == "masks"] if first else []
     if not masks and scored is not None:
-        return _figure(scored.kind, scored.miou, f"{scored.name} on {scored.images} images of "
-                                                 f"{scored.data}, mIoU")
+        return _figure(scored.kind, scored.miou, _what(scored.to_json(), known))
     if not first:
         return _figure("masks", None, "not scored: that needs true masks")
     row = (masks or first)[-1]
-    return _figure(row.get("kind") or "masks", row["miou"],
-                   f"{row['name']} on {row.get('images', '?')} images of {row.get('data', '?')}, "
-                   "mIoU")
+    return _figure(row.get("kind") or "masks", row["miou"], _what(row, known))
+
+
+def _what(row: dict[str, Any], known: Sequence[str] | None) -> str:
+    """What a figure is of, and over which classes its mean goes."""
+    true = {name: figures["iou"] for name, figures in row["classes"].items()
+            if figures.get("recall") is not None}
+    text = (f"{row['name']} on {row.get('images', '?')} images of {row.get('data', '?')}; mIoU, "
+            f"mean over all {len(true)} classes that have truth")
+    learned = [name for name in true if known is None or name in known]
+    if learned and len(learned) < len(true):
+        mean = sum(true[name] for name in learned) / len(learned)
+        text += (f"; over the {len(learned)} of them that training images show: "
+                 f"{percent(mean)} %")
+    return text
 
 
 def _decoder(scores: list[dict[str, Any]]) -> dict[str, Any] | None:

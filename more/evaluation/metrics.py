@@ -159,6 +159,25 @@ def mean_over(values: np.ndarray, chosen: np.ndarray) -> float:
     return float(kept.mean()) if kept.size and np.isfinite(kept).all() else float("nan")
 
 
+def dominant(values: np.ndarray, chosen: np.ndarray) -> int | None:
+    """The entry that makes more than half of the mean of the chosen ones.
+
+    Args:
+        values: not negative, `[K]`.
+        chosen: bool `[K]`.
+
+    Returns:
+        Its place; None where no entry does, the mean is not defined, or fewer than three entries
+        make it.
+    """
+    kept = chosen & ~np.isnan(values)
+    if kept.sum() < 3 or not np.isfinite(values[kept]).all():
+        return None
+    shares = np.where(kept, values, 0.0)
+    place = int(shares.argmax())
+    return place if shares[place] > shares.sum() / 2 else None
+
+
 def true_pixels(truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels of each class in a uint8 label map, int64 `[K]`."""
     return np.bincount(truth.reshape(-1), minlength=num_classes)[:num_classes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ def new_images(run: Path, count: int, colours: np.ndarray = PALETTE, most: int =
     gallery = Gallery("New images")
     folders = stage_folders(run, gallery.notes)
     own = about_run(run, gallery.notes, "")
+    trained_on = set() if own["stage"] == 2 else _training_ids(run)
     sources: list[Source] = []
     for folder, about in [*([("", own)] if own["stage"] == 2 else []), *folders]:
-        made = _prediction(run / folder, folder or run.name, gallery.notes)
+        made = _prediction(run / folder, folder or run.name, gallery.notes, trained_on)
         if made is not None:
             trained = "true masks" if about["supervision"] == TRUE else "masks from tags"
             sources.append(Source(f"decoder-{len(sources)}", f"decoder ({folder or run.name}), "
@@ -50,13 +52,24 @@ def new_images(run: Path, count: int, colours: np.ndarray = PALETTE, most: int =
     return gallery
 
 
-def _prediction(folder: Path, name: str, notes: list[str]) -> ShardSet | None:
-    """Masks of a stage-two folder, or its decoder's seeds; none that were told the true tags."""
+def _training_ids(run: Path) -> set[str]:
+    """Ids of the images that stage one made seeds or masks of."""
+    for path in (*sorted(run.glob("seeds/*")), *sorted(run.glob("masks/*"))):
+        found = open_set(path, path.name, []) if path.is_dir() else None
+        if found is not None:
+            return set(found.ids)
+    return set()
+
+
+def _prediction(folder: Path, name: str, notes: list[str], trained_on: Set[str]
+                ) -> ShardSet | None:
+    """Masks of a stage-two folder, or its decoder's seeds; none that were told the true tags, and
+    none of images that were trained on."""
     for path in (*sorted(folder.glob("masks/*")), *sorted(folder.glob("seeds/*"))):
         if not path.is_dir():
             continue
         found = open_set(path, f"{name}/{path.parent.name}/{path.name}", notes)
-        if found is not None:
+        if found is not None and not trained_on.intersection(found.ids):
             facts = seed_facts(found.manifest.provenance)
             of_decoder = found.kind == "masks" or facts.get("map") == "decoder"
             if of_decoder and not (facts.get("map") == "decoder" and facts.get("tags") == "true"):

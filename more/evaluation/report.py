@@ -15,16 +15,18 @@ from more import __version__
 from more.data.shards.format import make_folder, write_atomic
 from more.data.shards.manifest import read_manifest
 from more.errors import UserError
-from more.evaluation.charts import kept_svg, reliability_svg
 from more.evaluation.confusion import confusion_table
+from more.evaluation.decoder_layer import Decode
 from more.evaluation.gallery import Gallery, make_gallery
 from more.evaluation.headline import facts, headline
 from more.evaluation.new_images import new_images
 from more.evaluation.next_step import next_step
 from more.evaluation.routes import describe_route, seed_facts
 from more.evaluation.run_scores import read_json, read_scores, stage_notes
-from more.evaluation.score_result import percent, ratio
+from more.evaluation.score_result import dominance_note, percent, ratio
 from more.evaluation.training_record import curves, progress, read_log
+from more.evaluation.trust_charts import trust_charts
+from more.evaluation.words import ROUTES, TERMS, route_lines
 from more.palette import palette as colours_of
 
 __all__ = ["build_report", "read_log"]
@@ -32,11 +34,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 SERIES = ("#3b7dd8", "#e07b39", "#2f9e6e", "#b04fb5", "#c9a227", "#6b7a8f", "#d1495b", "#3aa6b9",
           "#8c6d46", "#7d9b2c", "#5a4fcf", "#e08bb5")
 BYTES = 3_600_000  # for photographs; with maps and masks the page stays below 5 MB
-_ROOTED = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>,;:]+[/\\])+")
+_ROOTED = re.compile(r"(?<![\w.:/~…])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>,;:]+[/\\])+")
 
 
 def build_report(run: Path, data: Path | None = None, images: int = 12, palette: str = "voc",
-                 out: Path | None = None) -> Path:
+                 out: Path | None = None, decode: Decode | None = None) -> Path:
     """Write one page about a run.
 
     Args:
@@ -47,6 +49,8 @@ def build_report(run: Path, data: Path | None = None, images: int = 12, palette:
         images: training images to show, the worst first, and half as many new ones.
         palette: colours of the classes, see `palettes.palette`.
         out: the file; None: `report.html` in the run folder.
+        decode: asks the decoder about the training images of the page, where no stored set has
+            its answer; None: such pictures are left out.
 
     Returns:
         Path of the page.
@@ -66,7 +70,7 @@ def build_report(run: Path, data: Path | None = None, images: int = 12, palette:
     if not (config or log or scores or sets):
         raise UserError(f"{run}: holds no record of a run",
                         fix="train, localize or evaluate into this folder first")
-    galleries = _galleries(run, data, max(images, 1), colours, notes)
+    galleries = _galleries(run, data, max(images, 1), colours, notes, decode)
     page = _page(run, config, log, scores, galleries, sets, notes)
     out = out or run / "report.html"
     make_folder(out.parent)
@@ -74,11 +78,11 @@ def build_report(run: Path, data: Path | None = None, images: int = 12, palette:
     return out
 
 
-def _galleries(run: Path, data: Path | None, count: int, colours: np.ndarray, notes: list[str]
-               ) -> list[Gallery]:
+def _galleries(run: Path, data: Path | None, count: int, colours: np.ndarray, notes: list[str],
+               decode: Decode | None) -> list[Gallery]:
     """Training images and half as many new ones; what could not be shown becomes notes."""
     most = BYTES // (count + max(count // 2, 1))
-    galleries = [make_gallery(run, data, count, colours, most),
+    galleries = [make_gallery(run, data, count, colours, most, decode),
                  new_images(run, max(count // 2, 1), colours, most)]
     for gallery in galleries:
         notes += gallery.notes
@@ -95,25 +99,52 @@ def _page(run: Path, config: dict[str, Any], log: list[dict[str, Any]],
         css=_file("report.css"), js=_file("report.js"), version=__version__,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         name=config.get("name") or name, run=name, state=state,
-        headline=headline(run, scores, log, galleries[0].scored),
+        headline=headline(run, scores, log, galleries[0].scored, galleries[0].known),
         step=next_step(run, _place(run), scores, state["state"]),
-        facts=shared(facts(config, log, state)), config=_dump(config) if config else "",
-        scores=scores, subset=_subset(scores), bars=_bars(scores), series=SERIES,
+        facts=shared(facts(run, config, log, state), run),
+        config=_dump(config, run) if config else "",
+        scores=[{**row, "dominance": dominance_note(row["classes"])} for row in scores],
+        subset=_subset(scores), bars=_bars(scores), series=SERIES,
         outlined=any(row.get("boundary_iou") is not None for row in scores),
+        routes=ROUTES, terms=_terms(log),
+        meanings=route_lines(str(row.get("route")) for row in scores),
         share=any(row["share"] is not None for row in scores), stages=stage_notes(scores),
-        trust=_trust(scores), curves=charts, few=few,
+        trust=trust_charts(scores), curves=charts, few=few,
         galleries=[gallery for gallery in galleries if gallery.cards],
         confusions=[confusion_table(gallery.scored) for gallery in galleries if gallery.scored],
-        sets=sets, notes=shared(list(dict.fromkeys(notes))))
+        sets=sets, notes=shared(list(dict.fromkeys(notes)), run))
 
 
-def shared(value: Any) -> Any:
-    """The value without the folders of absolute paths, which tell readers elsewhere nothing."""
+def shared(value: Any, run: Path | None = None) -> Any:
+    """The value without the folders of absolute paths, which tell readers elsewhere nothing.
+
+    Args:
+        value: a text, or lists and dicts of them.
+        run: the run folder: what lies beside it and in the home folder is found in any spelling,
+            blanks included.
+    """
     if isinstance(value, dict):
-        return {key: shared(item) for key, item in value.items()}
+        return {shared(key, run): shared(item, run) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shared(item) for item in value]
-    return _ROOTED.sub("…/", value) if isinstance(value, str) else value
+        return [shared(item, run) for item in value]
+    if not isinstance(value, str):
+        return value
+    for folder in _own_folders(run):
+        value = value.replace(f"{folder}/", "…/").replace(folder, "…")
+    return _ROOTED.sub("…/", value)
+
+
+def _own_folders(run: Path | None) -> list[str]:
+    """The folder above the run, as written and as it is, and the home folder; the longest first."""
+    beside = [] if run is None else [run.absolute().parent, run.resolve().parent]
+    found = {str(path) for path in (*beside, Path.home()) if len(path.parts) > 1}
+    return sorted(found, key=lambda text: (-len(text), text))
+
+
+def _terms(log: list[dict[str, Any]]) -> dict[str, str]:
+    """Meanings of the loss terms that a log has."""
+    held = {name for record in log for name in record.get("terms") or {}}
+    return {name: meaning for name, meaning in TERMS.items() if name in held}
 
 
 def _place(run: Path) -> str:
@@ -121,8 +152,8 @@ def _place(run: Path) -> str:
     return run.resolve().name if run.is_absolute() or ".." in run.parts else run.as_posix()
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(shared(value), indent=1, ensure_ascii=False)
+def _dump(value: Any, run: Path) -> str:
+    return json.dumps(shared(value, run), indent=1, ensure_ascii=False)
 
 
 def _provenance(run: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -140,7 +171,7 @@ def _provenance(run: Path, notes: list[str]) -> list[dict[str, Any]]:
         found.append({"name": name, "images": manifest.rows,
                       "route": describe_route(manifest.provenance,
                                               seed_facts(manifest.provenance).get("threshold")),
-                      "detail": _dump(manifest.provenance)})
+                      "detail": _dump(manifest.provenance, run)})
     return found
 
 
@@ -154,29 +185,6 @@ def _bars(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for record in scores for name in record["classes"]))
     return [{"name": name, "values": [
         (record["classes"].get(name) or {}).get("iou") for record in scores]} for name in names]
-
-
-def _trust(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two charts for every set that stores confidence: its reliability, and what leaving out
-    doubtful pixels gains."""
-    charts = []
-    for record in scores:
-        found = record.get("calibration")
-        if not found:
-            continue
-        filled = [row for row in found["bins"] if row["pixels"]]
-        steps = [row for row in found["curve"] if row["kept"] and row["miou"] is not None]
-        name = f"{record['name']} on {record.get('data', '?')}"
-        charts += [
-            {"name": f"{name}: reliability", "last": f"error {_percent(found['error'])}",
-             "svg": reliability_svg(f"reliability {name}", [row["confidence"] for row in filled],
-                                    [row["accuracy"] for row in filled],
-                                    [row["pixels"] / found["pixels"] for row in filled])},
-            {"name": f"{name}: pixels kept", "last": "",
-             "svg": kept_svg(f"pixels kept {name}", [row["kept"] for row in steps],
-                             [row["miou"] for row in steps],
-                             [row["threshold"] for row in steps])}]
-    return charts
 
 
 def _environment() -> Environment:

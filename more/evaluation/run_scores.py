@@ -16,7 +16,8 @@ from rich.console import Group
 from rich.text import Text
 
 from more.evaluation.routes import route_letter
-from more.evaluation.score_result import percent, ratio
+from more.evaluation.score_result import dominance_note, percent, ratio
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 
 ORDER = ("seeds/cam", "seeds/lam", "seeds/fused", "masks/cam", "masks/lam", "masks/fused",
@@ -180,7 +181,14 @@ def score_table(rows: Sequence[dict[str, Any]]) -> Group:
         table.add_row(row["name"], *(cell(row) for _, cell in shown))
     routes = [Text(f"{row['name']} on {row.get('data', '?')}: {row.get('route', '?')}")
               for row in rows]
-    return Group(table, *routes, *map(Text, stage_notes(rows)))
+    return Group(table, *routes, *map(Text, [*dominance_notes(rows), *stage_notes(rows),
+                                             *route_lines(str(row.get("route")) for row in rows)]))
+
+
+def dominance_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for every row whose mean FP/TP is mostly that of one class."""
+    found = [(row["name"], dominance_note(row["classes"])) for row in rows]
+    return [f"{name}: {note}" for name, note in found if note]
 
 
 def _best(row: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,17 @@ from more.evaluation.routes import describe_route
 from more.evaluation.score_count import Counts, Job, Rows, count_piece, pieces, sweep_scores
 from more.evaluation.score_result import Result
 from more.evaluation.score_sets import (
+    Truth,
     check_subset,
     check_truth,
     matching_rows,
     open_pair,
     seed_threshold,
     set_name,
+    truth_digest,
+    with_truth,
 )
+from more.evaluation.truth_folder import FolderTruth, TruthFolder
 from more.progress import track
 
 MOST_THREADS = 16
@@ -35,12 +40,13 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
              classes: Sequence[str] | None = None, sweep: bool = False,
              boundary: float = DEFAULT_BOUNDARY, calibration: bool = True,
              workers: int | None = None, name: str | None = None,
-             only: Collection[str] | None = None, progress: bool = True) -> Result:
+             only: Collection[str] | None = None, progress: bool = True,
+             truth_folder: TruthFolder | None = None) -> Result:
     """Compare a set of seeds or masks with the true masks of an image set.
 
     Args:
         path: shard set of kind `seeds` or `masks`.
-        data: shard set of kind `images` that holds the true masks.
+        data: shard set of kind `images` that holds the true masks, unless these are elsewhere.
         threshold: background threshold for seeds; default: the set's own, else 0.5. Seeds with
             an explicit background (the decoder's) are labelled by argmax and have none.
         classes: names for an additional mean over these classes only (`background` counts).
@@ -52,6 +58,8 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
         name: what to call the set; default: its folder, as `seeds/lam`.
         only: ids to score; default: all of the set.
         progress: show a progress line.
+        truth_folder: take the true masks from PNG files; images without one are left out and
+            named.
 
     Raises:
         UserError: sets that do not belong together, an image without true mask, true masks that
@@ -60,16 +68,20 @@ def evaluate(path: Path, data: Path, threshold: float | None = None,
     """
     _check_options(boundary, workers)
     source, truth = open_pair(Path(path), Path(data))
+    truth = truth if truth_folder is None else FolderTruth(truth, truth_folder)
     class_names = ["background", *truth.class_names]
     subset = check_subset(classes, class_names)
     job = Job(len(class_names), seed_threshold(source, threshold), sweep, boundary, calibration)
-    parts = pieces(source, matching_rows(source, truth, only))
-    counts = _run(job, source, truth, parts, workers, progress)
+    pairs, without = with_truth(matching_rows(source, truth, only), source, truth)
+    counts = _run(job, source, truth, pieces(source, pairs), workers, progress)
     check_truth(counts.sums["truth"], truth)
-    return _result(job, Path(data), source, truth, counts, name or set_name(Path(path)), subset)
+    found = _result(job, Path(data), source, truth, counts, name or set_name(Path(path)), subset)
+    if isinstance(truth, FolderTruth):
+        found = replace(found, truth=truth.record(without), truth_notes=truth.notes(without))
+    return found
 
 
-def _result(job: Job, data: Path, source: ShardSet, truth: ShardSet, counts: Counts, name: str,
+def _result(job: Job, data: Path, source: ShardSet, truth: Truth, counts: Counts, name: str,
             subset: list[str] | None) -> Result:
     """Figures from the sums of all images."""
     class_names = ["background", *truth.class_names]
@@ -88,7 +100,7 @@ def _result(job: Job, data: Path, source: ShardSet, truth: ShardSet, counts: Cou
         boundary=_boundary(sums["boundary"], figures) if job.boundary else None,
         boundary_width=job.boundary or None,
         calibration=calibrate(sums["levels"], sums["reached"]) if "levels" in sums else None,
-        digests=(truth.manifest.digest, ids_digest(scored)), matrix=sums["matrix"])
+        digests=(truth_digest(truth), ids_digest(scored)), matrix=sums["matrix"])
 
 
 def ids_digest(ids: Sequence[str]) -> str:
@@ -96,7 +108,7 @@ def ids_digest(ids: Sequence[str]) -> str:
     return sha256_bytes("\n".join(sorted(ids)).encode("utf-8"))
 
 
-def _run(job: Job, source: ShardSet, truth: ShardSet, parts: list[Rows], workers: int | None,
+def _run(job: Job, source: ShardSet, truth: Truth, parts: list[Rows], workers: int | None,
          progress: bool) -> Counts:
     """Every piece once, over threads.
 

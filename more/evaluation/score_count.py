@@ -19,7 +19,7 @@ from more.errors import UserError
 from more.evaluation.boundary import boundary_counts
 from more.evaluation.calibration import calibration_counts
 from more.evaluation.metrics import image_iou, joint_labels, joint_matrix, scores, true_pixels
-from more.evaluation.score_sets import NO_TRUTH
+from more.evaluation.score_sets import NO_TRUTH, Truth
 
 PIECE = 64  # images
 SWEEP = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  # thresholds
@@ -91,7 +91,7 @@ def pieces(source: ShardSet, pairs: Iterable[tuple[int, int]]) -> list[Rows]:
     return runs
 
 
-def count_piece(job: Job, source: ShardSet, truth: ShardSet, rows: Rows) -> Counts:
+def count_piece(job: Job, source: ShardSet, truth: Truth, rows: Rows) -> Counts:
     """Counts of some images.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from more.data.shards.format import make_folder, write_atomic
 from more.errors import first_few
 from more.evaluation.calibration import Calibration
-from more.evaluation.metrics import Scores, mean_over
+from more.evaluation.metrics import Scores, dominant, mean_over
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 
 LISTED = 12
@@ -43,6 +45,8 @@ class Result:
         calibration: how far the confidence can be trusted; None where it was not counted.
         digests: of the data set and of the ids scored; they tell these apart from others.
         matrix: pixels `[K, K]`, true class first.
+        truth: what is recorded of true masks in a folder; None where the data set holds them.
+        truth_notes: lines about such masks.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Result:
     calibration: Calibration | None = None
     digests: tuple[str, str] | None = None
     matrix: np.ndarray | None = None
+    truth: dict[str, Any] | None = None
+    truth_notes: list[str] = field(default_factory=list)
 
     @property
     def miou(self) -> float:
@@ -118,6 +124,8 @@ class Result:
             out["calibration"] = self.calibration.to_json()
         if self.digests is not None:
             out |= {"data_digest": self.digests[0], "images_digest": self.digests[1]}
+        if self.truth is not None:
+            out["truth"] = self.truth
         if self.subset is not None:
             out |= {"subset": self.subset, "miou_subset": self.miou_subset}
         if self.sweep:
@@ -157,9 +165,13 @@ class Result:
         true = self._true()
         lines = [f"mIoU {percent(self.miou)} on {self.images} images of {self.data}; means are "
                  f"over the {true.sum()} of {len(true)} classes with truth"]
+        lines += self.truth_notes
         if self.missed:
             lines.append(f"missed, no pixel is right: {', '.join(self.missed)}; they count as 0 "
                          "in the means, and FP/TP has no mean")
+        dominance = dominance_note(self.to_json()["classes"])
+        if dominance:
+            lines.append(dominance)
         if self.subset is not None:
             without = [name for name, there in zip(self.class_names, true, strict=True)
                        if name in self.subset and not there]
@@ -176,7 +188,26 @@ class Result:
         if self.missing:
             lines.append(f"{len(self.missing)} images of {self.data} are not in the set: "
                          f"{first_few(self.missing)}")
-        return lines
+        return [*lines, *route_lines([self.route])]
+
+
+def dominance_note(classes: Mapping[str, Mapping[str, float | None]]) -> str | None:
+    """A line about the class that makes more than half of the mean FP/TP, if one does.
+
+    Args:
+        classes: figures by class in their JSON form; those without recall have no truth.
+    """
+    true = np.array([row.get("recall") is not None for row in classes.values()])
+    # A class with truth and without FP/TP was missed: its FP/TP is infinite.
+    values = np.array([math.inf if row.get("confusion") is None else row["confusion"]
+                       for row in classes.values()])
+    place = dominant(values, true)
+    if place is None:
+        return None
+    others = true & (np.arange(len(true)) != place)
+    mean, rest = (ratio(mean_over(values, chosen)) for chosen in (true, others))
+    return (f"mean FP/TP {mean}, of which {list(classes)[place]} {ratio(values[place])} makes more "
+            f"than half: without it {rest}")
 
 
 def percent(value: float | None) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 from more.data.shards.reader import ShardSet
 from more.errors import UserError, first_few, nearest
 from more.evaluation.routes import seed_facts
+from more.evaluation.truth_folder import FolderTruth
 
 DEFAULT_THRESHOLD = 0.5
 NO_TRUTH = "build the image set with its masks to evaluate on it"
+Truth = ShardSet | FolderTruth
 _SAME_SET = "give the image set that the seeds or masks were made from"
 
 
@@ -34,13 +36,13 @@ def open_pair(path: Path, data: Path) -> tuple[ShardSet, ShardSet]:
     return source, truth
 
 
-def matching_rows(source: ShardSet, truth: ShardSet,
+def matching_rows(source: ShardSet, truth: Truth,
                   only: Collection[str] | None = None) -> list[tuple[int, int]]:
     """Row of each item in the source and in the truth, in the source's order.
 
     Args:
         source: seeds or masks, from `open_pair`.
-        truth: the image set, from `open_pair`.
+        truth: the image set, from `open_pair`, or its true masks in a folder.
         only: ids to take; None takes all.
 
     Raises:
@@ -49,7 +51,8 @@ def matching_rows(source: ShardSet, truth: ShardSet,
     where = {name: row for row, name in enumerate(truth.ids)}
     strangers = [name for name in source.ids if name not in where]
     if strangers:
-        raise UserError(f"{truth.path} does not hold {len(strangers)} of the {len(source)} images "
+        held = truth.images.path if isinstance(truth, FolderTruth) else truth.path
+        raise UserError(f"{held} does not hold {len(strangers)} of the {len(source)} images "
                         f"of {source.path}: {first_few(strangers)}", fix=_SAME_SET)
     if not len(source):
         raise UserError(f"{source.path} holds no image", fix="make it again from a filled set")
@@ -59,20 +62,44 @@ def matching_rows(source: ShardSet, truth: ShardSet,
             if only is None or name in only]
 
 
-def check_truth(pixels: np.ndarray, truth: ShardSet) -> None:
+def with_truth(pairs: list[tuple[int, int]], source: ShardSet, truth: Truth
+               ) -> tuple[list[tuple[int, int]], list[str]]:
+    """The pairs whose image has a true mask, and the ids of the others.
+
+    Of an image set every pair stays: an image without mask in it is an error of its own.
+
+    Raises:
+        UserError: no image has a true mask.
+    """
+    if not isinstance(truth, FolderTruth):
+        return pairs, []
+    kept = [pair for pair in pairs if truth.files[pair[1]] is not None]
+    if not kept:
+        raise UserError(f"{truth.path}: holds no mask of the {len(pairs)} images of {source.path}",
+                        "give the folder of their true masks")
+    return kept, [source.ids[item] for item, row in pairs if truth.files[row] is None]
+
+
+def truth_digest(truth: Truth) -> str:
+    """Tells the truth apart from another one, and from another version of it."""
+    return truth.digest if isinstance(truth, FolderTruth) else truth.manifest.digest
+
+
+def check_truth(pixels: np.ndarray, truth: Truth) -> None:
     """Raise UserError unless some true pixel belongs to a class.
 
     Args:
         pixels: true pixels of each class `[K]`, background first.
-        truth: the set with the true masks.
+        truth: the true masks.
     """
     if not pixels[1:].any():
         held = "only background" if pixels[0] else "no pixel but 255 (ignore)"
-        raise UserError(
-            f"{truth.path}: the true masks of these images hold {held}, so there is nothing to "
-            "score", fix="see what they hold with data_tools.inspect --pixels. If the masks "
-            "that the set was made from mark objects by 255, make it again with --mask-values "
-            "255=NAME")
+        fix = ("see what they hold with data_tools.inspect --pixels. If the masks that the set "
+               "was made from mark objects by 255, make it again with --mask-values 255=NAME")
+        if isinstance(truth, FolderTruth):
+            fix = f"check that {truth.list} is the list of these masks' numbers"
+        raise UserError(f"{truth.path}: the true masks of these images hold {held}, so there is "
+                        "nothing to score", fix=fix)
 
 
 def seed_threshold(source: ShardSet, threshold: float | None = None) -> float:

@@ -8,19 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from more.evaluation.charts import curve_svg
+from more.evaluation.words import TERMS
 
-TERMS = {
-    "total": "the weighted sum that is minimised",
-    "cls": "the tags, predicted from the last layer's class tokens",
-    "cls_aux": "the same from an earlier layer, whose maps serve as labels",
-    "mcl": "class tokens of different classes shall differ",
-    "cre": "a class token is drawn to the patches that are surely its own",
-    "ure": "uncertain patches move towards one of the present classes",
-    "ptc": "patches of one region alike, of two regions not",
-    "seg": "the decoder against its labels, pixel by pixel",
-    "energy": "neighbouring pixels of like colour shall share their class",
-    "tags": "the prediction shall show the image's tags, and no others",
-}
 OTHERS = {"learning rate": "of the first group of parameters",
           "images per second": "mean between two lines of the log"}
 FEWEST = 3  # points of a curve: two make a line that means nothing
@@ -94,8 +83,9 @@ def curves(log: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[dict[s
     """Charts of every loss term, the evaluations, the learning rate and the throughput.
 
     Returns:
-        Charts with `name`, `about`, `last` and `svg`; and, as `name` and `values`, quantities
-        that are no curve: fewer than three points, or a term that is switched off (always 0).
+        Charts with `name`, `about`, `last` and `svg`; and, as `name`, `about` and `values`,
+        quantities that are no curve: fewer than three points, or a term that is switched off
+        (always 0).
     """
     series: dict[str, tuple[list[float], list[float]]] = {}
     for record in log:
@@ -110,15 +100,21 @@ def curves(log: list[dict[str, Any]]) -> tuple[list[dict[str, str]], list[dict[s
     for name in names:
         steps, values = series[name]
         if name.startswith("loss ") and not any(values):
-            few.append({"name": name, "values": "0 all the time: switched off"})
+            few.append({"name": name, "about": _about(name),
+                        "values": "0 all the time: switched off"})
         elif len(values) < FEWEST:
-            few.append({"name": name, "values": ", ".join(
-                f"{value:.4g} at update {step}"
+            few.append({"name": name, "about": _about(name), "values": ", ".join(
+                f"{_shown(name, value)} at update {step}"
                 for step, value in zip(steps, values, strict=True))})
         else:
-            charts.append({"name": name, "about": _about(name), "last": f"{values[-1]:.4g}",
+            charts.append({"name": name, "about": _about(name), "last": _shown(name, values[-1]),
                            "svg": curve_svg(name, steps, values, name.startswith("eval"))})
     return charts, few
+
+
+def _shown(name: str, value: float) -> str:
+    """A value as text: evaluations in per cent as everywhere on the page."""
+    return f"{value:.2f} %" if name.startswith("eval ") else f"{value:.4g}"
 
 
 def _about(name: str) -> str:

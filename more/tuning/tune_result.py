@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 
 from more import __version__
 from more.evaluation.score_result import percent, plain
+from more.evaluation.words import route_lines
 from more.progress import PlainTable
 from more.refinement.image import Refinement
 from more.tuning.figures import Difference, PointScores
@@ -124,7 +125,7 @@ class TuneResult:
                          "the pixels, as leaving pixels out makes a mIoU look better")
         if self.sample.absent:
             lines.append(f"not in the sample: {', '.join(self.sample.absent)}")
-        return [*lines, *self._worth(), self.supervision()]
+        return [*lines, *self._worth(), self.supervision(), *route_lines([self.route])]
 
     def _worth(self) -> list[str]:
         gap, name = self.difference, self.reference_name
@@ -140,6 +141,19 @@ class TuneResult:
                          f"{100 * gap.unseen:+.2f} on average, above zero in "
                          f"{100 * gap.unseen_positive:.0f} % of {gap.draws} draws")
         return lines
+
+    def verdict(self) -> str:
+        """Whether the best point is worth a change, in one line."""
+        gap = self.difference
+        if self.best == self.reference:
+            return (f"the present ({self.reference_name}) settings are the best of these points: "
+                    "nothing to change")
+        if gap.low is None or gap.high is None:
+            return "one image tells nothing about others: take more before changing settings"
+        interval = f"95 % interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
+        if gap.certain:
+            return f"gain {100 * gap.miou:+.2f}, {interval}"
+        return (f"no gain is shown: {100 * gap.miou:+.2f}, but its {interval} includes 0")
 
     def supervision(self) -> str:
         """What the search used beyond image tags."""

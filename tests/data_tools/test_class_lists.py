@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from data_tools.class_lists import read_classes, tags_from_file
+from data_tools.class_lists import tags_from_file
+from more.data.class_files import read_classes
 from more.data.shards.reader import ShardSet
 from more.data.tag_files import read_tag_file
 from more.data.tags import ClassNames, TagLine, class_indices, special_name, split_cells

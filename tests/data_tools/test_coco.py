@@ -41,6 +41,7 @@ def test_every_rule(mixed, tmp_path, capsys):
     """Fault 20: crowd regions, RLE and polygons, overlaps, empty annotations, unlisted images."""
     assert run(mixed, tmp_path / "set") == 0
     said = capsys.readouterr().err
+    assert "images per class" in said and "warning: set: fewer than 20 images: person 3" in said
     shards = ShardSet(tmp_path / "set", kind="images", check="full")
     assert shards.class_names == ["person", "traffic light", "toothbrush"]
     assert shards.ids == ["overlap", "crowd", "areas", "bare", "alone"]

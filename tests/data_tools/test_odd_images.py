@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from data_tools.build import ShardJob
 from data_tools.convert import Record, _Options, convert, write_shard
-from data_tools.image_checks import align_mask, exif_orientation, read_index_png
+from more.data.index_masks import align_mask, exif_orientation, read_index_png
 from more.data.shards.codec import decode_image, image_size
 from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set

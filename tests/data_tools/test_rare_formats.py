@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, features
 
 from data_tools.convert import Record, convert
-from data_tools.image_checks import read_index_png
 from more.data.image_files import IMAGE_ENDINGS, shown
+from more.data.index_masks import read_index_png
 from more.data.shards.codec import COMMON, RARE, decode_image, file_ending
 from more.data.shards.reader import ShardSet
 from more.data.shards.verification import verify_set

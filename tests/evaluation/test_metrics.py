@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from more.evaluation.metrics import confusion_matrix, f1, mean_over, scores
+from more.evaluation.metrics import confusion_matrix, dominant, f1, mean_over, scores
 
 
 def test_counts_by_hand():
@@ -102,3 +102,14 @@ def test_a_class_that_is_left_unlabelled_is_missed():
     found = scores(counted, np.array([8, 5]))
     assert found.iou.tolist() == [1, 0] and found.precision.tolist() == [1, 0]
     assert found.miou == 0.5 and found.confusion[1] == np.inf
+
+
+def test_one_class_that_makes_more_than_half_of_a_mean():
+    every = np.ones(4, bool)
+    assert dominant(np.array([1.0, 9.0, 2.0, 1.0]), every) == 1
+    assert dominant(np.array([1.0, 4.0, 2.0, 1.0]), every) is None, "exactly half is not more"
+    assert dominant(np.array([1.0, 9.0, 2.0, 1.0]), np.array([1, 0, 1, 1], bool)) is None
+    assert dominant(np.array([1.0, np.inf, 2.0, 1.0]), every) is None, "no mean at all"
+    assert dominant(np.array([1.0, 9.0]), np.ones(2, bool)) is None
+    assert dominant(np.array([0.1, np.nan, 9.0, 0.2]), every) == 2
+    assert dominant(np.zeros(4), every) is None

@@ -250,8 +250,10 @@ def test_no_curve_of_two_points_and_none_of_a_term_that_is_off():
     log += [{"step": 30, "eval": {"lam": 40.0}}, {"step": 60, "eval": {"lam": 42.0}}]
     charts, few = curves(log)
     assert [chart["name"] for chart in charts] == ["loss cls"] and charts[0]["about"]
-    assert few == [{"name": "loss seg", "values": "0 all the time: switched off"},
-                   {"name": "eval lam", "values": "40 at update 30, 42 at update 60"}]
+    assert [(item["name"], item["values"]) for item in few] == [
+        ("loss seg", "0 all the time: switched off"),
+        ("eval lam", "40.00 % at update 30, 42.00 % at update 60")]
+    assert few[0]["about"] and "mIoU" in few[1]["about"]
 
 
 def test_steps_and_throughput_agree_with_the_run(tmp_path):

@@ -116,7 +116,7 @@ def test_json_on_stdout(sets, run, tmp_path):
                 "threshold=0.5", "--images", 2, "--set", "crf.iterations=1", "--workers", 1,
                 "--json")
     printed = json.loads(ended.out)
-    assert printed.pop("command").startswith("python -m more refine ")
+    assert printed["best"] == printed["reference"] and printed.pop("command") is None
     assert printed == read(tmp_path) and ended.code == 0
 
 
@@ -365,6 +365,27 @@ def test_released_settings_are_called_so(sets, tmp_path):
     cells = [list(map(str, column.cells)) for column in result.table().columns]
     assert cells[0] == [f"{n:g}" for n in (1, 10)][::1 if result.best == 0 else -1] + ["10"]
     assert cells[2][-1] == "+0.00" and "over the released settings" in " ".join(result.notes())
+
+
+def test_the_present_settings_as_the_best_print_no_command(sets, run, tmp_path):
+    ended = run("more", "tune", *sets[:1], "--data", sets[1], "--out", tmp_path, "--grid",
+                "threshold=0.5", "--images", 2, "--set", "crf.iterations=1", "--workers", 1)
+    assert ended.code == 0 and "more refine" not in ended.out
+    assert "the present (configured) settings are the best of these points" in ended.out
+
+
+def test_a_gain_whose_interval_includes_0_is_said_to_be_none(found):
+    result = found[1]
+    other = next(n for n in range(len(result.points)) if n != result.reference)
+
+    def said(low, high):
+        gap = replace(result.difference, miou=0.01, low=low, high=high)
+        return replace(result, best=other, difference=gap).verdict()
+
+    assert said(-0.005, 0.02) == ("no gain is shown: +1.00, but its 95 % interval -0.50 to +2.00 "
+                                  "includes 0")
+    assert "includes 0" in said(0.0, 0.02) and "no gain" not in said(0.001, 0.02)
+    assert "one image" in said(None, None)
 
 
 def test_random_points(sets, tmp_path):
