@@ -51,4 +51,4 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     text = "".join(output.get("text", "") for output in outputs)
     assert len(pictures) >= 5 and "ImageSet(" in text and "'first_overlay.jpg'" in text
-    assert list(tmp_path.glob("more-*/run/checkpoints/step-000200"))
+    assert list(tmp_path.glob("more-*/run/checkpoints/step-000150"))
