@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,8 +14,10 @@ from more.cli import app
 from more.config.fields import limits_of
 from more.config.load import flatten
 from more.config.schema import PAPER, Config, fields
+from more.inference.load import export_weights
 from tests.conftest import ROOT
-from tests.data.sets import small_set
+from tests.data.sets import picture, small_set
+from tests.inference.test_localize import make_run
 from tests.research.__main__ import app as research_app
 
 PAGES = {name: (ROOT / name).read_text()
@@ -138,3 +141,34 @@ def test_the_six_lines_read_a_shard(tmp_path, capsys):
     exec(re.sub(r'"[^"]*\.h5"', repr(str(shard)), code), {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "image_0", "image_1"]
+
+
+# What the block must be able to do, whether or not a page has it.
+THE_API = """
+import more
+net = more.load("mine.safetensors")
+found = net.predict("photo.jpg")
+print(found.labels)
+found.save("masks/photo.png")
+more.refine("photo.jpg", found.probabilities)
+more.open("data/mine")[0]
+"""
+
+
+def run_python(code: str, folder: Path) -> None:
+    """Run lines that name `mine.safetensors`, `photo.jpg` and `data/mine`, which are made here."""
+    export_weights(make_run(folder / "run"), folder / "mine.safetensors")
+    small_set(folder / "data" / "mine", shards=1, rows=2)
+    (folder / "photo.jpg").write_bytes(picture(1))
+    exec(code, {})
+
+
+def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
+    """The block with `import more`, as soon as a page has one, on an untrained network."""
+    blocks = [block for block in BLOCKS if re.search(r"^import more$", block, re.M)]
+    assert len(blocks) <= 1
+    monkeypatch.chdir(tmp_path)
+    run_python(blocks[0] if blocks else THE_API, tmp_path)
+    assert "'background'" in capsys.readouterr().out
+    made = {path.name for path in (tmp_path / "masks").iterdir()}
+    assert made == {"photo.png", "photo_overlay.jpg", "photo.json"}

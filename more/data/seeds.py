@@ -135,11 +135,25 @@ def seed_label(item: SeedItem, size: tuple[int, int], threshold: float) -> np.nd
     Returns:
         uint8 `[H, W]`: 0 background, 1..C; of equal values the first class.
     """
-    keys, maps = seed_probabilities(item, size)
+    return plain_label(item, *seed_probabilities(item, size), threshold)
+
+
+def plain_label(item: SeedItem, keys: np.ndarray, maps: np.ndarray,
+                threshold: float) -> np.ndarray:
+    """`seed_label` of a seed whose maps are at the size of the image already.
+
+    Args:
+        item: the seed.
+        keys, maps: `[K]` and `[K, H, W]` from `seed_probabilities`, its threshold left out.
+        threshold: as for `seed_label`.
+
+    Returns:
+        uint8 `[H, W]`.
+    """
     if len(item.keys) and item.keys[0] == 0:
         return keys[maps.argmax(0)].astype(np.uint8)
     if len(keys) == 1:
-        return np.zeros(size, np.uint8)
+        return np.zeros(maps.shape[1:], np.uint8)
     label = keys[1:][maps[1:].argmax(0)]
     return np.where(maps[1:].max(0) <= np.float32(threshold), 0, label).astype(np.uint8)
 

@@ -131,7 +131,8 @@ def _notes(file: Path) -> dict[str, str]:
         with safe_open(str(file), framework="pt") as opened:
             notes = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", "export the weights again") from error
+        raise UserError(f"{file}: cannot be read ({error})", "give a file of `more "
+                        "export-weights`, or export the weights again") from error
     if notes.get("format") != "more-weights-1":
         raise UserError(f"{file}: was not made by `more export-weights`",
                         "give a run folder, or export the weights of one")

@@ -157,13 +157,14 @@ def _other_precision(trained: Config, localizer: Localizer) -> dict[str, str]:
     return {"precision": "bf16" if localizer.half else "fp32"}
 
 
-def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
+def maps_record(kind: str, config: Config, path: Path, sha256: str = "") -> dict[str, Any]:
     """How the maps of a kind come out of a checkpoint folder or an exported file.
 
     Args:
         kind: of maps.
         config: the run's settings.
         path: the checkpoint folder or the file.
+        sha256: of its weights, where that is known already.
 
     Returns:
         Values by name, as the provenance of seeds records them.
@@ -176,7 +177,7 @@ def maps_record(kind: str, config: Config, path: Path) -> dict[str, Any]:
         **_spread_record(kind, config),
         "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
         "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
-        "checkpoint": path.name, "weights": sha256_file(weights_file(path)),
+        "checkpoint": path.name, "weights": sha256 or sha256_file(weights_file(path)),
     }
 
 

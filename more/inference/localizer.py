@@ -6,6 +6,7 @@ input, s that of stored maps; h and w count patches, D is their width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +60,7 @@ class Localizer:
 
     def __init__(self, config: Config, network: torch.nn.Module, request: Request,
                  device: torch.device):
-        if "decoder" in request.maps and not config.decoder_trained:
-            raise UserError("the decoder of this run was not trained: loss.weights.seg = 0",
-                            "take stage two's run (more train --masks …), or another --map")
+        check_maps(request.maps, config)
         self.config, self.network, self.request, self.device = config, network, request, device
         self.half = config.in_bf16 or (config.precision == "auto" and has_bf16(device))
         grid = config.inference.size // network.encoder.patch_size
@@ -163,6 +162,21 @@ class Localizer:
     def _shrink(self, maps: torch.Tensor) -> torch.Tensor:
         return F.interpolate(maps, (self.side, self.side), mode="bilinear",
                              antialias=maps.shape[-1] > self.side)
+
+
+def check_maps(kinds: Sequence[str], config: Config) -> None:
+    """Refuse maps that a run does not have.
+
+    Args:
+        kinds: of maps.
+        config: the run's settings.
+
+    Raises:
+        UserError: the decoder is asked for, but was not trained.
+    """
+    if "decoder" in kinds and not config.decoder_trained:
+        raise UserError("the decoder of this run was not trained: loss.weights.seg = 0",
+                        "take stage two's run (more train --masks …), or another --map")
 
 
 def seed_item(maps: np.ndarray, tags: np.ndarray | None) -> SeedItem:

@@ -27,6 +27,7 @@ from more.inference.inputs import find_pictures, plain
 from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
 from more.inference.localizer import Localizer, Request
+from more.inference.picture_masks import PictureMasks
 from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
 from more.palette import palette
@@ -65,19 +66,17 @@ def predict(inputs: Sequence[str], run: Path, out: Path, options: Options | None
     run, options = choose_network(run, options)
     config, network, path = load_run(run, which)
     console.print(f"{options.map} of {path}{_stage(config)}", highlight=False, markup=False)
-    if options.tag_threshold is not None:
-        config = replace(config, inference=replace(
-            config.inference, tag_threshold=options.tag_threshold))
-    count = config.model.num_classes
-    names = class_names(run)
-    names = names if len(names) == count else [f"class_{k + 1}" for k in range(count)]
+    config = with_tag_threshold(config, options)
+    names = names_or_numbers(run, config)
     given = _read_tags(options.tags, names) if options.tags else None
     device = device or local_device()
     localizer = Localizer(config, network.to(device), Request((options.map,), "true"), device)
     with folder_lock(out), track(len(pictures), "predict", disable=not progress) as bar:
         remove_leftovers(out)
-        job = PictureJob(localizer, options, names, given, out, _record(config, options, path),
-                         bar)
+        engine = announced_engine("auto") if options.crf else ""
+        masks = PictureMasks(localizer, names,
+                             record_of(config, options, path, given is not None, engine))
+        job = PictureJob(masks, options, given, out, bar)
         job.run(pictures)
         if options.sheet:
             write_contact_sheet(out)
@@ -111,6 +110,20 @@ def choose_network(run: Path, options: Options) -> tuple[Path, Options]:
     return run, replace(options, map="lam")
 
 
+def with_tag_threshold(config: Config, options: Options) -> Config:
+    """The settings with the options' tag threshold, where there is one."""
+    if options.tag_threshold is None:
+        return config
+    return replace(config, inference=replace(config.inference,
+                                             tag_threshold=options.tag_threshold))
+
+
+def names_or_numbers(run: Path, config: Config) -> list[str]:
+    """Class names of a run folder or exported file; `class_1`, `class_2`, … where it has none."""
+    names, count = class_names(run), config.model.num_classes
+    return names if len(names) == count else [f"class_{k + 1}" for k in range(count)]
+
+
 def _stage(config: Config) -> str:
     if config.stage == 1:
         return " (stage one, trained on tags)"
@@ -118,11 +131,12 @@ def _stage(config: Config) -> str:
     return f" (stage two, trained on {kind})"
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, option: str = "--device") -> torch.device:
     """`cpu`, `cuda` or `cuda:1`; "" is this process's CUDA device if there is one, else CPU.
 
     Args:
         name: as on the command line.
+        option: what the user calls it, for messages.
 
     Returns:
         The device.
@@ -137,24 +151,37 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: unknown", "give cpu, cuda or cuda:NUMBER")
+        raise UserError(f"{option} {name}: unknown", "give cpu, cuda or cuda:NUMBER")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices",
-                        "give cpu, or leave --device out")
+        raise UserError(f"{option} {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices",
+                        f"give cpu, or leave {option} out")
     return device
 
 
-def _record(config: Config, options: Options, path: Path) -> dict[str, Any]:
-    """Everything but the picture that decides its files; `threshold` is that of a plain map."""
+def record_of(config: Config, options: Options, path: Path, given: bool,
+              engine: str, sha256: str = "") -> dict[str, Any]:
+    """Everything but the picture that decides its files; `threshold` is that of a plain map.
+
+    Args:
+        config: the run's settings, with the options' tag threshold.
+        options: how to predict.
+        path: checkpoint folder or exported file.
+        given: the tags are given, not predicted.
+        engine: of the CRF, by its own name.
+        sha256: of the weights, where that is known already.
+
+    Returns:
+        Values by name.
+    """
     record = {"tool": "more predict", "version": more.__version__, "stage": "predict",
-              **maps_record(options.map, config, path), "crf": None,
+              **maps_record(options.map, config, path, sha256), "crf": None,
               "tags": "none" if options.map == "decoder" else "predicted",
               "tag_threshold": config.inference.tag_threshold, "palette": options.palette}
-    if options.tags:
+    if given:
         record["tag_threshold"] = None
     if options.crf:
         record["threshold"] = None
-        record["crf"] = {"engine": announced_engine("auto"),
+        record["crf"] = {"engine": engine,
                          "parameters": asdict(CRFParams(**asdict(config.crf)))}
     return record
 

@@ -88,7 +88,7 @@ class Result:
         write_atomic(self.facts, to_json({**facts, "files": files}))
 
 
-def class_table(names: list[str], probabilities: np.ndarray, tags: np.ndarray,
+def class_table(names: Sequence[str], probabilities: np.ndarray, tags: np.ndarray,
                 label: np.ndarray, colours: np.ndarray = PALETTE) -> list[dict[str, Any]]:
     """Classes of a picture, most probable first: those above 0.1, the tags, those in the mask.
 
@@ -123,5 +123,6 @@ def _jpeg(image: np.ndarray) -> bytes:
     except cv2.error:
         done = False
     if not done:
-        raise UserError("the overlay is too large for a JPEG; --no-overlay leaves it out")
+        raise UserError("the overlay is too large for a JPEG",
+                        fix="leave it out: --no-overlay, or overlay=False in Python")
     return data.tobytes()

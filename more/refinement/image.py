@@ -132,14 +132,34 @@ def refine_items(images: list[np.ndarray], items: list[SeedItem], how: Refinemen
     seeds = [seed_probabilities(item, full, how.threshold) for item in items]
     if len(seeds[0][0]) == 1:
         return [(np.zeros(full, np.uint8), np.full(full, 255, np.uint8)) for _ in images]
-    if device == "cpu":
-        check_image(crf.resolve_engine(how.engine), full[0] * full[1], len(seeds[0][0]))
     probs = [maps for _, maps in seeds]
     if len(images) == 1 and device == "cpu":
-        marginals = [crf.refine(images[0], probs[0], how.params, how.engine)]
+        marginals = [refine_maps(images[0], probs[0], how)]
     else:
+        if device == "cpu":
+            check_image(crf.resolve_engine(how.engine), full[0] * full[1], len(seeds[0][0]))
         marginals = crf.refine_batch(images, probs, how.params, how.engine, device)
     return [label_map(keys, maps, q, how) for (keys, maps), q in zip(seeds, marginals, strict=True)]
+
+
+def refine_maps(image: np.ndarray, maps: np.ndarray, how: Refinement) -> np.ndarray:
+    """Marginals of the dense CRF of one image, on the CPU, if the memory holds it.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        maps: [K, H, W] float32 probabilities. One label alone has nothing to be told apart from.
+        how: the CRF's parameters and engine.
+
+    Returns:
+        [K, H, W] float32.
+
+    Raises:
+        UserError: the image is too large for the memory.
+    """
+    if len(maps) == 1:
+        return np.ones_like(maps)
+    check_image(crf.resolve_engine(how.engine), maps[0].size, len(maps))
+    return crf.refine(image, maps, how.params, how.engine)
 
 
 def label_map(keys: np.ndarray, probs: np.ndarray, q: np.ndarray,

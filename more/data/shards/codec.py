@@ -162,13 +162,32 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
     """Decode by Pillow: GIF (OpenCV changes its transparent pixels) and what OpenCV cannot read."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode.startswith("I;16"):
-                high = (np.asarray(opened) >> 8).astype(np.uint8)
-                return np.repeat(high[..., None], 3, axis=2)
-            if opened.mode in ("I", "F"):
-                raise UserError(f"{name}: pixels of 32 bits are no colours",
-                                fix="export the image with 8 or 16 bits per channel")
-            return np.array(opened.convert("RGB"))
+            return pillow_pixels(opened, name)
+    except UNREADABLE as error:
+        raise _unreadable(name) from error
+
+
+def pillow_pixels(opened: Image.Image, name: str) -> np.ndarray:
+    """Pixels of a Pillow image, of any mode.
+
+    Args:
+        opened: the image; its file may not be decoded yet.
+        name: what to call it in an error.
+
+    Returns:
+        RGB uint8 `[H, W, 3]`.
+
+    Raises:
+        UserError: pixels of 32 bits, or a file that cannot be decoded.
+    """
+    try:
+        if opened.mode.startswith("I;16"):
+            high = (np.asarray(opened) >> 8).astype(np.uint8)
+            return np.repeat(high[..., None], 3, axis=2)
+        if opened.mode in ("I", "F"):
+            raise UserError(f"{name}: pixels of 32 bits are no colours",
+                            fix="export the image with 8 or 16 bits per channel")
+        return np.array(opened.convert("RGB"))
     except UNREADABLE as error:
         raise _unreadable(name) from error
 
