@@ -95,7 +95,8 @@ def open_set(folder: str | os.PathLike[str],
     """
     path = Path(folder)
     need_path(path, fix="give the folder of a shard set; data_tools makes it, as in "
-                          "`python -m data_tools.folder PICTURES data/mine --tags tags.csv`", folder=True)
+                        "`python -m data_tools.folder PICTURES data/mine --tags tags.csv`",
+              folder=True)
     shards = ShardSet(path)
     if shards.kind == "seeds":
         raise UserError(f"{path}: holds seeds, not images or masks",
