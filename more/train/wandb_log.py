@@ -86,7 +86,9 @@ class WandbLog:
             raise RuntimeError("not logged in: `wandb login`, or WANDB_MODE=offline")
         project = self.config.telemetry.wandb
         # Captured output would go through the client's pipes, and the live line with it.
-        settings = wandb.Settings(init_timeout=WAIT, finish_timeout=WAIT, console="off",
+        # The other ranks wait meanwhile, and not for ever.
+        wait = min(WAIT, 30 * self.config.deepspeed.timeout_minutes)
+        settings = wandb.Settings(init_timeout=wait, finish_timeout=WAIT, console="off",
                                   quiet=True)
         self.client = wandb.init(
             project=project, id=kept_id(self.run, project), resume="allow", name=self.config.name,
