@@ -13,6 +13,7 @@ out="${1:-quickstart}"
 [ $# -gt 0 ] && shift
 data="${MORE_SHAPES:-quickstart/data}"
 started=$SECONDS
+export MORE_NEXT=off  # the next command of each stage stands here
 say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
 
 say "drawing the shapes set"

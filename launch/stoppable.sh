@@ -26,7 +26,7 @@ find_run() {
     if [ -z "$run" ] && [ -d "$init" ]; then
         run="${init%/}/two"
     elif [ -z "$run" ]; then
-        name="$(python -m more config "$config" "${settings[@]}")" || return
+        name="$(MORE_NEXT=off python -m more config "$config" "${settings[@]}")" || return
         run="checkpoints/$(sed -n "s/^name = ['\"]\(.*\)['\"]\$/\1/p" <<< "$name")"
     fi
 }

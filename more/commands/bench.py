@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from more.commands.options import AsJson, Overrides, one_of
+from more.commands.next_lines import line
+from more.commands.options import AsJson, Overrides, one_of, tell_next
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown",
                   help="Measure parts of the system; ratios within one run.")
@@ -28,7 +29,7 @@ def data(
 ) -> None:
     """Reading, decoding, augmenting and the whole loader, against plain files.
 
-    Example: `python -m more bench data --data data/voc_train`
+    Example: `python -m more bench data --data quickstart/data/train`
     """
     one_of("--pipeline", pipeline, ("device", "pil"))
     from more.bench.bench_data import bench_data, write_pictures
@@ -42,6 +43,7 @@ def data(
         lines, about = bench_data(source, plain, images=images, crop=crop,
                                   workers=workers or cores, rounds=rounds, pipeline=pipeline)
     show("data", lines, {"cores": cores, **about}, "image", as_json)
+    tell_next(line("bench", "train"), as_json)
 
 
 @app.command()
@@ -68,6 +70,7 @@ def train(
 
     run(config, steps, rounds, as_json, overrides or [],
         StepChoice(step_only, None, backend, picture))
+    tell_next(line("bench", "scale", *(["--config", config] if config else [])), as_json)
 
 
 @app.command()
@@ -101,6 +104,7 @@ def scale(
     machine = Machine(bandwidth * 1e9, latency * 1e-6, tflops * 1e12, losses_ms * 1e-3,
                       image_ms * 1e-3)
     run(config, overrides or [], gpus, images, machine, as_json)
+    tell_next(line("train", config, "--train", "SET", "--dry-run"), as_json)
 
 
 @app.command()
@@ -124,3 +128,5 @@ def refine(
 
     run(shards, seeds, images=images, workers=workers, rounds=rounds, projects=project,
         cores=cores, as_json=as_json)
+    tell_next(line("refine", seeds or "SEEDS", "--data", shards or "SET", "--out", "MASKS"),
+              as_json)
