@@ -1,4 +1,4 @@
-"""What the README names exists: commands, options, settings, files; its code runs."""
+"""What README and the pages name exists: commands, options, settings, files, links; code runs."""
 
 from __future__ import annotations
 
@@ -20,26 +20,43 @@ from tests.data.sets import picture, small_set
 from tests.inference.test_localize import make_run
 from tests.research.__main__ import app as research_app
 
-PAGES = {name: (ROOT / name).read_text()
-         for name in ("README.md", "checkpoints/README.md", "configs/README.md",
-                      "data_tools/README.md")}
-README = PAGES["README.md"]
+
+def prose(page: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page, flags=re.S | re.M)
+
+
+FOLDERS = ("more", "configs", "data_tools", "launch", "tests")
+NAMES = ["README.md", "checkpoints/README.md",
+         *sorted(str(page.relative_to(ROOT)) for folder in FOLDERS
+                 for page in (ROOT / folder).rglob("README.md"))]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+LINKED = {**PAGES, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")}
+LONGEST = 200  # lines of a page
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", TEXT, re.S | re.M)
-INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.S | re.M))
+INLINE = [" ".join(text.split()) for part in prose(TEXT).split("\n\n")
+          for text in re.findall(r"`([^`]+)`", part)]
+# Files that more/README.md tells its reader to write.
+EXAMPLES = {"data_tools/pairs.py", "more/export/npz.py"}
+# Options that pages name alone and that are other programs': torchrun, deepspeed, dask, sbatch.
+FOREIGN = {"--help", "--run-path", "--cpus-per-task", "--memory-limit", "--no_ssh"}
 SETTINGS = {key for key, _, _ in flatten(Config())}
 PROGRAMS = {"more": app, "tests.research": research_app}
-STARTS = {"launch/train.sh": ("more", "train"), "launch/quickstart.sh": ("more", "train")}
+STARTS = {f"launch/{script}": ("more", "train") for script in (
+    "train.sh", "quickstart.sh", "nodes.sh", "slurm/train.sbatch")}
 
 
 def commands() -> list[tuple[str, str, str]]:
-    """(module, sub-command or "", the rest of the line) of every command in the README."""
+    """(module, sub-command or "", the rest of the line) of every command in the pages."""
     found = []
-    for line in [*"\n".join(BLOCKS).splitlines(), *INLINE]:
+    for line in [*"\n".join(BLOCKS).replace("\\\n", " ").splitlines(), *INLINE]:
         line = line.partition(" #")[0]
         for script, (module, name) in STARTS.items():
             if script in line:
                 found.append((module, name, line.partition(script)[2]))
+        if start := re.search(r"launch/slurm/pseudo_labels\.sbatch +(\w+) (.*)", line):
+            found.append(("more", *start.groups()))
         if start := re.search(
                 r"(?:-m|--module) (more|data_tools\.\w+|tests\.research) +(.*)", line):
             module, rest = start.groups()
@@ -52,6 +69,22 @@ def commands() -> list[tuple[str, str, str]]:
     return [command for command in found if command[1].split()[-1:] not in (["COMMAND"], ["NAME"])]
 
 
+def headings(page: str) -> list[str]:
+    """Names of the sections, as they stand."""
+    return re.findall(r"^## (.+)$", prose(page), re.M)
+
+
+def anchor(heading: str) -> str:
+    """The name that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """(file or "", anchor or "") of every link and picture that stays in the project."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [link.partition("#")[::2] for link in found if not re.match(r"[a-z]+:", link)]
+
+
 def parameters(module: str, name: str):
     """Options and arguments of a command, from the program itself."""
     if module in PROGRAMS:
@@ -62,6 +95,45 @@ def parameters(module: str, name: str):
     tool = typer.Typer(add_completion=False)
     tool.command()(importlib.import_module(module).main)
     return get_command(tool).params
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_begins_with_what_it_is_for_and_its_contents(name):
+    title, start, contents, *rest = (" ".join(part.split()) for part in PAGES[name].split("\n\n"))
+    assert title.startswith("# ") and re.match(r"[\w`]", start) and start.endswith("."), start
+    if name == "README.md":  # the picture and its caption come first
+        contents = rest[1]
+    assert contents.startswith("Contents: ")
+    listed = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", contents)
+    found = headings(PAGES[name])
+    assert [place for _, place in listed] == [anchor(heading) for heading in found]
+    assert all(heading.startswith(text) for (text, _), heading in zip(listed, found, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_can_be_read_in_one_go(name):
+    assert 50 < len(PAGES[name].splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_lead_to_files_and_sections(name):
+    for file, place in links(LINKED[name]):
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), f"{name}: {file}"
+        if place:
+            page = target.read_text(encoding="utf-8")
+            assert place in map(anchor, re.findall(r"^#+ (.+)$", prose(page), re.M)), (file, place)
+
+
+def test_every_page_is_linked_from_the_first_one():
+    linked = {file for file, _ in links(PAGES["README.md"])}
+    assert set(NAMES) - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_have_captions(name):
+    for shown, after in re.findall(r"^!(\[.*)\n\n?(.*)$", PAGES[name], re.M):
+        assert after.startswith("*"), shown
 
 
 def test_the_commands_were_found():
@@ -83,13 +155,13 @@ def test_a_command_and_its_options_exist(module, name, rest):
 def test_options_named_alone_exist():
     known = {option for module, name, _ in commands() for param in parameters(module, name)
              for option in (*param.opts, *param.secondary_opts)}
-    known |= {"--help", "--run-path"}  # the last one is torchrun's
+    known |= FOREIGN
     alone = {text.split()[0] for text in INLINE if text.startswith("--")}
     assert len(alone) > 5 and alone <= known
 
 
 def test_the_five_lines_give_every_required_option():
-    block = next(block for block in BLOCKS if "MY_DATA" in block)
+    block = next(block for block in BLOCKS if "MY_DATA/tags.csv" in block)
     assert len(block.splitlines()) == 5
     for line in block.splitlines():
         module, name, rest = next(c for c in commands() if line.endswith(c[2]))
@@ -104,11 +176,15 @@ def test_settings_exist():
     sections = {key.split(".")[0] for key in SETTINGS if "." in key}
     named = [key for key in named if key.split(".")[0] in sections and "safetensors" not in key]
     assert len(named) > 15
-    assert not {*overrides, *named} - SETTINGS - {"section.key"}
+    groups = {key.rpartition(".")[0] for key in SETTINGS}
+    named = [key for key in named if not key.endswith((".sh", ".sbatch"))]
+    unknown = {*overrides, *named} - SETTINGS - groups - {"section.key", "loss.weights.sure"}
+    assert not unknown
 
 
 def test_the_table_of_options_is_the_schema():
-    table = README.split("| option | `released` | `paper` |")[1].split("\n\n")[0]
+    page = PAGES["more/method/README.md"]
+    table = page.split("| option | `released` | `paper` |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| `([a-z_.]+)` \| `(\w+)`.*? \| `(\w+)`.*\|$", table, re.M)
     released = {key: value for key, value, _ in flatten(Config())}
     expected = {key: (str(released[key]), str(value)) for key, value in PAPER.items()}
@@ -130,7 +206,7 @@ def test_the_map_of_folders_is_the_tree():
 def test_named_files_exist():
     paths = {text for text in [*INLINE, *re.findall(r"[\w/]+\.(?:sh|py)", "\n".join(BLOCKS))]
              if re.fullmatch(r"(more|configs|launch|data_tools|tests)/[\w/.]+", text)}
-    missing = {path for path in paths if not (ROOT / path).exists()}
+    missing = {path for path in paths if not (ROOT / path).exists()} - EXAMPLES
     assert len(paths) > 15 and not missing
 
 
