@@ -105,16 +105,18 @@ def known_classes(made: ShardSet) -> list[str] | None:
 
 
 def find_data(run: Path, made: list[ShardSet]) -> Path | None:
-    """The image set named anywhere in the run's JSON files or in the sets' provenance.
+    """The image set named anywhere in the run's JSON files, or in the records of the sets or of the
+    run's seeds (masks do not name theirs).
 
     Taken is the first existing folder that is a shard set of images with the sets' images.
     """
     records: list[Any] = [item.manifest.extra for item in made]
     records += [item.manifest.provenance for item in made]
-    for file in sorted(run.glob("*.json")):
+    for file in [*sorted(run.glob("*.json")), *sorted(run.glob("seeds/*/manifest.json"))]:
         try:
-            records.append(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            records.append(record.get("extra") if file.name == "manifest.json" else record)
+        except (ValueError, AttributeError):
             continue
     for text in _texts(records):
         try:

@@ -46,6 +46,14 @@ def test_rows_of_both_stages_with_their_captions(run, shown, tmp_path):
     assert cv2.imread(str(out)).shape[0] > 300
 
 
+def test_masks_find_their_images_by_the_seeds_they_came_from(run, rows, data, shown, tmp_path):
+    (run / "two" / "run.json").write_text(json.dumps({"train": "elsewhere"}))
+    write_set(run / "two" / "seeds" / "val", "seeds", rows[:4], seed_payload, LAM,
+              extra={"data": str(data)})
+    draw_strip(run, tmp_path / "strip.png", images=1)
+    assert "stage two, after CRF" in shown["titles"]
+
+
 def test_images_are_random_and_repeatable(run, rows, shown, tmp_path):
     for seed in (0, 0, 1):
         draw_strip(run, tmp_path / "strip.png", images=3, seed=seed)
