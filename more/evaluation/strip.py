@@ -24,7 +24,9 @@ from more.palette import palette as colours_of
 from more.run_folder import STAGE_TWO
 
 Tile = Callable[[str], np.ndarray | None]
-INCHES = 1.5  # side of a tile
+INCHES = 1.5  # width of a tile
+CAPTIONS, GAP = 0.45, 0.06  # inches: a block's titles, and between its rows
+DOTS = 140  # of the picture, an inch
 TILE = 250  # pixels of a label map: its names are then readable on the tile
 
 
@@ -58,7 +60,7 @@ def draw_strip(run: Path, out: Path, images: int, seed: int = 0, palette: str = 
     blocks = [_block(run, "training images: the tags are known", ("cam", "lam"), images, rng,
                      colours)]
     if (run / STAGE_TWO / "masks").is_dir():
-        blocks.append(_block(run / STAGE_TWO, "new images: nothing is known", (), images, rng,
+        blocks.append(_block(run / STAGE_TWO, "new images: no tags are given", (), images, rng,
                              colours))
     _draw([block for block in blocks if block.ids], out)
     return out
@@ -115,28 +117,37 @@ def _labels(data: ShardSet, masks: ShardSet, colours: np.ndarray) -> Tile:
 
 
 def _draw(blocks: Sequence[Block], out: Path) -> None:
-    """All blocks below one another, their captions above the columns."""
+    """All blocks below one another, their captions above the columns, each row as high as it needs.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(len(block.columns) for block in blocks)
-    rows = sum(len(block.ids) for block in blocks)
-    figure = Figure(figsize=(INCHES * columns, INCHES * rows + 0.5 * len(blocks)),
-                    layout="constrained")
+    rows = [[[tile(name) for tile in block.columns.values()] for name in block.ids]
+            for block in blocks]
+    heights = [[_height(row) for row in block] for block in rows]
+    inches = [INCHES * sum(block) + CAPTIONS + GAP * len(block) for block in heights]
+    figure = Figure(figsize=(INCHES * columns, sum(inches)), layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(len(blocks), 1, squeeze=False,
-                              height_ratios=[len(block.ids) + 0.35 for block in blocks])[:, 0]
-    for part, block in zip(parts, blocks, strict=True):
+    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=inches)[:, 0]
+    for part, block, pictures, ratios in zip(parts, blocks, rows, heights, strict=True):
         part.suptitle(block.title, fontsize=9, parse_math=False)  # names may hold `$`
-        grid = part.subplots(len(block.ids), columns, squeeze=False)
-        for number, (line, name) in enumerate(zip(grid, block.ids, strict=True)):
-            for axes in line:
-                axes.axis("off")
-            for axes, (caption, tile) in zip(line, block.columns.items(), strict=False):
-                picture = tile(name)
+        grid = part.subplots(len(block.ids), columns, squeeze=False,
+                             gridspec_kw={"height_ratios": ratios})
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, caption in zip(grid[0], block.columns, strict=False):
+            axes.set_title(caption, fontsize=8, parse_math=False)
+        for line, row in zip(grid, pictures, strict=True):
+            for axes, picture in zip(line, row, strict=False):
                 if picture is not None:
                     axes.imshow(picture, interpolation="lanczos")
-                if number == 0:
-                    axes.set_title(caption, fontsize=8, parse_math=False)
     make_folder(out.parent)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=DOTS)
+
+
+def _height(row: Sequence[np.ndarray | None]) -> float:
+    """Height of a row of pictures as a share of a column's width; a tall picture is made narrower.
+    """
+    return max(min(picture.shape[0] / picture.shape[1], 1.0)
+               for picture in row if picture is not None)
