@@ -64,7 +64,11 @@ def kept_svg(name: str, kept: Sequence[float], miou: Sequence[float],
     with _chart(name) as (axes, svg):
         kept, miou = 100 * np.asarray(kept), 100 * np.asarray(miou)
         axes.plot(kept, miou, color=_LINE, linewidth=1.2, marker="o", markersize=3)
-        for place in range(0, len(kept), 2):
+        width, last = np.ptp(kept), math.inf
+        for place in range(len(kept)):
+            if place and abs(kept[place] - last) < 0.09 * width:
+                continue  # its number would lie on the one before
+            last = kept[place]
             axes.annotate(f"{thresholds[place]:g}", (kept[place], miou[place]), fontsize=6,
                           textcoords="offset points", xytext=(3, 3), color=_INK)
         axes.set_xlabel("pixels kept, %")

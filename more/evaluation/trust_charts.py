@@ -47,10 +47,11 @@ def _kept(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """mIoU of the pixels kept by their share."""
     steps = [row for row in found["curve"] if row["kept"] and row["miou"] is not None]
     chart = {"name": f"{name}: pixels kept", "last": ""}
-    if len({row["kept"] for row in steps}) < FEWEST:
+    different = {row["kept"]: row for row in steps}  # of thresholds that keep the same, the last
+    if len(different) < FEWEST:
         return chart | {"values": ", ".join(
-            f"from {row['threshold']:g}: {percent(row['kept'])} % kept, mIoU "
-            f"{percent(row['miou'])} %" for row in steps) or "no pixel is kept"}
+            f"up to {row['threshold']:g}: {percent(row['kept'])} % kept, mIoU "
+            f"{percent(row['miou'])} %" for row in different.values()) or "no pixel is kept"}
     return chart | {"svg": kept_svg(
         f"pixels kept {name}", [row["kept"] for row in steps], [row["miou"] for row in steps],
         [row["threshold"] for row in steps])}

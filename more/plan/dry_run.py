@@ -13,6 +13,7 @@ import torch
 from more import run_folder
 from more.config.scale import scaled_settings
 from more.config.schema import Config
+from more.data.class_counts import class_counts
 from more.data.loader import Reading, chunk_sizes
 from more.data.shards.reader import ShardSet
 from more.device import local_device, usable_cores
@@ -67,6 +68,7 @@ def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, worl
         "weights": config.model.weights, "start": _start(run, resume, init),
         "batch": {"global": split.global_batch, "ranks": world, "micro": split.micro,
                   "accumulation": split.accumulation},
+        "images_per_class": class_counts(train_set.class_names, train_set.tags),
         **_passes(config, train_set, split.global_batch),
         "loader": _loader(config, split),
         "scaled": scaled_settings(config),

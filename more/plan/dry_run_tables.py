@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from more.data.class_counts import few_note
 from more.progress import PlainTable
 from more.train.checks import LEARNS_FROM
 
@@ -23,6 +24,7 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         print(json.dumps(facts, indent=1))
         return
     out, batch, loader = Console(), facts["batch"], facts["loader"]
+    few = few_note(facts["images_per_class"])
     order, saved, scored = facts["order"], facts["checkpoints"], facts["evaluation"]
     lines = {
         "run": f"{facts['name']} ({facts['variant']}, stage {facts['stage']}: training on "
@@ -39,6 +41,9 @@ def show(facts: dict[str, Any], as_json: bool = False) -> None:
         "length": f"{facts['iterations']} updates = {facts['epochs']:.2f} epochs of "
                   f"{facts['steps_per_epoch']:g} updates; {facts['images_seen']} images seen of "
                   f"{facts['images']}",
+        "images per class": ", ".join(f"{name} {count}" for name, count
+                                      in facts["images_per_class"].items()),
+        **({"few images": few} if few else {}),
         **({"scaled": _scaled_line(facts["scaled"])} if facts["scaled"] else {}),
         "order": f"{order['kind']} ({order['shards']}), window {order['window']}, last batch "
                  f"{order['last_batch']}, seed {order['seed']}",

@@ -62,7 +62,17 @@ def test_no_console_errors_no_overflow_and_no_network(page, file, width):
 
 def test_pictures_are_on_the_first_screen(page, file):
     page.open(file, 1366, 768)
+    assert page.do("document.querySelector('.gallery').getBoundingClientRect().top") < 450
     assert page.do("document.querySelector('.picture').getBoundingClientRect().bottom") < 768
+
+
+def test_figures_are_on_the_first_screen_of_a_telephone(page, file):
+    page.open(file, 390, 844)
+    bottoms = page.do("[...document.querySelectorAll('.headline b')].map("
+                      "item => item.getBoundingClientRect().bottom)")
+    assert len(bottoms) == 4 and max(bottoms) < 844
+    code = "document.querySelector('.command')"
+    assert page.do(f"{code}.scrollWidth <= {code}.clientWidth"), "the command is not cut"
 
 
 def test_the_gallery_filters_by_class_and_iou_and_sorts(page, file):

@@ -139,6 +139,7 @@ def test_facts_of_a_run(tiny, sets):
     config = load_config(tiny["config"], ["train.micro_batch=1", "data.workers=1",
                                           "train.iterations=13", "checkpoint.every=5"])
     facts = dry_run.describe(config, *sets, 2)
+    assert list(facts["images_per_class"].values()) == sorted(sets[0].tags.sum(0), reverse=True)
     assert facts["batch"] == {"global": 4, "ranks": 2, "micro": 1, "accumulation": 2}
     assert facts["steps_per_epoch"] == 6 and facts["images_seen"] == 52
     assert facts["epochs"] == pytest.approx(13 / 6)
