@@ -129,8 +129,8 @@ def test_every_page_is_linked_from_the_first_one():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_have_captions(name):
-    for picture, after in re.findall(r"^!(\[.*)\n\n?(.*)$", PAGES[name], re.M):
-        assert after.startswith("*"), picture
+    for shown, after in re.findall(r"^!(\[.*)\n\n?(.*)$", PAGES[name], re.M):
+        assert after.startswith("*"), shown
 
 
 def test_the_commands_were_found():
@@ -158,7 +158,7 @@ def test_options_named_alone_exist():
 
 
 def test_the_five_lines_give_every_required_option():
-    block = next(block for block in BLOCKS if "MY_DATA" in block)
+    block = next(block for block in BLOCKS if "MY_DATA/tags.csv" in block)
     assert len(block.splitlines()) == 5
     for line in block.splitlines():
         module, name, rest = next(c for c in commands() if line.endswith(c[2]))
