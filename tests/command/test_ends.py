@@ -86,7 +86,8 @@ def test_json_stands_alone_on_stdout(run, sets, scorable, tmp_path, line):
     save = scored / "scores" / "masks_lam.json"
     assert run("more", "evaluate", masks, "--data", images, "--save", save, "--json").code == 0
     places = {"SEEDS": sets[0], "DATA": sets[1], "SET": images, "MASKS": masks,
-              "OUT": tmp_path / "out", "FOLDER": tmp_path, "SCORED": scored, "full=SCORED": f"full={scored}"}
+              "OUT": tmp_path / "out", "FOLDER": tmp_path, "SCORED": scored,
+              "full=SCORED": f"full={scored}"}
     ended = run("more", *(places.get(word, word) for word in line), "--json")
     assert ended.code == 0, ended
     assert json.loads(ended.out) and "next:" not in ended.err
