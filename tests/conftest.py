@@ -32,7 +32,8 @@ LONGEST = ("train/test_matrix.py", "faults/test_training.py", "train/test_traini
            "train/test_stage_two.py", "train/test_data_options.py", "faults/test_ranks.py",
            "faults/test_stage_two.py", "refinement/test_handover.py", "jobs/test_dask.py",
            "train/test_frozen_blocks.py", "plan/test_dry_run.py", "bench/test_bench.py",
-           "export/test_training_folder.py", "bench/test_bench_refine.py")
+           "export/test_training_folder.py", "bench/test_bench_refine.py",
+           "command/test_run.py")
 
 
 def pytest_configure() -> None:
