@@ -84,6 +84,7 @@ def tune(
     from more.tuning.tune_result import refine_command
 
     def show(result: TuneResult | None, tally: Tally) -> None:
+        """Print the tally, and the best point if one was found."""
         tally.print()
         if result is not None:
             command = None if result.best == result.reference else refine_command(

@@ -93,6 +93,7 @@ def start_stage(stage: Stage, ranks: int) -> int:
     words = [sys.executable, "-m", *_launched(stage, ranks)]
 
     def ask(number: int, _: object) -> None:
+        """Handle a signal: first a request to stop, then an end at once."""
         nonlocal asked
         asked += 1
         if stage.trains and asked == 1:

@@ -49,24 +49,45 @@ class Board:
                 self.writer.file_writer.add_summary(summary)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of curves."""
+        """Points of curves.
+
+        Args:
+            step: finished updates.
+            values: numbers by the names of their curves.
+        """
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """RGB pictures uint8 `[H, W, 3]` by the images' ids."""
+        """RGB pictures uint8 `[H, W, 3]` by the images' ids.
+
+        Args:
+            step: finished updates.
+            pictures: RGB uint8 `[H, W, 3]` by the images' ids.
+        """
         for name, picture in pictures.items():
             self.writer.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
         self.writer.flush()
 
     def close(self, state: str) -> None:
-        """Write what is left; state as in `status.json`."""
+        """Write what is left.
+
+        Args:
+            state: as in `status.json`.
+        """
         if state == "finished" and self._ended is not None:
             self.writer.file_writer.add_summary(self._ended)
         self.writer.close()
 
 
 def hyperparameters(config: Config) -> dict[str, int | float | str]:
-    """All settings by their dotted keys; what is neither a number nor text as text."""
+    """All settings by their dotted keys; what is neither a number nor text as text.
+
+    Args:
+        config: settings.
+
+    Returns:
+        Values by key.
+    """
     return {key: value if type(value) in (int, float, str) else str(value)
             for key, value, _ in flatten(config) if key != "stage_two"}

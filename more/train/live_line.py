@@ -106,11 +106,22 @@ class Status:
         self.run, self.iterations, self.next = run, iterations, 0.0
 
     def write(self, state: str, step: int, saved: int | None = None) -> None:
-        """Write it now; see `write_status`."""
+        """Write it now.
+
+        Args:
+            state: "running", "finished", "stopped" or "failed".
+            step: updates that are made.
+            saved: see `write_status`.
+        """
         write_status(self.run, state, step, self.iterations, saved)
 
     def update(self, done: int, saved: int) -> None:
-        """`done` updates are made, `saved` of them are in a checkpoint; written if it is time."""
+        """Write it if it is time.
+
+        Args:
+            done: updates that are made.
+            saved: how many of them are in a checkpoint.
+        """
         began = time.monotonic()
         if began < self.next:
             return

@@ -98,7 +98,11 @@ class Records:
             logger.scalars(step, curves)
 
     def show(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """RGB pictures uint8 `[H, W, 3]` by the images' ids, of the weights after `step` updates.
+        """Hand pictures of the validation set to the loggers.
+
+        Args:
+            step: finished updates.
+            pictures: RGB uint8 `[H, W, 3]` by the images' ids.
         """
         for logger in self.loggers if self.main and pictures else ():
             logger.pictures(step, pictures)
@@ -120,7 +124,11 @@ class Records:
         return False
 
     def updates_begin(self, config: Config) -> None:
-        """The first update of this start is about to be made."""
+        """The first update of this start is about to be made.
+
+        Args:
+            config: settings.
+        """
         if self.main:
             self.live = LiveLine(self.start, self.iterations, config.train.global_batch, self.say,
                                  config.train.log_every)

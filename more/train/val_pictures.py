@@ -102,7 +102,15 @@ class ValPictures:
 
 
 def spread_rows(images: int, wanted: int) -> list[int]:
-    """At most `wanted` rows of a set of `images`, evenly spread over it; always the same ones."""
+    """Rows of a set, evenly spread over it; always the same ones.
+
+    Args:
+        images: of the set.
+        wanted: how many rows, at most.
+
+    Returns:
+        Their numbers.
+    """
     count = min(wanted, images)
     return [int((2 * place + 1) * images / (2 * count)) for place in range(count)]
 

@@ -45,6 +45,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
     """Let no error of the service out: say it, once, and report nothing more."""
     @wraps(method)
     def guarded(self: WandbLog, *arguments: Any) -> None:
+        """The method, unless something went wrong before."""
         if self.broken:
             return
         try:
@@ -78,6 +79,7 @@ class WandbLog:
 
     @_harmless
     def _start(self, about: Mapping[str, Any]) -> None:
+        """Log in without a prompt and open the run."""
         import wandb
 
         mode = wandb.setup().settings.mode
@@ -105,12 +107,22 @@ class WandbLog:
 
     @_harmless
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of curves after `step` updates."""
+        """Points of curves.
+
+        Args:
+            step: finished updates.
+            values: numbers by the names of their curves.
+        """
         self.client.log({**values, "update": step})
 
     @_harmless
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """RGB pictures uint8 `[H, W, 3]` by the images' ids."""
+        """Pictures of the validation set.
+
+        Args:
+            step: finished updates.
+            pictures: RGB uint8 `[H, W, 3]` by the images' ids.
+        """
         import wandb
 
         self.client.log({**{f"pictures/{name}": wandb.Image(picture, caption=name)
@@ -118,12 +130,24 @@ class WandbLog:
 
     @_harmless
     def close(self, state: str) -> None:
-        """End the run's report; state as in `status.json`."""
+        """End the run's report.
+
+        Args:
+            state: as in `status.json`.
+        """
         self.client.finish(exit_code=1 if state == "failed" else 0)
 
 
 def kept_id(run: Path, project: str) -> str:
-    """The id of a run folder's run in a project; a new one is written down before it is used."""
+    """The id of a run folder's run in a project; a new one is written down before it is used.
+
+    Args:
+        run: run folder.
+        project: `telemetry.wandb`.
+
+    Returns:
+        12 hex digits.
+    """
     path = run / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
