@@ -161,7 +161,7 @@ def report(
     decoder: Annotated[bool, typer.Option(
         "--decoder/--no-decoder", help="ask the network, of stage two if there is one, about the "
                                        "training images of the page where no stored set has its "
-                                       "answer")] = True,
+                                       "answer", rich_help_panel=SHOWN)] = True,
     out: Annotated[Path | None, typer.Option(
         "--out", help="the page [default: RUN/report.html]", rich_help_panel=PLACES)] = None,
     as_json: AsJson = False,
