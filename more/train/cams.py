@@ -50,6 +50,7 @@ class CamMaker:
         self.average = average if config.cam.ema else None
         self.multiple = patch if config.cam.whole_patches else 1
         self.frozen = config.model.frozen_blocks
+        self.half: bool | None = None  # asked of the device once, with the first images
 
     @torch.no_grad()
     def __call__(self, images: Tensor, tags: Tensor | Present, output: NetworkOutput, step: int,
@@ -76,7 +77,9 @@ class CamMaker:
     def _views(self, mode: str, images: Tensor, tags: Tensor | Present, first: tuple[Tensor, ...],
                relu: tuple[bool, ...], mirrored: Tensor | None) -> tuple[PresentMaps, ...]:
         """Run the views of all scales for the CAMs that `mode` names, and sum them up."""
-        network = partial(self.model, mode=mode, half=half_views(self.cam.precision, images.device)
+        if self.half is None:
+            self.half = half_views(self.cam.precision, images.device)
+        network = partial(self.model, mode=mode, half=self.half
                           and images.dtype == torch.float32)  # 16-bit weights need none
 
         def known(views: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +44,16 @@ from more.train.stop import StopRequest
 from more.train.telemetry import Records, describe_run
 from more.train.val_pictures import ValPictures
 from more.train.validation import validate
+
+
+class Fetched(NamedTuple):
+    """An update's micro-batches on the device, their rows in the training set, and the seconds that
+    this rank waited for them.
+    """
+
+    passes: list[dict[str, Any]]
+    rows: list[int]
+    waited: float
 
 
 class Trainer:
@@ -218,6 +228,10 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[dict[str, Any]], means: Means) -> None:
         """One update of all ranks."""
+        self._update(step, self._fetch(batches), means)
+
+    def _fetch(self, batches: Iterator[dict[str, Any]]) -> Fetched:
+        """The images of an update, on the device."""
         waited, passes, rows = 0.0, [], []
         for _ in range(self.split.accumulation):
             self.stage.mark(WAITING)
@@ -226,6 +240,11 @@ class Trainer:
             waited += time.monotonic() - before
             rows += batch["indices"].tolist()
             passes.append(self.stage.taken(batch))
+        return Fetched(passes, rows, waited)
+
+    def _update(self, step: int, fetched: Fetched, means: Means) -> None:
+        """Forward, backward and new weights, from images that are on the device."""
+        passes, rows, waited = fetched
         terms = [self._pass(*part) for part in self.stage.terms(passes, step)]
         self.stage.mark(REST)
         own = terms[0] if len(terms) == 1 else {

@@ -40,7 +40,7 @@ EVERY_TERM = (
     "loss.start.seg=-1", "loss.start.energy=-1", "loss.weights.seg=0.1",
     "loss.weights.energy=0.05", "cam.late_after=0", "model.decoder_width=16",
     "model.weights=none", "head_warmup.updates=0")
-STEPS = 4  # so many that each also asks for images that a later one needs
+STEPS = 4  # so many that fetching also asks for images that a later update needs
 
 
 def all_files(data: Path) -> dict[str, list[str]]:
@@ -52,8 +52,9 @@ def all_files(data: Path) -> dict[str, list[str]]:
     Returns:
         By the name of the work, see the functions below.
     """
-    step, reading = step_files(data)
-    return {"a training step": step, "reading its images, in loader processes": reading,
+    step, fetching, reading = step_files(data)
+    return {"a training step": step, "fetching its batch": fetching,
+            "reading its images, in loader processes": reading,
             "a pseudo-label": label_files(data)}
 
 
@@ -89,14 +90,15 @@ def _called_by_compiled(files: set[str]) -> set[str]:
     return {function.__code__.co_filename for function in found if isfunction(function)}
 
 
-def step_files(data: Path) -> tuple[list[str], list[str]]:
-    """An update of all terms in the process that trains, and what its loader processes do for it.
+def step_files(data: Path) -> tuple[list[str], list[str], list[str]]:
+    """An update of all terms from a batch on the device to the new weights, what the training
+    process does for the batch, and what its loader processes do for it.
 
     Args:
         data: shard set of the shapes, at least 8 images.
 
     Returns:
-        The files of the two.
+        The files of the three.
     """
     world = setup(1, 1)
     try:
@@ -108,10 +110,12 @@ def step_files(data: Path) -> tuple[list[str], list[str]]:
             source = trainer.stage.batches(trainer.split, 0)
             batches = iter(source)
             trainer._step(0, batches, means)  # what the first update alone does
-            step = entered(lambda: [trainer._step(number, batches, means)
-                                    for number in range(1, 1 + STEPS)])
+            ready = []
+            fetching = entered(lambda: ready.extend(trainer._fetch(batches) for _ in range(STEPS)))
+            step = entered(lambda: [trainer._update(1 + number, batch, means)
+                                    for number, batch in enumerate(ready)])
             trainer.records.close()
-            return step, entered(lambda: _read(source))
+            return step, fetching, entered(lambda: _read(source))
     finally:
         teardown()
 
