@@ -197,7 +197,7 @@ def dominance_note(classes: Mapping[str, Mapping[str, float | None]]) -> str | N
     Args:
         classes: figures by class in their JSON form; those without recall have no truth.
     """
-    true = np.array([row.get("recall") is not None for row in classes.values()])
+    true = np.array([row.get("recall") is not None for row in classes.values()], dtype=bool)
     # A class with truth and without FP/TP was missed: its FP/TP is infinite.
     values = np.array([math.inf if row.get("confusion") is None else row["confusion"]
                        for row in classes.values()])

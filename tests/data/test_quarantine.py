@@ -76,7 +76,8 @@ def test_the_ranks_of_a_training_hash_all_shards_between_them(tmp_path, what):
     sets = {name: small_set(tmp_path / name, shards=5, rows=1)
             for name in ("train", "val", "masks")}
     settings = load_config(None, ["model.num_classes=3", "train.global_batch=1"], stage=2)
-    paths = _Paths(sets["train"], sets["val"], sets["masks"], None, tmp_path / "run", "auto")
+    paths = _Paths(tmp_path / "recipe.py", sets["train"], sets["val"], sets["masks"], None,
+                   tmp_path / "run", "auto", ())
 
     def refused(rank: int) -> bool:
         try:

@@ -162,5 +162,5 @@ def test_the_command_ends_with_the_next_step(run, photos, tmp_path, command):  #
     assert code == 0 and f"next: look at {out / SHEET};" in said and (out / SHEET).is_file()
     (photos / "bad.jpg").write_bytes(b"")
     code, said = command(*arguments)
-    assert code == 1 and said.endswith("finished ones are skipped")
+    assert code == 1 and said.endswith("then the same command: it tries these alone")
     assert json.loads((out / "a.json").read_text())["files"] == ["a.png", "a_overlay.jpg"]

@@ -30,10 +30,12 @@ from tests.refinement.sets import FAST, INLINE
 
 @contextmanager
 def files_granted(limit: int | None = None, more: int = 24):
-    """As after `ulimit -n LIMIT`; without one, `more` files than are open now."""
+    """As after `ulimit -n LIMIT`; without one, `more` files than are open now, and a share for the
+    sets, which may keep a quarter of all.
+    """
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit or highest + more, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit or (highest + more) * 4 // 3, before[1]))
     try:
         yield
     finally:
