@@ -1,0 +1,93 @@
+"""Which stages `more run` skips: those whose command, inputs and predecessors are the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from more.errors import UserError
+from more.pipeline import run_stages as module
+from more.pipeline.run_stages import STOPPED, read_record, run_stages, start_stage
+from more.pipeline.stages import Stage, convert_stage
+from more.pipeline.start import _ranks
+
+
+class Killed(BaseException):
+    """The process ends inside a stage."""
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    """Names of the stages that were started; each makes its result."""
+    names: list[str] = []
+
+    def begin(stage: Stage, ranks: int) -> int:
+        names.append(stage.name)
+        stage.result.touch()
+        return 0
+
+    monkeypatch.setattr(module, "start_stage", begin)
+    return names
+
+
+def _stages(folder: Path, first: str = "10") -> list[Stage]:
+    return [Stage("one", ("more", "a", first), folder / "one"),
+            Stage("two", ("more", "b"), folder / "two"),
+            Stage("three", ("more", "c"), folder / "three")]
+
+
+def test_what_follows_a_changed_stage_is_not_complete(started, tmp_path):
+    assert run_stages(tmp_path, _stages(tmp_path), 1) == 0
+    assert run_stages(tmp_path, _stages(tmp_path), 1) == 0 and len(started) == 3
+    run_stages(tmp_path, _stages(tmp_path, "20"), 1)  # seeds of the longer training are others
+    assert started[3:] == ["one", "two", "three"]
+
+
+def test_other_images_or_settings_make_nothing_complete(started, tmp_path):
+    for inputs in ("a", "a", "b"):
+        run_stages(tmp_path, _stages(tmp_path), 1, inputs)
+    assert started == ["one", "two", "three"] * 2
+
+
+def test_a_kill_inside_a_stage_leaves_those_after_it_open(started, tmp_path, monkeypatch):
+    run_stages(tmp_path, _stages(tmp_path), 1)
+
+    def die(stage: Stage, ranks: int) -> int:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module, "start_stage", die)
+        run_stages(tmp_path, _stages(tmp_path, "20"), 1)
+    assert not read_record(tmp_path)["done"]
+    started.clear()
+    run_stages(tmp_path, _stages(tmp_path), 1)  # back to the first command line
+    assert started == ["one", "two", "three"]
+
+
+def test_the_converter_looks_at_its_sources_at_every_call(started, tmp_path):
+    stage = convert_stage(tmp_path, tmp_path / "tags.csv", tmp_path / "set")
+    for _ in range(2):
+        run_stages(tmp_path / "run", [stage], 1)
+    assert started == ["data", "data"]
+
+
+def test_no_stage_begins_after_a_stop_that_came_too_late_for_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_launched", lambda stage, ranks: [
+        "timeit", "-n", "1", "-r", "1", "import time; time.sleep(1)"])
+    stage = Stage("stage one", ("more", "train"), tmp_path)
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert start_stage(stage, 1) == STOPPED and not (tmp_path / "stop").exists()
+    assert start_stage(stage, 1) == 0
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
+def test_ranks_are_a_number(monkeypatch, text):
+    monkeypatch.setenv("RANKS", text)
+    with pytest.raises(UserError, match=f"RANKS={text}"):
+        _ranks()
+    monkeypatch.setenv("RANKS", "3")
+    assert _ranks() == 3
