@@ -68,3 +68,12 @@ def test_without_masks_it_says_what_to_do(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="no masks to show"):
         draw_strip(tmp_path / "run", tmp_path / "strip.png", images=1)
+
+
+@pytest.mark.parametrize("name", ["strip", "strip.xyz", "strip.v2"])
+def test_another_ending_is_refused_before_the_work(run, shown, tmp_path, name):
+    with pytest.raises(UserError, match=f"{name}: its ending says no format"):
+        draw_strip(run, tmp_path / name, images=1)
+    assert not shown["pictures"]
+    draw_strip(run, tmp_path / "strip.PNG", images=1)
+    assert (tmp_path / "strip.PNG").is_file()
