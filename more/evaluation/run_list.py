@@ -17,10 +17,10 @@ from more.evaluation.run_scores import about_run, read_scores
 from more.evaluation.score_result import percent
 from more.evaluation.training_record import read_log
 from more.progress import PlainTable
-from more.run_folder import read_best, read_status
+from more.run_folder import OWN_DATA, read_best, read_status
 
 CONTENT = {"checkpoints", "seeds", "masks", "scores", "tensorboard", "tokens", "stacks",
-           "nonfinite", "tune", "data"}
+           "nonfinite", "tune", OWN_DATA}
 """Folders of a run that hold its files, and no further runs."""
 _RUN_FILES = ("run.json", "status.json")
 _UNITS = ("B", "kB", "MB", "GB", "TB")

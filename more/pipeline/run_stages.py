@@ -79,7 +79,8 @@ def run_stages(run: Path, stages: Sequence[Stage], ranks: int, inputs: str = "")
             return STOPPED
         if ended != 0 and not (ended == SOME_FAILED and stage.tolerant):
             raise UserError(f"{stage.name} ended with code {ended}: {line}",
-                            "see its message above; then the same command goes on from here")
+                            "see its message above; then the same command goes on from here, or "
+                            "give another --run")
         note(run, done={**done, stage.name: {**made, "code": ended}})
         code = max(code, ended)
     return code

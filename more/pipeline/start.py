@@ -18,6 +18,7 @@ from more.pipeline.recipe_choice import choose_map, choose_recipe
 from more.pipeline.run_stages import STOPPED, note, read_record, run_stages
 from more.pipeline.stages import Plan, Stage, convert_stage, make_stages
 from more.progress import say
+from more.run_folder import OWN_DATA
 
 TAG_FILES = ("tags.csv", "tags.json")
 
@@ -79,7 +80,7 @@ def _conversion(asked: Asked) -> Stage:
         raise UserError(f"{asked.data}: neither a shard set nor a folder with {TAG_FILES[0]}",
                         f"write {asked.data / TAG_FILES[0]} with the header id,tags and one line "
                         "an image, or convert it: data_tools/README.md has other forms")
-    return convert_stage(asked.data, tags[0], asked.run / "data")
+    return convert_stage(asked.data, tags[0], asked.run / OWN_DATA)
 
 
 def _recipe(run: Path, pictures: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import matplotlib.axes
@@ -52,6 +53,16 @@ def test_masks_find_their_images_by_the_seeds_they_came_from(run, rows, data, sh
               extra={"data": str(data)})
     draw_strip(run, tmp_path / "strip.png", images=1)
     assert "stage two, after CRF" in shown["titles"]
+
+
+def test_a_run_that_was_moved_finds_the_set_inside_it(run, data, shown, tmp_path):
+    for folder in (run, run / "two"):
+        (folder / "run.json").write_text(json.dumps({"train": "where/it/was"}))
+    with pytest.raises(UserError, match="images were not found"):
+        draw_strip(run, tmp_path / "strip.png", images=1)
+    shutil.copytree(data, run / "data")
+    draw_strip(run, tmp_path / "strip.png", images=1)
+    assert shown["titles"].count("image") == 2
 
 
 def test_images_are_random_and_repeatable(run, rows, shown, tmp_path):
