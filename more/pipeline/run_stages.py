@@ -123,6 +123,7 @@ def start_stage(stage: Stage, ranks: int) -> int:
         if asked:
             (stage.result / "stop").unlink(missing_ok=True)
     if asked and not stage.trains:
+        say(f"{stage.name} was ended; the same command goes on from here")
         raise SystemExit(128 + signal.SIGTERM)
     if asked and child.returncode == 0:
         return STOPPED  # it came to its end meanwhile; the stages after it are not to begin

@@ -84,6 +84,16 @@ def test_no_stage_begins_after_a_stop_that_came_too_late_for_a_training(tmp_path
     assert start_stage(stage, 1) == 0
 
 
+def test_a_stage_that_trains_nothing_is_ended_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_launched", lambda stage, ranks: [
+        "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"])
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(SystemExit) as ended:
+        start_stage(Stage("seeds", ("more", "localize"), tmp_path), 1)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "seeds was ended; the same command goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
 def test_ranks_are_a_number(monkeypatch, text):
     monkeypatch.setenv("RANKS", text)

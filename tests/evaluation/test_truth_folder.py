@@ -144,6 +144,15 @@ def test_classes_of_the_set_that_the_truth_lacks_are_named(masks, bare, folder, 
     assert "--truth-classes" in refuse(masks, bare, folder)
 
 
+def test_a_damaged_mask_is_to_be_replaced_and_one_in_colour_made_again(masks, bare, folder):
+    (folder / "img_02.png").write_bytes(b"broken")
+    assert "img_02.png: unreadable mask" in (said := refuse(masks, bare, folder))
+    assert "replace the file" in said and "one class index" not in said
+    cv2.imwrite(str(folder / "img_02.png"), np.zeros((8, 8, 3), np.uint8))
+    said = refuse(masks, bare, folder)
+    assert "one class index per pixel" in said and "--colours" not in said
+
+
 def test_masks_are_found_by_id_by_path_and_by_name(tmp_path, rows):
     names = ["cats/a.jpg", "dogs/a.jpg", "b.c.png", "deep/er/d.webp", "e.jpg"]
     (tmp_path / "set").mkdir()
