@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def _stages(folder: Path, first: str = "10") -> list[Stage]:
     return [Stage("one", ("more", "a", first), folder / "one"),
             Stage("two", ("more", "b"), folder / "two"),
             Stage("three", ("more", "c"), folder / "three")]
+
+
+def _send_when_heeded(number: int) -> None:
+    """Send this process a signal as soon as another handler than the present one is set."""
+    before = signal.getsignal(number)
+
+    def send() -> None:
+        while signal.getsignal(number) == before:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
 
 
 def test_what_follows_a_changed_stage_is_not_complete(started, tmp_path):
@@ -79,19 +92,19 @@ def test_no_stage_begins_after_a_stop_that_came_too_late_for_a_training(tmp_path
     monkeypatch.setattr(module, "_launched", lambda stage, ranks: [
         "timeit", "-n", "1", "-r", "1", "import time; time.sleep(1)"])
     stage = Stage("stage one", ("more", "train"), tmp_path)
-    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    _send_when_heeded(signal.SIGTERM)
     assert start_stage(stage, 1) == STOPPED and not (tmp_path / "stop").exists()
     assert start_stage(stage, 1) == 0
 
 
-def test_a_stage_that_trains_nothing_is_ended_at_once(tmp_path, monkeypatch, capsys):
+def test_a_stage_that_trains_nothing_is_ended_at_once(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(module, "_launched", lambda stage, ranks: [
         "timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"])
-    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+    _send_when_heeded(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         start_stage(Stage("seeds", ("more", "localize"), tmp_path), 1)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert "seeds was ended; the same command goes on" in capsys.readouterr().err
+    assert "seeds was ended; the same command goes on" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
