@@ -13,7 +13,7 @@ import more
 from more import run_folder
 from more.config.load import config_from_dict, to_dict
 from more.config.schema import Config
-from more.data.shards.format import make_folder, write_atomic
+from more.data.shards.format import make_folder, sha256_file, write_atomic
 from more.errors import UserError
 from more.method.make_network import make_network
 from more.method.weight_files import check_finite
@@ -75,6 +75,22 @@ def find_checkpoint(run: Path, which: str = "latest") -> Path:
 def weights_file(path: Path) -> Path:
     """The weights in a checkpoint folder; an exported file is its own."""
     return path / run_folder.WEIGHTS if path.is_dir() else path
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 of the weights in a checkpoint folder or an exported file.
+
+    Of a folder it is the one in its marker, which `find_checkpoint` has compared with the file.
+
+    Args:
+        path: the folder or file.
+
+    Returns:
+        Hexadecimal sha256.
+    """
+    if path.is_dir():
+        return str(run_folder.info(path)["files"][run_folder.WEIGHTS]["sha256"])
+    return sha256_file(path)
 
 
 def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
