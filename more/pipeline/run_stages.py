@@ -65,7 +65,8 @@ def run_stages(run: Path, stages: Sequence[Stage], ranks: int, inputs: str = "")
         done, line = read_record(run).get("done", {}), stage.line(ranks)
         earlier, made = done.get(stage.name, {}), {"line": stage.line(), "inputs": inputs}
         if not stage.always and stage.present() and made.items() <= earlier.items():
-            say(f"== {stage.name}: complete")
+            failed = f", but for images that failed; to try them: {line}" if earlier["code"] else ""
+            say(f"== {stage.name}: complete{failed}")
             code = max(code, earlier["code"])
             continue
         say(f"== {stage.name}\n{line}")

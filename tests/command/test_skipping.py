@@ -12,7 +12,7 @@ import pytest
 
 from more.errors import UserError
 from more.pipeline import run_stages as module
-from more.pipeline.run_stages import STOPPED, read_record, run_stages, start_stage
+from more.pipeline.run_stages import SOME_FAILED, STOPPED, read_record, run_stages, start_stage
 from more.pipeline.stages import Stage, convert_stage
 from more.pipeline.start import _ranks
 
@@ -79,6 +79,18 @@ def test_a_kill_inside_a_stage_leaves_those_after_it_open(started, tmp_path, mon
     started.clear()
     run_stages(tmp_path, _stages(tmp_path), 1)  # back to the first command line
     assert started == ["one", "two", "three"]
+
+
+def test_images_that_failed_are_not_forgotten(tmp_path, monkeypatch, capsys):
+    seeds = Stage("seeds", ("more", "localize", "--run", "r"), tmp_path / "seeds")
+    seeds.result.touch()
+    monkeypatch.setattr(module, "start_stage", lambda stage, ranks: SOME_FAILED)
+    for _ in range(2):
+        assert run_stages(tmp_path, [seeds], 1) == SOME_FAILED
+    assert "failed; to try them: python -m more localize --run r" in capsys.readouterr().err
+    strict = Stage("report", ("more", "report"), tmp_path / "page")
+    with pytest.raises(UserError, match="report ended with code 1: python -m more report"):
+        run_stages(tmp_path, [strict], 1)
 
 
 def test_the_converter_looks_at_its_sources_at_every_call(started, tmp_path):
