@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 
 import cv2
 import numpy as np
@@ -153,6 +154,15 @@ def test_a_damaged_mask_is_to_be_replaced_and_one_in_colour_made_again(masks, ba
     assert "one class index per pixel" in said and "--colours" not in said
 
 
+def _named_set(path, name, row):
+    """A set of one image."""
+    path.mkdir()
+    with ShardWriter(path / "shard-00000.h5", "images", CLASSES, {}) as writer:
+        writer.add(name, row.tags, row.truth.shape, file=f"{name}.jpg", **bare_payload(row))
+    write_manifest(path, "images", CLASSES, [writer.entry], {})
+    return ShardSet(path)
+
+
 def test_masks_are_found_by_id_by_path_and_by_name(tmp_path, rows):
     names = ["cats/a.jpg", "dogs/a.jpg", "b.c.png", "deep/er/d.webp", "e.jpg"]
     (tmp_path / "set").mkdir()
@@ -175,6 +185,9 @@ def test_masks_are_found_by_id_by_path_and_by_name(tmp_path, rows):
         match_files(images, folder)
     for path in folder.rglob("*.*"):
         path.unlink()
+    (folder / unicodedata.normalize("NFD", "é.png")).write_bytes(b"")  # as macOS stores it
+    assert match_files(_named_set(tmp_path / "accents", "é", rows[0]), folder)[0] is not None
+    next(folder.rglob("*.*")).unlink()
     (folder / "zz.png").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 1 PNG files"):
         match_files(images, folder)
