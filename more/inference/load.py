@@ -119,11 +119,21 @@ def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
 
 
 def class_names(run: Path) -> list[str]:
-    """Class names of a run folder or an exported file; empty where none were recorded."""
+    """Class names of a run folder or an exported file; empty where none were recorded.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     if run.is_file():
         return json.loads(_notes(run).get("classes", "[]"))
     about = run / "run.json"
-    return json.loads(about.read_text(encoding="utf-8"))["classes"] if about.is_file() else []
+    try:
+        return list(json.loads(about.read_text(encoding="utf-8")).get("classes", []))
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{about}: damaged ({error})",
+                        "restore it; the next start of the training writes it anew") from error
 
 
 def exported_config(file: Path) -> Config:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def start_stage(stage: Stage, ranks: int) -> int:
         if stage.trains and asked == 1:
             say("asked to stop: it writes a checkpoint after this update (once more: end at once)")
             return
-        os.killpg(child.pid, signal.SIGKILL if asked > 2 else signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(child.pid, signal.SIGKILL if asked > 2 else signal.SIGTERM)
 
     # Begun before the handlers are set: a signal in between ends this process alone.
     child = subprocess.Popen(words, env=environment, start_new_session=True, stdout=sys.stderr,

@@ -119,6 +119,18 @@ def test_a_stage_that_trains_nothing_is_ended_at_once(tmp_path, monkeypatch, cap
     assert "seeds was ended; the same command goes on" in capfd.readouterr().err
 
 
+def test_a_signal_to_a_stage_that_has_just_ended_is_no_error(tmp_path, monkeypatch):
+    def gone(group: int, number: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(module, "_launched", lambda stage, ranks: [
+        "timeit", "-n", "1", "-r", "1", "import time; time.sleep(1)"])
+    monkeypatch.setattr(module.os, "killpg", gone)
+    _send_when_heeded(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        start_stage(Stage("seeds", ("more", "localize"), tmp_path), 1)
+
+
 @pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
 def test_ranks_are_a_number(monkeypatch, text):
     monkeypatch.setenv("RANKS", text)

@@ -436,3 +436,13 @@ def test_the_weights_are_hashed_once_for_all_kinds_of_maps(data, tmp_path, monke
     assert hashed == [run_folder.WEIGHTS]
     recorded = read_manifest(tmp_path / "seeds" / "lam").provenance["weights"]
     assert recorded == sha256_file(run / "checkpoints" / "step-000005" / run_folder.WEIGHTS)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"classes": 3}'])
+def test_damaged_notes_of_a_run_are_named(tmp_path, text):
+    run = make_run(tmp_path / "run")
+    (run / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json: damaged"):
+        load.class_names(run)
+    (run / "run.json").write_text("{}")
+    assert load.class_names(run) == []
