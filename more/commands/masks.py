@@ -232,7 +232,7 @@ def predict(
 
     `python -m more predict holiday 'photos/**/*.png' --run shapes.safetensors --out masks`
     """
-    from more.inference.contact_sheet import SHEET
+    from more.inference.contact_sheet import contact_sheet
     from more.inference.localizer import KINDS
     from more.inference.predict import choose_device
     from more.inference.predict import predict as job
@@ -242,6 +242,6 @@ def predict(
     options = Options(kind, None if tags == "predicted" else Path(tags), tag_threshold, crf, batch,
                       overlay, palette, sheet)
     tally = job(inputs, run, out, options, checkpoint, choose_device(device), sys.stdin.buffer)
-    seen = out / SHEET if sheet and (out / SHEET).is_file() else out
+    seen = sheet and contact_sheet(out) or out
     end(tally, f"look at {seen}; NAME.json has the classes and pixels of each picture", as_json,
         out=out)

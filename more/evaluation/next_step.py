@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.run_scores import TAGS, TRUE, about_run, stage_folders
+from more.evaluation.run_scores import TAGS, TRUE, about_run, read_json, stage_folders
 
 _GO_ON = "The training is not finished; the same command goes on from the last checkpoint."
 _SCORE = "Score the network on images that it has not seen."
@@ -51,7 +50,8 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         (lambda: TAGS not in folders, "Train the network for new pictures on these masks.",
          f"bash launch/train.sh CONFIG --train SET --masks {place}/{_first(run, 'masks')} "
          f"--init {place}"),
-        (lambda: not any(row["supervision"] == TAGS for row in second),
+        (lambda: not any(row["supervision"] == TAGS for row in second)
+         and (_may_have_truth(run) or bool(_record(run).get("val"))),
          _SCORE, _score(f"{place}/{folders.get(TAGS)}")),
         (lambda: TRUE not in folders and bool(second) and _may_have_truth(run),
          "How far is full supervision? Train the reference on true masks, for comparison only.",
@@ -90,10 +90,14 @@ def _may_have_truth(run: Path) -> bool:
     """False where the training images are found and have no true masks, so nothing can be scored.
     """
     try:
-        recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["train"]
-        return ShardSet(Path(recorded), kind="images").has("mask")
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return ShardSet(Path(_record(run)["train"]), kind="images").has("mask")
+    except (KeyError, TypeError, UserError):
         return True
+
+
+def _record(run: Path) -> dict[str, Any]:
+    found = read_json(run / "run.json", [])
+    return found if isinstance(found, dict) else {}
 
 
 def _first(run: Path, kind: str) -> str:

@@ -64,6 +64,19 @@ def remove_contact_sheet(out: Path) -> None:
         (out / SHEET).unlink(missing_ok=True)
 
 
+def contact_sheet(out: Path) -> Path | None:
+    """The folder's sheet.
+
+    Args:
+        out: folder of results.
+
+    Returns:
+        The file; None where there is none, or one of that name that is no sheet.
+    """
+    path = out / SHEET
+    return path if path.is_file() and not _foreign(path) else None
+
+
 def _results(out: Path) -> list[Result]:
     """Results with an overlay, by name."""
     names = (path.relative_to(out).as_posix().removesuffix(_OVERLAY)

@@ -344,6 +344,11 @@ def test_images_without_true_masks_are_not_to_be_scored(tmp_path, rows, data):
     for found, wanted in ((tags, "--init run"), (data, "evaluate"), ("gone", "evaluate")):
         (run / "run.json").write_text(json.dumps({"stage": 1, "train": str(found)}))
         assert wanted in next_step(run, "run", [], "finished")["command"]
+    (run / "two").mkdir()
+    (run / "two" / "run.json").write_text('{"stage": 2, "supervision": "tags"}')
+    for val, wanted in ((None, "predict"), (str(data), "localize --run run/two")):
+        (run / "run.json").write_text(json.dumps({"stage": 1, "train": str(tags), "val": val}))
+        assert wanted in next_step(run, "run", [], "finished")["command"]
 
 
 def test_names_cannot_become_part_of_the_page(tmp_path, rows):

@@ -160,6 +160,9 @@ def test_the_command_ends_with_the_next_step(run, photos, tmp_path, command):  #
     assert code == 0 and f"next: look at {out};" in said and not (out / SHEET).exists()
     code, said = command(*arguments)
     assert code == 0 and f"next: look at {out / SHEET};" in said and (out / SHEET).is_file()
+    (out / SHEET).write_text("somebody's own file")
+    code, said = command(*arguments)
+    assert code == 0 and f"next: look at {out};" in said
     (photos / "bad.jpg").write_bytes(b"")
     code, said = command(*arguments)
     assert code == 1 and said.endswith("then the same command: it tries these alone")
