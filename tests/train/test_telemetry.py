@@ -24,6 +24,7 @@ from more.config.load import load_config
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.method.make_network import make_network
+from more.train.board import Board
 from more.train.distributed import ALONE, World
 from more.train.val_pictures import SIDE, ValPictures, spread_rows
 from more.train.wandb_log import WandbLog, check_wandb, kept_id
@@ -97,6 +98,17 @@ def test_the_tab_hparams_has_settings_and_final_scores(shown, events):
     scores = [json.loads(line) for line in (shown / "log.jsonl").read_text().splitlines()][-1]
     for name in ROUTES:  # what the tab shows is the newest point of the curve
         assert events.Scalars(f"eval/{name}")[-1].value == pytest.approx(scores["eval"][name])
+
+
+def test_a_resumed_run_begins_once_in_the_tab(tmp_path):
+    for _ in range(2):
+        board = Board(tmp_path, 0)
+        board.begin(load_config(None), ALONE, ROUTES)
+        board.close("finished")
+    first, again = (EventAccumulator(str(path)).Reload().PluginTagToContent("hparams")
+                    for path in sorted((tmp_path / "tensorboard").iterdir()))
+    assert {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG} <= set(first)
+    assert set(again) == {metadata.SESSION_END_INFO_TAG}
 
 
 def test_weights_losses_and_random_states_do_not_depend_on_it(shown, plain):
