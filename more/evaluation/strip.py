@@ -143,13 +143,13 @@ def _draw(blocks: Sequence[Block], out: Path) -> None:
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=inches)[:, 0]
     for part, block, pictures, ratios in zip(parts, blocks, rows, heights, strict=True):
-        part.suptitle(block.title, fontsize=9, parse_math=False)  # names may hold `$`
+        part.suptitle(block.title, fontsize=9)
         grid = part.subplots(len(block.ids), columns, squeeze=False,
                              gridspec_kw={"height_ratios": ratios})
         for axes in grid.flat:
             axes.axis("off")
         for axes, caption in zip(grid[0], block.columns, strict=False):
-            axes.set_title(caption, fontsize=8, parse_math=False)
+            axes.set_title(caption, fontsize=8)
         for line, row in zip(grid, pictures, strict=True):
             for axes, picture in zip(line, row, strict=False):
                 if picture is not None:

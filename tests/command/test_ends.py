@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from more.commands.next_lines import after_evaluate, masks_place, run_of
+from more.commands.next_lines import after_evaluate, after_localize, masks_place, run_of
 from more.data.shards.lock import LOCK, STALE, folder_lock, is_held
 from more.evaluation.run_list import list_runs
-from tests.evaluation.conftest import image_payload, make_rows, mask_payload, write_set
+from tests.evaluation.conftest import (
+    image_payload,
+    make_rows,
+    mask_payload,
+    seed_payload,
+    write_set,
+)
 
 MADE = {"map": "lam", "tags": "true", "stage": "refine"}
 
@@ -63,6 +69,16 @@ def test_scores_lead_to_the_report_of_their_run(run, scorable, tmp_path):
     assert next_of(run("more", "scores", "--run", place)) == ["report", "--run", str(place)]
     assert after_evaluate(Path("a/b"), data, tmp_path / "x.json").endswith(
         f"--against {tmp_path / 'x.json'}")
+
+
+@pytest.mark.parametrize(("kind", "chosen"), [("lam", True), ("decoder", False)])
+def test_decoder_seeds_take_no_threshold(tmp_path, kind, chosen):
+    """`refine` refuses one for seeds that have a background of their own."""
+    seeds = write_set(tmp_path / "run" / "seeds" / kind, "seeds", make_rows(2), seed_payload,
+                      {"map": kind, "stage": "localize"})
+    words = shlex.split(after_localize([seeds], Path("set")))
+    assert (words[-2:] == ["--threshold", "auto"]) is chosen
+    assert words[words.index("--out") + 1] == str(tmp_path / "run" / "masks" / kind)
 
 
 @pytest.mark.parametrize(("seeds", "masks"), [
