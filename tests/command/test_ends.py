@@ -12,7 +12,7 @@ import pytest
 
 from more.commands.next_lines import after_evaluate, after_localize, masks_place, run_of
 from more.data.shards.lock import LOCK, STALE, folder_lock, is_held
-from more.evaluation.run_list import list_runs
+from more.evaluation.run_list import CONTENT, list_runs
 from tests.evaluation.conftest import (
     image_payload,
     make_rows,
@@ -133,6 +133,22 @@ def test_states_come_from_the_record_and_the_lock(tmp_path):
         states = {row["name"]: row["state"] for row in list_runs(tmp_path)}
     assert states == {"a": "running", "b": "failed", "c": "stopped", "d": "failed"}
     assert list_runs(tmp_path / "a")[0]["state"] == "failed"
+
+
+def test_scores_are_those_of_the_best_checkpoint_else_the_last(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "eval": {"lam": 40.0}}\n'
+                                        '{"step": 4, "eval": {"lam": 30.0}}\n')
+    row, = list_runs(tmp_path)
+    assert (row["scores"], row["scored_at"], row["best"]) == ({"lam": 30.0}, 4, False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.json").write_text('{"checkpoint": "step-000002", "step": 2}')
+    row, = list_runs(tmp_path)
+    assert (row["scores"], row["scored_at"], row["best"]) == ({"lam": 40.0}, 2, True)
+    for inside in CONTENT:  # what a set or a checkpoint brings along is no further run
+        (tmp_path / inside).mkdir(exist_ok=True)
+        (tmp_path / inside / "run.json").write_text("{}")
+    assert len(list_runs(tmp_path)) == 1
 
 
 def test_scores_that_are_no_numbers_are_left_out(run, tmp_path):
