@@ -30,6 +30,7 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         return _of_stage_two(place, scores, state)
     folders = {about["supervision"]: name for name, about in reversed(stage_folders(run, []))}
     second = [row for row in scores if row["stage"] == 2]
+    unscored = TAGS in folders and not scores  # all stages without a score: there is no truth
     steps: list[tuple[Callable[[], bool], str, str]] = [
         (lambda: state not in (None, "finished"),
          _GO_ON, f"bash launch/train.sh CONFIG --train SET --run {place}"),
@@ -38,14 +39,14 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         (lambda: not _any(run, "masks"), "The dense CRF makes masks of the seeds.",
          f"python -m more refine {place}/{_first(run, 'seeds')} --data SET "
          f"--out {place}/masks/lam --threshold auto"),
-        (lambda: not any(row["stage"] == 1 for row in scores),
+        (lambda: not any(row["stage"] == 1 for row in scores) and not unscored,
          "How good are the masks? (Only with true masks.)",
          f"python -m more evaluate {place}/{_first(run, 'masks')} --data SET "
          f"--save {place}/scores/masks.json"),
         (lambda: TAGS not in folders, "Train the network for new pictures on these masks.",
          f"bash launch/train.sh CONFIG --train SET --masks {place}/{_first(run, 'masks')} "
          f"--init {place}"),
-        (lambda: not any(row["supervision"] == TAGS for row in second),
+        (lambda: not any(row["supervision"] == TAGS for row in second) and not unscored,
          _SCORE, _score(f"{place}/{folders.get(TAGS)}")),
         (lambda: TRUE not in folders and bool(second),
          "How far is full supervision? Train the reference on true masks, for comparison only.",

@@ -318,6 +318,7 @@ def test_it_names_what_to_do_next(tmp_path, rows):
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "run.json").write_text('{"stage": 2, "supervision": "tags"}')
     assert "localize --run run/two" in said(scores=[first])
+    assert "predict" in said()  # nothing was scored on the way: nobody has true masks
     second = {"stage": 2, "supervision": "tags"}
     assert "--masks SET" in said(scores=[first, second])
     (tmp_path / "true").mkdir()
