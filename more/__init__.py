@@ -3,7 +3,7 @@
 In Python, names are imported when they are first used, so `import more` costs nothing:
 
     net = more.load("mine.safetensors")     # or a run folder
-    net.predict("dog.jpg").save("masks")    # mask, overlay, JSON
+    net.predict("dog.jpg").save("masks/")   # mask, overlay, JSON
     more.open("data/mine")                  # a shard set as a torch Dataset
     more.refine(image, probabilities)       # dense CRF of one picture
 

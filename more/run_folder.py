@@ -21,6 +21,8 @@ TRAINING = "training.safetensors"
 BEST = "best.json"
 STAGE_TWO = "two"
 """Folder of stage two inside the run folder of stage one, unless another is given."""
+OWN_DATA = "data"
+"""Shard set that `more run` makes of a folder of pictures, inside the run folder."""
 UNFINISHED = ".tmp-"
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from more.commands.next_lines import line
+from more.progress import NEXT_LINES
 from more.run_folder import read_best, step_name
 
 
@@ -32,7 +34,8 @@ class Trained(NamedTuple):
 
 
 def finished_lines(trained: Trained) -> list[str]:
-    """The end of a training that is finished: the checkpoint, then one command a line.
+    """The end of a training that is finished: the checkpoint, then one command a line (none where
+    `MORE_NEXT` is "off").
 
     Args:
         trained: what it was given.
@@ -43,26 +46,26 @@ def finished_lines(trained: Trained) -> list[str]:
     if best is not None and best["checkpoint"] != newest:
         lines.append(f"the best one by {best['metric']} ({best['score']:.1f}) is "
                      f"{folder / best['checkpoint']} (--checkpoint best)")
+    if os.environ.get(NEXT_LINES) == "off":  # one of many commands: its caller knows the next
+        return lines
     commands = _after_stage_one(trained) if trained.masks is None else _after_stage_two(trained)
     return [*lines, "next:", *commands]
 
 
 def _after_stage_one(trained: Trained) -> list[str]:
     """Seeds and masks of the training images, then stage two."""
-    run, data = _quoted(trained.run), _quoted(trained.train)
-    seeds, masks = (_quoted(trained.run / kind / "lam") for kind in ("seeds", "masks"))
-    val = f" --val {_quoted(trained.val)}" if trained.val else ""
-    return [f"python -m more localize --run {run} --data {data} --out {seeds}",
-            f"python -m more refine {seeds} --data {data} --out {masks}",
-            f"python -m more train {_quoted(trained.config)} --train {data}{val} --masks {masks} "
-            f"--init {run}"]
+    run, data = trained.run, trained.train
+    seeds, masks = (run / kind / "lam" for kind in ("seeds", "masks"))
+    val = ("--val", trained.val) if trained.val else ()
+    return [line("localize", "--run", run, "--data", data, "--out", seeds),
+            line("refine", seeds, "--data", data, "--out", masks, "--threshold", "auto"),
+            line("train", trained.config, "--train", data, *val, "--masks", masks, "--init", run)]
 
 
 def _after_stage_two(trained: Trained) -> list[str]:
     """Masks of new pictures, and the page about the run."""
-    run = _quoted(trained.run)
-    return [f"python -m more predict PICTURES --run {run} --out new_masks",
-            f"python -m more report --run {run}"]
+    return [line("predict", "PICTURES", "--run", trained.run, "--out", "new_masks"),
+            line("report", "--run", trained.run)]
 
 
 def resume_line(arguments: Sequence[str], ranks: int) -> str:
@@ -94,7 +97,3 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
             kept.append(word)
         skip = word == "--resume"
     return kept
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

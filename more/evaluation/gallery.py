@@ -19,6 +19,7 @@ from more.evaluation.run_scores import about_run
 from more.evaluation.score import evaluate
 from more.evaluation.score_result import Result
 from more.palette import PALETTE
+from more.run_folder import OWN_DATA
 
 MASKS = ("lam", "fused", "cam", "decoder")
 SEEDS = {"cam": "CAM", "lam": "LAM", "fused": "CAM and LAM", "decoder": "decoder"}
@@ -106,7 +107,7 @@ def known_classes(made: ShardSet) -> list[str] | None:
 
 def find_data(run: Path, made: list[ShardSet]) -> Path | None:
     """The image set named anywhere in the run's JSON files, or in the records of the sets or of the
-    run's seeds (masks do not name theirs).
+    run's seeds (masks do not name theirs); else the run's own, also of a run that was moved.
 
     Taken is the first existing folder that is a shard set of images with the sets' images.
     """
@@ -118,7 +119,8 @@ def find_data(run: Path, made: list[ShardSet]) -> Path | None:
             records.append(record.get("extra") if file.name == "manifest.json" else record)
         except (ValueError, AttributeError):
             continue
-    for text in _texts(records):
+    own = [str(folder / OWN_DATA) for folder in (run, run.parent)]  # run.parent: of stage two
+    for text in [*_texts(records), *own]:
         try:
             if (Path(text) / "manifest.json").is_file():
                 if set(ShardSet(text, kind="images").ids) & set(made[0].ids):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from more.data.shards.reader import ShardSet
+from more.errors import UserError
 from more.evaluation.run_scores import TAGS, TRUE, about_run, stage_folders
 
 _GO_ON = "The training is not finished; the same command goes on from the last checkpoint."
@@ -19,13 +23,15 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
 
     Args:
         run: the run folder.
-        place: how the command names it; no absolute path, since the page is passed on.
+        place: how the command names it, unquoted; on the page no absolute path, since that is
+            passed on.
         scores: rows of `read_scores`.
         state: of the training, as in `status.json`; None where it is unknown.
 
     Returns:
         `why` and `command`. Words in capitals (SET, VAL, CONFIG) stand for the reader's own.
     """
+    place = shlex.quote(place)  # a shell joins 'my run'/seeds/lam to one word
     if about_run(run, [], "")["stage"] == 2:
         return _of_stage_two(place, scores, state)
     folders = {about["supervision"]: name for name, about in reversed(stage_folders(run, []))}
@@ -39,7 +45,7 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         (lambda: not _any(run, "masks"), "The dense CRF makes masks of the seeds.",
          f"python -m more refine {place}/{_first(run, 'seeds')} --data SET "
          f"--out {place}/masks/lam --threshold auto"),
-        (lambda: not any(row["stage"] == 1 for row in scores) and not unscored,
+        (lambda: not (unscored or any(row["stage"] == 1 for row in scores)) and _may_have_truth(run),
          "How good are the masks? (Only with true masks.)",
          f"python -m more evaluate {place}/{_first(run, 'masks')} --data SET "
          f"--save {place}/scores/masks.json"),
@@ -48,7 +54,7 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
          f"--init {place}"),
         (lambda: not any(row["supervision"] == TAGS for row in second) and not unscored,
          _SCORE, _score(f"{place}/{folders.get(TAGS)}")),
-        (lambda: TRUE not in folders and bool(second),
+        (lambda: TRUE not in folders and bool(second) and _may_have_truth(run),
          "How far is full supervision? Train the reference on true masks, for comparison only.",
          f"bash launch/train.sh CONFIG --train SET --masks SET --init {place} "
          f"--run {place}/true"),
@@ -79,6 +85,16 @@ def _score(place: str) -> str:
 
 def _any(run: Path, *kinds: str) -> bool:
     return any(path.is_dir() for kind in kinds for path in (run / kind).glob("*"))
+
+
+def _may_have_truth(run: Path) -> bool:
+    """False where the training images are found and have no true masks, so nothing can be scored.
+    """
+    try:
+        recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["train"]
+        return ShardSet(Path(recorded), kind="images").has("mask")
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return True
 
 
 def _first(run: Path, kind: str) -> str:

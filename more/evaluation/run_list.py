@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -16,10 +17,10 @@ from more.evaluation.run_scores import about_run, read_scores
 from more.evaluation.score_result import percent
 from more.evaluation.training_record import read_log
 from more.progress import PlainTable
-from more.run_folder import read_best, read_status
+from more.run_folder import OWN_DATA, read_best, read_status
 
 CONTENT = {"checkpoints", "seeds", "masks", "scores", "tensorboard", "tokens", "stacks",
-           "nonfinite", "tune", "data"}
+           "nonfinite", "tune", OWN_DATA}
 """Folders of a run that hold its files, and no further runs."""
 _RUN_FILES = ("run.json", "status.json")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -81,10 +82,15 @@ def _state(run: Path, status: dict[str, object]) -> str:
 
 
 def _scores(run: Path, best: int | None) -> tuple[dict[str, float], int | None]:
-    """mIoU by route while training, of the step `best` or the last one; and the step."""
+    """mIoU by route while training, of the step `best` or the last one; and the step. A set that
+    shows no class has no mIoU, which the log writes as NaN: it is left out."""
     records = [record for record in read_log(run, []) if isinstance(record.get("eval"), dict)]
     chosen = [record for record in records if record["step"] == best] or records[-1:]
-    return (chosen[0]["eval"], chosen[0]["step"]) if chosen else ({}, None)
+    if not chosen:
+        return {}, None
+    known = {name: value for name, value in chosen[0]["eval"].items()
+             if isinstance(value, int | float) and math.isfinite(value)}
+    return known, chosen[0]["step"]
 
 
 def _changed(run: Path) -> float:

@@ -6,6 +6,7 @@ network was trained on, with what stage two says of them.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from more.data.seeds import seed_label, seed_probabilities
-from more.data.shards.format import make_folder
+from more.data.shards.format import make_folder, write_atomic
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.gallery import find_data
@@ -48,14 +49,15 @@ def draw_strip(run: Path, out: Path, images: int, seed: int = 0, palette: str = 
         out: file to write; its ending says the format.
         images: rows of each block, chosen at random.
         seed: chooses others.
-        palette: colours of the classes, see `palettes.palette`.
+        palette: colours of the classes, see `more.palette.palette`.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: the run has no seeds or masks, or their images are not found.
+        UserError: another ending; the run has no seeds or masks, or their images are not found.
     """
+    _check_ending(out)
     rng, colours = np.random.default_rng(seed), colours_of(palette)
     blocks = [_block(run, "training images: the tags are known", ("cam", "lam"), images, rng,
                      colours)]
@@ -64,6 +66,15 @@ def draw_strip(run: Path, out: Path, images: int, seed: int = 0, palette: str = 
                              colours))
     _draw([block for block in blocks if block.ids], out)
     return out
+
+
+def _check_ending(out: Path) -> None:
+    """Refuse a file that matplotlib cannot write, or would write under another name."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if out.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"--strip {out}: its ending says no format of pictures",
+                        "let the name end with .png or .jpg")
 
 
 def _block(run: Path, title: str, kinds: Sequence[str], count: int,
@@ -84,7 +95,8 @@ def _block(run: Path, title: str, kinds: Sequence[str], count: int,
     columns[own] = _labels(data, mask, colours)
     if data.has("mask"):
         columns["truth"] = _labels(data, data, colours)
-    ids = [name for name in mask.ids if name in set(data.ids)]
+    held = set(data.ids)
+    ids = [name for name in mask.ids if name in held]
     chosen = rng.permutation(len(ids))[:count]
     return Block(title, [ids[place] for place in chosen], columns)
 
@@ -142,8 +154,10 @@ def _draw(blocks: Sequence[Block], out: Path) -> None:
             for axes, picture in zip(line, row, strict=False):
                 if picture is not None:
                     axes.imshow(picture, interpolation="lanczos")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=out.suffix.lower().lstrip("."), dpi=DOTS)
     make_folder(out.parent)
-    figure.savefig(out, dpi=DOTS)
+    write_atomic(out, buffer.getvalue())
 
 
 def _height(row: Sequence[np.ndarray | None]) -> float:

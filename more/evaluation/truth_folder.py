@@ -94,6 +94,8 @@ class FolderTruth:
         try:
             label = read_index_png(path)
         except UserError as error:
+            if "--colours" not in str(error.fix):  # which is an option of data_tools alone
+                raise
             raise UserError(error.message, _INDICES) from error
         strange = [value for value in mask_values(label) if len(self.classes) < value != IGNORE]
         if strange:

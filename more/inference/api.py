@@ -17,11 +17,10 @@ import torch
 from more.config.schema import Config
 from more.data.pixels import Picture, is_picture, read_pixels
 from more.data.seeds import seed_probabilities
-from more.data.shards.format import sha256_file
 from more.data.tags import class_indices
 from more.errors import UserError
 from more.filtering.crf import resolve_engine
-from more.inference.load import load_run, weights_file
+from more.inference.load import load_run, weights_digest
 from more.inference.localizer import KINDS, Localizer, Request, check_maps
 from more.inference.picture_masks import PictureMasks, Shown
 from more.inference.predict import (
@@ -215,7 +214,7 @@ class Network:
         if folder not in self._networks:
             config, network, path = load_run(folder, self._checkpoint)
             self._networks[folder] = _Loaded(config, network.to(self.device), path,
-                                             sha256_file(weights_file(path)))
+                                             weights_digest(path))
         return self._networks[folder]
 
     def _given(self, tags: Tags) -> np.ndarray | None:

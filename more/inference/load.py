@@ -13,7 +13,7 @@ import more
 from more import run_folder
 from more.config.load import config_from_dict, to_dict
 from more.config.schema import Config
-from more.data.shards.format import make_folder, write_atomic
+from more.data.shards.format import make_folder, sha256_file, write_atomic
 from more.errors import UserError
 from more.method.make_network import make_network
 from more.method.weight_files import check_finite
@@ -77,6 +77,22 @@ def weights_file(path: Path) -> Path:
     return path / run_folder.WEIGHTS if path.is_dir() else path
 
 
+def weights_digest(path: Path) -> str:
+    """sha256 of the weights in a checkpoint folder or an exported file.
+
+    Of a folder it is the one in its marker, which `find_checkpoint` has compared with the file.
+
+    Args:
+        path: the folder or file.
+
+    Returns:
+        Hexadecimal sha256.
+    """
+    if path.is_dir():
+        return str(run_folder.info(path)["files"][run_folder.WEIGHTS]["sha256"])
+    return sha256_file(path)
+
+
 def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
     """One safetensors file with weights, settings and class names of a run.
 
@@ -103,11 +119,21 @@ def export_weights(run: Path, out: Path, which: str = "latest") -> Path:
 
 
 def class_names(run: Path) -> list[str]:
-    """Class names of a run folder or an exported file; empty where none were recorded."""
+    """Class names of a run folder or an exported file; empty where none were recorded.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     if run.is_file():
         return json.loads(_notes(run).get("classes", "[]"))
     about = run / "run.json"
-    return json.loads(about.read_text(encoding="utf-8"))["classes"] if about.is_file() else []
+    try:
+        return list(json.loads(about.read_text(encoding="utf-8")).get("classes", []))
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{about}: damaged ({error})",
+                        "restore it; the next start of the training writes it anew") from error
 
 
 def exported_config(file: Path) -> Config:

@@ -15,13 +15,13 @@ import torch
 import more
 from more.config.load import changed
 from more.config.schema import Config
-from more.data.shards.format import make_folder, remove_temporaries, sha256_file, shard_name
+from more.data.shards.format import make_folder, remove_temporaries, shard_name
 from more.data.shards.lock import folder_lock
 from more.data.shards.manifest import ShardEntry
 from more.data.shards.reader import ShardSet
 from more.device import local_device, usable_cores
 from more.errors import UserError
-from more.inference.load import load_run, weights_file
+from more.inference.load import load_run, weights_digest
 from more.inference.localizer import Localizer, Request
 from more.inference.seed_shard import SeedShards
 from more.jobs.resume import PlannedSet, finish_set, finished_beside_others, images_to_try
@@ -177,7 +177,7 @@ def maps_record(kind: str, config: Config, path: Path, sha256: str = "") -> dict
         **_spread_record(kind, config),
         "map": kind, "scales": list(scales), "flip": True, "size": inference.size,
         "seed_scale": inference.seed_scale, "threshold": seed_threshold(kind, config),
-        "checkpoint": path.name, "weights": sha256 or sha256_file(weights_file(path)),
+        "checkpoint": path.name, "weights": sha256 or weights_digest(path),
     }
 
 

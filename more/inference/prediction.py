@@ -85,7 +85,8 @@ class Prediction:
 
         Args:
             path: `FOLDER/NAME.png`, with or without ending, gives `NAME.png`, `NAME_overlay.jpg`
-                and `NAME.json` there; an existing folder takes the name of the picture's file.
+                and `NAME.json` there; a folder, one that exists or a text that ends with `/`,
+                takes the name of the picture's file.
             overlay: also write the overlay; otherwise an older one there is removed.
             palette: as for `overlay`, of both pictures.
 
@@ -95,7 +96,7 @@ class Prediction:
         Raises:
             UserError: another ending, no name, or a file that would replace the picture itself.
         """
-        result = self._result(Path(path))
+        result = self._result(Path(path), str(path).endswith(("/", os.sep)))
         written = (result.mask, result.overlay, result.facts)
         if self.file is not None and os.path.realpath(self.file) in map(os.path.realpath, written):
             raise UserError(f"{self.file}: is the picture itself, and would be replaced",
@@ -119,8 +120,9 @@ class Prediction:
             "provenance": {**self.provenance, "palette": palette}}
         result.save(self.image, self.mask, facts, overlay, self.classes, colours)
 
-    def _result(self, path: Path) -> Result:
-        if path.is_dir():
+    def _result(self, path: Path, folder: bool) -> Result:
+        """Where the files go; `folder`: the path is meant as a folder, though none is there yet."""
+        if folder or path.is_dir():
             if self.file is None:
                 raise UserError(f"{path}: a folder, and the picture has no file name",
                                 fix=f"give a name, as in {path / 'mask.png'}")

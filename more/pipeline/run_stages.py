@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from more.progress import NEXT_LINES, say
 from more.run_folder import read_status
 
 RECORD = "stages.json"
-"""In the run folder: the recipe, and by name of a stage its command line and exit code."""
+"""In the run folder: the recipe, and by name of a stage its command line, inputs and exit code."""
 STOPPED, SOME_FAILED = 75, 1
 """Exit codes of a training that was asked to stop, and of a job some of whose images failed."""
 
@@ -40,16 +41,19 @@ def note(run: Path, **facts: Any) -> None:
     write_atomic(run / RECORD, to_json({**read_record(run), **facts}))
 
 
-def run_stages(run: Path, stages: Sequence[Stage], ranks: int) -> int:
+def run_stages(run: Path, stages: Sequence[Stage], ranks: int, inputs: str = "") -> int:
     """Run what is not complete yet, in order.
 
-    A stage is complete when its result is there and an earlier call ended the same command line.
-    Commands skip by themselves what they have done, so a stage that was cut off goes on.
+    A stage is complete when its result is there and an earlier call ended the same command line
+    on the same inputs. Once one has to run, those after it run, too: what they have made may be
+    of something else now. Commands skip by themselves what they have done, so a stage that was cut
+    off goes on, and they refuse results that were made from something else.
 
     Args:
         run: run folder, which has the record.
         stages: what to run.
         ranks: processes of a stage that is spread over GPUs.
+        inputs: digest of what the command lines name alone: images and settings.
 
     Returns:
         1 if images failed in some stage, 75 if a training was asked to stop, else 0.
@@ -58,14 +62,18 @@ def run_stages(run: Path, stages: Sequence[Stage], ranks: int) -> int:
         UserError: a stage failed; names its command.
     """
     code = 0
-    for stage in stages:
+    for place, stage in enumerate(stages):
         done, line = read_record(run).get("done", {}), stage.line(ranks)
-        earlier = done.get(stage.name, {})
-        if earlier.get("line") == stage.line() and stage.present():
-            say(f"== {stage.name}: complete")
+        earlier, made = done.get(stage.name, {}), {"line": stage.line(), "inputs": inputs}
+        if not stage.always and stage.present() and made.items() <= earlier.items():
+            failed = f", but for images that failed; to try them: {line}" if earlier["code"] else ""
+            say(f"== {stage.name}: complete{failed}")
             code = max(code, earlier["code"])
             continue
         say(f"== {stage.name}\n{line}")
+        later = {other.name for other in stages[place:]}
+        done = {name: facts for name, facts in done.items() if name not in later}
+        note(run, done=done)  # before it starts: it may be killed when it has changed its result
         ended = start_stage(stage, ranks)
         if ended == 0 and stage.trains and read_status(stage.result).get("state") == "stopped":
             ended = STOPPED  # under torchrun a stopped rank ends with 0
@@ -73,8 +81,9 @@ def run_stages(run: Path, stages: Sequence[Stage], ranks: int) -> int:
             return STOPPED
         if ended != 0 and not (ended == SOME_FAILED and stage.tolerant):
             raise UserError(f"{stage.name} ended with code {ended}: {line}",
-                            "see its message above; then the same command goes on from here")
-        note(run, done={**done, stage.name: {"line": stage.line(), "code": ended}})
+                            "see its message above; then the same command goes on from here, or "
+                            "give another --run")
+        note(run, done={**done, stage.name: {**made, "code": ended}})
         code = max(code, ended)
     return code
 
@@ -99,7 +108,8 @@ def start_stage(stage: Stage, ranks: int) -> int:
         if stage.trains and asked == 1:
             say("asked to stop: it writes a checkpoint after this update (once more: end at once)")
             return
-        os.killpg(child.pid, signal.SIGKILL if asked > 2 else signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(child.pid, signal.SIGKILL if asked > 2 else signal.SIGTERM)
 
     # Begun before the handlers are set: a signal in between ends this process alone.
     child = subprocess.Popen(words, env=environment, start_new_session=True, stdout=sys.stderr,
@@ -116,7 +126,10 @@ def start_stage(stage: Stage, ranks: int) -> int:
         if asked:
             (stage.result / "stop").unlink(missing_ok=True)
     if asked and not stage.trains:
+        say(f"{stage.name} was ended; the same command goes on from here")
         raise SystemExit(128 + signal.SIGTERM)
+    if asked and child.returncode == 0:
+        return STOPPED  # it came to its end meanwhile; the stages after it are not to begin
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -21,12 +21,14 @@ class Stage:
         result: what the stage makes; a file, or a folder whose `manifest.json` is written last, or
             a run folder.
         spread: one process for each GPU serves it.
+        always: its command runs at every call, for it alone knows whether its sources changed.
     """
 
     name: str
     words: tuple[str, ...]
     result: Path
     spread: bool = False
+    always: bool = False
 
     @property
     def trains(self) -> bool:
@@ -88,8 +90,9 @@ class Plan:
 
 
 def convert_stage(pictures: Path, tags: Path, out: Path) -> Stage:
-    """A folder of pictures with tags becomes a shard set."""
-    return Stage("data", ("data_tools.folder", str(pictures), str(out), "--tags", str(tags)), out)
+    """A folder of pictures with tags becomes a shard set; changed pictures or tags are refused."""
+    return Stage("data", ("data_tools.folder", str(pictures), str(out), "--tags", str(tags)), out,
+                 always=True)
 
 
 def make_stages(plan: Plan, truth: bool, settings: Config) -> list[Stage]:

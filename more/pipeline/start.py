@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from more.config.load import load_config
+from more.config.load import load_config, to_dict
+from more.config.schema import Config
+from more.data.shards.format import sha256_bytes, to_json
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.evaluation.run_scores import read_scores
@@ -16,6 +18,7 @@ from more.pipeline.recipe_choice import choose_map, choose_recipe
 from more.pipeline.run_stages import STOPPED, note, read_record, run_stages
 from more.pipeline.stages import Plan, Stage, convert_stage, make_stages
 from more.progress import say
+from more.run_folder import OWN_DATA
 
 TAG_FILES = ("tags.csv", "tags.json")
 
@@ -47,18 +50,19 @@ def run_all(asked: Asked) -> tuple[int, dict[str, Any]]:
     """
     if asked.config is not None:  # before the conversion, which may take long
         _settings(asked, asked.config)
-    ranks = int(os.environ.get("RANKS", 0)) or max(1, _gpus())
-    code, data = 0, asked.data
+    val = None if asked.val is None else ShardSet(asked.val, kind="images")
+    ranks, code, data = _ranks(), 0, asked.data
     if not (data / "manifest.json").is_file():
         stage = _conversion(asked)
         code, data = run_stages(asked.run, [stage], 1), stage.result
     images = ShardSet(data, kind="images")
     recipe = asked.config or _recipe(asked.run, len(images))
-    first = _settings(asked, recipe, len(images))
+    first, second = _settings(asked, recipe, len(images))
     plan = Plan(asked.run, data, asked.val, recipe, tuple(asked.overrides),
                 tuple(asked.stage_two), choose_map(first.inference.spread))
     stages = make_stages(plan, images.has("mask"), first)
-    code = max(code, run_stages(asked.run, stages, ranks))
+    inputs = [images.manifest.digest, val and val.manifest.digest, to_dict(first), to_dict(second)]
+    code = max(code, run_stages(asked.run, stages, ranks, sha256_bytes(to_json(inputs))))
     return code, _facts(plan, stages, ranks)
 
 
@@ -76,7 +80,7 @@ def _conversion(asked: Asked) -> Stage:
         raise UserError(f"{asked.data}: neither a shard set nor a folder with {TAG_FILES[0]}",
                         f"write {asked.data / TAG_FILES[0]} with the header id,tags and one line "
                         "an image, or convert it: data_tools/README.md has other forms")
-    return convert_stage(asked.data, tags[0], asked.run / "data")
+    return convert_stage(asked.data, tags[0], asked.run / OWN_DATA)
 
 
 def _recipe(run: Path, pictures: int) -> str:
@@ -90,8 +94,8 @@ def _recipe(run: Path, pictures: int) -> str:
     return name
 
 
-def _settings(asked: Asked, recipe: str, pictures: int | None = None) -> Any:
-    """Settings of stage one; those of both stages are checked, before stage one has cost hours.
+def _settings(asked: Asked, recipe: str, pictures: int | None = None) -> tuple[Config, Config]:
+    """Settings of both stages; checked before stage one has cost hours.
 
     Raises:
         UserError: settings that cannot work, or a batch larger than the set.
@@ -104,7 +108,19 @@ def _settings(asked: Asked, recipe: str, pictures: int | None = None) -> Any:
             raise UserError(f"{asked.data} has {pictures} images, fewer than train.global_batch = "
                             f"{batch} of stage {settings.stage}",
                             f"{option} train.global_batch={pictures} or less")
-    return first
+    return first, second
+
+
+def _ranks() -> int:
+    """Processes of a stage that is spread: RANKS, else one for each GPU.
+
+    Raises:
+        UserError: RANKS is no number of processes.
+    """
+    text = os.environ.get("RANKS", "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise UserError(f"RANKS={text}: not a number of processes", "give 1 or more, or unset it")
+    return int(text) if text else max(1, _gpus())
 
 
 def _gpus() -> int:

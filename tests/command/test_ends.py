@@ -119,6 +119,14 @@ def test_states_come_from_the_record_and_the_lock(tmp_path):
     assert list_runs(tmp_path / "a")[0]["state"] == "failed"
 
 
+def test_scores_that_are_no_numbers_are_left_out(run, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "eval": {"cam": NaN, "lam": 31.5}}\n')
+    ended = run("more", "runs", tmp_path, "--json")
+    assert ended.code == 0 and json.loads(ended.out)[0]["scores"] == {"lam": 31.5}, ended
+    assert "lam 31.5 (at" in " ".join(run("more", "runs", tmp_path).out.split())
+
+
 def test_a_lock_of_another_host_counts_while_it_is_renewed(tmp_path):
     assert not is_held(tmp_path)
     lock = tmp_path / LOCK

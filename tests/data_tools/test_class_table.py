@@ -70,6 +70,13 @@ def test_without_tags_one_line_says_so(tmp_path, capsys):
     assert capsys.readouterr().err == "set: no image has a tag\n"
 
 
+def test_a_set_that_cannot_be_opened_is_named(tmp_path, capsys):
+    path = small_set(tmp_path / "set")
+    next(path.glob("*.h5")).unlink()
+    show_sets({"set": path})
+    assert "images per class of set are not known: " in capsys.readouterr().err
+
+
 def test_inspect_sorts_and_warns(tmp_path):
     path = small_set(tmp_path / "set")
     assert "warning: fewer than 20 images: cat 5, dog 5, cow 5" in " ".join(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import cv2
@@ -326,6 +327,24 @@ def test_it_names_what_to_do_next(tmp_path, rows):
     assert "predict" in said(scores=[first, second])
     (tmp_path / "run.json").write_text('{"stage": 2}')
     assert "localize" in said() and "predict" in said(scores=[second])
+
+
+def test_the_next_step_is_a_line_for_a_shell_whatever_the_folder_is_called(tmp_path):
+    (tmp_path / "seeds" / "lam").mkdir(parents=True)
+    command = next_step(tmp_path, "my run (1)", [], "finished")["command"]
+    assert shlex.split(command)[4] == "my run (1)/seeds/lam"
+    assert shlex.split(command)[-3] == "my run (1)/masks/lam"
+
+
+def test_images_without_true_masks_are_not_to_be_scored(tmp_path, rows, data):
+    tags = write_set(tmp_path / "tags", "images", rows,
+                     lambda row: {"image": image_payload(row)["image"]})
+    run = tmp_path / "run"
+    for folder in ("seeds/lam", "masks/lam"):
+        (run / folder).mkdir(parents=True)
+    for found, wanted in ((tags, "--init run"), (data, "evaluate"), ("gone", "evaluate")):
+        (run / "run.json").write_text(json.dumps({"stage": 1, "train": str(found)}))
+        assert wanted in next_step(run, "run", [], "finished")["command"]
 
 
 def test_names_cannot_become_part_of_the_page(tmp_path, rows):

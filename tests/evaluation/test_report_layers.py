@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,21 @@ def test_stored_answers_go_first_and_are_no_new_images(run, rows, data):
     page = build_report(run, images=4, decode=answers(asked)).read_text(encoding="utf-8")
     assert not asked and all("decoder (two)" in captions(card) for card in cards(page))
     assert not cards(page, "New images"), "they were trained on"
+
+
+def test_stage_twos_answers_to_new_images_are_none_to_training_images(run, rows):
+    new = [replace(row, name=f"new_{row.name}") for row in rows]
+    write_set(run / "two" / "seeds" / "val", "seeds", new, seed_payload, DECODER)
+    asked = []
+    page = build_report(run, images=2, decode=answers(asked)).read_text(encoding="utf-8")
+    assert asked[0][0] == run / "two" and "decoder (two)" in captions(cards(page)[0])
+
+
+def test_stage_two_is_asked_although_stage_one_has_a_decoder(run, rows):
+    write_set(run / "seeds" / "decoder", "seeds", rows, seed_payload, DECODER)
+    asked = []
+    page = build_report(run, images=2, decode=answers(asked)).read_text(encoding="utf-8")
+    assert asked[0][0] == run / "two" and "decoder (two)" in captions(cards(page)[0])
 
 
 def test_without_stage_two_the_runs_own_decoder(run, rows):

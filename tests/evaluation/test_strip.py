@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import matplotlib.axes
@@ -54,6 +55,16 @@ def test_masks_find_their_images_by_the_seeds_they_came_from(run, rows, data, sh
     assert "stage two, after CRF" in shown["titles"]
 
 
+def test_a_run_that_was_moved_finds_the_set_inside_it(run, data, shown, tmp_path):
+    for folder in (run, run / "two"):
+        (folder / "run.json").write_text(json.dumps({"train": "where/it/was"}))
+    with pytest.raises(UserError, match="images were not found"):
+        draw_strip(run, tmp_path / "strip.png", images=1)
+    shutil.copytree(data, run / "data")
+    draw_strip(run, tmp_path / "strip.png", images=1)
+    assert shown["titles"].count("image") == 2
+
+
 def test_images_are_random_and_repeatable(run, rows, shown, tmp_path):
     for seed in (0, 0, 1):
         draw_strip(run, tmp_path / "strip.png", images=3, seed=seed)
@@ -68,3 +79,12 @@ def test_without_masks_it_says_what_to_do(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="no masks to show"):
         draw_strip(tmp_path / "run", tmp_path / "strip.png", images=1)
+
+
+@pytest.mark.parametrize("name", ["strip", "strip.xyz", "strip.v2"])
+def test_another_ending_is_refused_before_the_work(run, shown, tmp_path, name):
+    with pytest.raises(UserError, match=f"{name}: its ending says no format"):
+        draw_strip(run, tmp_path / name, images=1)
+    assert not shown["pictures"]
+    draw_strip(run, tmp_path / "strip.PNG", images=1)
+    assert (tmp_path / "strip.PNG").is_file()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 
 import cv2
 import numpy as np
@@ -144,6 +145,24 @@ def test_classes_of_the_set_that_the_truth_lacks_are_named(masks, bare, folder, 
     assert "--truth-classes" in refuse(masks, bare, folder)
 
 
+def test_a_damaged_mask_is_to_be_replaced_and_one_in_colour_made_again(masks, bare, folder):
+    (folder / "img_02.png").write_bytes(b"broken")
+    assert "img_02.png: unreadable mask" in (said := refuse(masks, bare, folder))
+    assert "replace the file" in said and "one class index" not in said
+    cv2.imwrite(str(folder / "img_02.png"), np.zeros((8, 8, 3), np.uint8))
+    said = refuse(masks, bare, folder)
+    assert "one class index per pixel" in said and "--colours" not in said
+
+
+def _named_set(path, name, row):
+    """A set of one image."""
+    path.mkdir()
+    with ShardWriter(path / "shard-00000.h5", "images", CLASSES, {}) as writer:
+        writer.add(name, row.tags, row.truth.shape, file=f"{name}.jpg", **bare_payload(row))
+    write_manifest(path, "images", CLASSES, [writer.entry], {})
+    return ShardSet(path)
+
+
 def test_masks_are_found_by_id_by_path_and_by_name(tmp_path, rows):
     names = ["cats/a.jpg", "dogs/a.jpg", "b.c.png", "deep/er/d.webp", "e.jpg"]
     (tmp_path / "set").mkdir()
@@ -166,6 +185,9 @@ def test_masks_are_found_by_id_by_path_and_by_name(tmp_path, rows):
         match_files(images, folder)
     for path in folder.rglob("*.*"):
         path.unlink()
+    (folder / unicodedata.normalize("NFD", "é.png")).write_bytes(b"")  # as macOS stores it
+    assert match_files(_named_set(tmp_path / "accents", "é", rows[0]), folder)[0] is not None
+    next(folder.rglob("*.*")).unlink()
     (folder / "zz.png").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 1 PNG files"):
         match_files(images, folder)

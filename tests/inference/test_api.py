@@ -184,6 +184,14 @@ def test_saving_never_replaces_the_picture(net, tmp_path):
     assert json.loads((tmp_path / "v1.5.json").read_text())["file"] is None
 
 
+def test_a_folder_that_is_not_there_yet_is_made(net, photos, tmp_path):
+    made = net.predict(photos[0], crf=False)
+    assert made.save(f"{tmp_path}/new/") == tmp_path / "new" / f"{photos[0].stem}.png"
+    assert len(list((tmp_path / "new").iterdir())) == 3
+    with pytest.raises(more.UserError, match="no file name"):
+        net.predict(np.zeros((40, 60, 3), np.uint8), crf=False).save(f"{tmp_path}/other/")
+
+
 def test_maps_are_those_of_localize(net, run, tmp_path):
     source = ShardSet(small_set(tmp_path / "set", shards=1, rows=2))
     localize(run, tmp_path / "set", tmp_path / "seeds", Request(("cam", "lam"), "true", 1))

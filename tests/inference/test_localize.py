@@ -19,13 +19,14 @@ from more import run_folder
 from more.config.load import changed, config_from_dict, to_dict
 from more.config.schema import Config
 from more.data.seeds import decode_seed, encode_seed
+from more.data.shards.format import sha256_file
 from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
 from more.errors import UserError
 from more.filtering.parameters import CRFParams
-from more.inference import seed_shard
+from more.inference import load, seed_shard
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item
 from more.jobs.bookkeeping import failures_path
@@ -424,3 +425,24 @@ def test_stage_two_says_how_likely_a_class_is_by_its_decoder(run):
         logits = network(images, mode="segment")
     expected = logits.softmax(1)[:, 1:].flatten(2).sort(-1, descending=True).values
     torch.testing.assert_close(found, expected[..., :max(1, round(49 / 32))].mean(-1))
+
+
+def test_the_weights_are_hashed_once_for_all_kinds_of_maps(data, tmp_path, monkeypatch):
+    run, hashed = make_run(tmp_path / "run"), []
+    for module in (run_folder, load):
+        monkeypatch.setattr(module, "sha256_file", lambda path: (
+            hashed.append(path.name), sha256_file(path))[1])
+    localize(run, data, tmp_path / "seeds", Request(("cam", "lam"), "true", 1))
+    assert hashed == [run_folder.WEIGHTS]
+    recorded = read_manifest(tmp_path / "seeds" / "lam").provenance["weights"]
+    assert recorded == sha256_file(run / "checkpoints" / "step-000005" / run_folder.WEIGHTS)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"classes": 3}'])
+def test_damaged_notes_of_a_run_are_named(tmp_path, text):
+    run = make_run(tmp_path / "run")
+    (run / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json: damaged"):
+        load.class_names(run)
+    (run / "run.json").write_text("{}")
+    assert load.class_names(run) == []

@@ -122,12 +122,13 @@ def test_the_end_of_a_training_is_the_checkpoint_and_the_next_commands(tiny, tmp
     assert following == "next:" and (run / "checkpoints" / "step-000002").is_dir()
     assert commands == [
         f"python -m more localize --run '{run}' --data {tiny['train']} --out '{run}/seeds/lam'",
-        f"python -m more refine '{run}/seeds/lam' --data {tiny['train']} --out '{run}/masks/lam'",
+        f"python -m more refine '{run}/seeds/lam' --data {tiny['train']} --out '{run}/masks/lam' "
+        "--threshold auto",
         f"python -m more train {tiny['config']} --train {tiny['train']} --masks '{run}/masks/lam' "
         f"--init '{run}'"]
 
 
-def test_after_stage_two_come_pictures_and_the_report(tmp_path):
+def test_after_stage_two_come_pictures_and_the_report(tmp_path, monkeypatch):
     best = {"checkpoint": "step-000003", "metric": "decoder", "score": 61.25, "step": 3}
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_text(json.dumps(best))
@@ -135,6 +136,9 @@ def test_after_stage_two_come_pictures_and_the_report(tmp_path):
     assert "step-000003 (--checkpoint best)" in lines[1] and "decoder (61.2)" in lines[1]
     assert lines[-2:] == [f"python -m more predict PICTURES --run {tmp_path} --out new_masks",
                           f"python -m more report --run {tmp_path}"]
+    monkeypatch.setenv("MORE_NEXT", "off")  # as `more run` starts it
+    assert finished_lines(Trained(Path("c.py"), Path("t"), tmp_path, 6, None, Path("m"))) == \
+        lines[:2]
 
 
 def test_a_stopped_training_says_the_command_that_resumes(monkeypatch, tiny, tmp_path):
