@@ -45,7 +45,8 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         (lambda: not _any(run, "masks"), "The dense CRF makes masks of the seeds.",
          f"python -m more refine {place}/{_first(run, 'seeds')} --data SET "
          f"--out {place}/masks/lam --threshold auto"),
-        (lambda: not (unscored or any(row["stage"] == 1 for row in scores)) and _may_have_truth(run),
+        (lambda: not any(row["stage"] == 1 for row in scores) and _may_have_truth(run)
+         and not unscored,
          "How good are the masks? (Only with true masks.)",
          f"python -m more evaluate {place}/{_first(run, 'masks')} --data SET "
          f"--save {place}/scores/masks.json"),
