@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from tests.conftest import ROOT
@@ -33,13 +34,15 @@ class Forked:
         arguments: its command line.
         extra: variables besides those of this process.
         session: whether it begins a session, and so a process group, of its own.
+        cwd: its directory; the project folder unless another is given.
     """
 
-    def __init__(self, module: str, *arguments: object, session: bool = False, **extra: str):
+    def __init__(self, module: str, *arguments: object, session: bool = False,
+                 cwd: Path = ROOT, **extra: str):
         self.args = [sys.executable, "-m", module, *map(str, arguments)]
         self.returncode: int | None = None
         self.stdout, self.stderr = _file(), _file()
-        request = {"module": module, "arguments": self.args[3:], "cwd": str(ROOT),
+        request = {"module": module, "arguments": self.args[3:], "cwd": str(cwd),
                    "environment": {**os.environ, **FIXED, **extra}, "session": session}
         self._answer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -115,10 +118,10 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run(module: str, *arguments: object, timeout: float = 280,
+def run(module: str, *arguments: object, timeout: float = 280, cwd: Path = ROOT,
         **extra: str) -> subprocess.CompletedProcess:
     """Run `python -m MODULE ARGUMENTS` to its end: exit code and what it printed."""
-    process = Forked(module, *arguments, **extra)
+    process = Forked(module, *arguments, cwd=cwd, **extra)
     try:
         out, err = process.communicate(timeout)
     finally:

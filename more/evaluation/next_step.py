@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.evaluation.run_scores import TAGS, TRUE, about_run, read_json, stage_folders
+from more.evaluation.run_scores import TAGS, TRUE, about_run, stage_folders
 
 _GO_ON = "The training is not finished; the same command goes on from the last checkpoint."
 _SCORE = "Score the network on images that it has not seen."
@@ -35,6 +36,7 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         return _of_stage_two(place, scores, state)
     folders = {about["supervision"]: name for name, about in reversed(stage_folders(run, []))}
     second = [row for row in scores if row["stage"] == 2]
+    unscored = TAGS in folders and not scores  # all stages without a score: there is no truth
     steps: list[tuple[Callable[[], bool], str, str]] = [
         (lambda: state not in (None, "finished"),
          _GO_ON, f"bash launch/train.sh CONFIG --train SET --run {place}"),
@@ -43,15 +45,15 @@ def next_step(run: Path, place: str, scores: list[dict[str, Any]], state: str | 
         (lambda: not _any(run, "masks"), "The dense CRF makes masks of the seeds.",
          f"python -m more refine {place}/{_first(run, 'seeds')} --data SET "
          f"--out {place}/masks/lam --threshold auto"),
-        (lambda: not any(row["stage"] == 1 for row in scores) and _may_have_truth(run),
+        (lambda: not any(row["stage"] == 1 for row in scores) and _may_have_truth(run)
+         and not unscored,
          "How good are the masks? (Only with true masks.)",
          f"python -m more evaluate {place}/{_first(run, 'masks')} --data SET "
          f"--save {place}/scores/masks.json"),
         (lambda: TAGS not in folders, "Train the network for new pictures on these masks.",
          f"bash launch/train.sh CONFIG --train SET --masks {place}/{_first(run, 'masks')} "
          f"--init {place}"),
-        (lambda: not any(row["supervision"] == TAGS for row in second)
-         and (_may_have_truth(run) or bool(_record(run).get("val"))),
+        (lambda: not any(row["supervision"] == TAGS for row in second) and not unscored,
          _SCORE, _score(f"{place}/{folders.get(TAGS)}")),
         (lambda: TRUE not in folders and bool(second) and _may_have_truth(run),
          "How far is full supervision? Train the reference on true masks, for comparison only.",
@@ -90,14 +92,10 @@ def _may_have_truth(run: Path) -> bool:
     """False where the training images are found and have no true masks, so nothing can be scored.
     """
     try:
-        return ShardSet(Path(_record(run)["train"]), kind="images").has("mask")
-    except (KeyError, TypeError, UserError):
+        recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["train"]
+        return ShardSet(Path(recorded), kind="images").has("mask")
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return True
-
-
-def _record(run: Path) -> dict[str, Any]:
-    found = read_json(run / "run.json", [])
-    return found if isinstance(found, dict) else {}
 
 
 def _first(run: Path, kind: str) -> str:
