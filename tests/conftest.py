@@ -33,7 +33,7 @@ LONGEST = ("train/test_matrix.py", "faults/test_training.py", "train/test_traini
            "faults/test_stage_two.py", "refinement/test_handover.py", "jobs/test_dask.py",
            "train/test_frozen_blocks.py", "plan/test_dry_run.py", "bench/test_bench.py",
            "export/test_training_folder.py", "bench/test_bench_refine.py",
-           "command/test_run.py")
+           "command/test_run.py", "command/test_pages.py")
 
 
 def pytest_configure() -> None:

@@ -9,7 +9,7 @@ from tests.test_readme import PAGES, prose
 
 # What begins a command line in running text. Names such as `more refine` are no lines to type.
 TYPED = re.compile(r"(python -m \S+|bash|pip|apt|sbatch|dask|torchrun|deepspeed|tensorboard|wandb|"
-                   r"scontrol|touch|MORE_LAUNCH=\S+) \S|more config --list$")
+                   r"scontrol|touch|tests\.research|MORE_LAUNCH=\S+) \S|more config --list$")
 ASSIGNED = re.compile(r'^(\w+)=("[^"]*"|[^\s$("]+)$')
 INSTALLS = "an installation, minutes and a network"
 
@@ -63,9 +63,12 @@ NEEDS = {
 }
 # Beginnings of lines that take long all the same: run under `-m slow`.
 SLOW = ("python -m more bench refine", "python -m more bench train", "python -m more bench data",
-        "python -m tests.research", "python -m more run photos", "python -m more run SET",
-        "python -m more run quickstart",
+        "python -m tests.research train", "python -m tests.research step-count",
+        "tests.research filter",
+        "python -m more run photos", "python -m more run SET", "python -m more run quickstart",
         "python -m more export-weights --run checkpoints/mine/two --out mine.onnx")
+# What stands in lines that need a package of an extra.
+EXTRAS = {"telemetry.wandb": "wandb", "mine.onnx": "onnxruntime"}
 # The table "From your tool".
 TRIED = {f"python -m data_tools.{module} {words}" for _, module, words in ROWS}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command.page_lines import NEEDS, SLOW, command_lines, matches, reason
+from tests.command.page_lines import EXTRAS, NEEDS, SLOW, command_lines, matches, reason
 from tests.command.page_typing import Typist
 from tests.command.page_world import make_world
 from tests.conftest import ROOT
@@ -38,11 +38,16 @@ def typist(world, tmp_path, monkeypatch) -> Typist:
 
 @pytest.mark.parametrize("line", RUN_HERE)
 def test_a_line_does_its_work(typist, line):
+    for part, package in EXTRAS.items():
+        if part in line:
+            pytest.importorskip(package)
     assert typist.line(line) == 0, LINES[line]
 
 
 def test_a_line_that_fails_or_leaves_its_result_out_is_seen(typist, monkeypatch):
     assert typist.line("python -m more evaluate RUN/masks/none --data SET") == 2
+    with pytest.raises(AssertionError, match="NEEDS"):
+        typist.line("curl https://example.org")
     monkeypatch.setattr(typist, "module", lambda words: 0)
     with pytest.raises(AssertionError, match="page.html"):
         typist.line("python -m more report --run RUN --out page.html")
@@ -58,7 +63,8 @@ def test_every_command_of_the_pages_is_among_the_lines():
 
 
 def test_every_reason_belongs_to_a_line():
-    assert [start for start in NEEDS if not any(matches(line, start) for line in LINES)] == []
+    assert [entry for entry in NEEDS if not any(matches(line, entry) for line in LINES)] == []
+    assert [start for start in SLOW if not any(line.startswith(start) for line in LINES)] == []
 
 
 def test_tests_that_reasons_name_exist():
