@@ -14,7 +14,7 @@ from more.cli import app
 from more.config.fields import limits_of
 from more.config.load import flatten
 from more.config.schema import PAPER, Config, fields
-from more.inference.load import export_weights
+from more.inference.trained import export_weights
 from tests.conftest import ROOT
 from tests.data.sets import picture, small_set
 from tests.inference.test_localize import make_run

@@ -38,8 +38,8 @@ ALSO_FORBIDDEN = {
 }
 FACES = ("__init__", "__main__")
 SHORTEST, LONGEST, LONGEST_FUNCTION = 25, 350, 30  # lines
-# Modules of one name in several folders that nobody mistakes for each other: the folder says what.
-SAME_NAME = {"__init__", "__main__", "build", "coco", "load"}
+# Files that every folder has; no other name stands twice.
+SAME_NAME = {"__init__", "__main__"}
 
 KNOWN: dict[str, set[str]] = {}  # e.g. "floors": {"more.a.b imports more.c.d"}
 

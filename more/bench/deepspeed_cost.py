@@ -26,10 +26,10 @@ from more.method.labels import Batch
 from more.method.make_network import make_network
 from more.method.objective import make_objective
 from more.train import checkpoint, checkpoint_files
-from more.train.build import make_engine, make_optimizer, make_plan, make_transform
 from more.train.cams import CamMaker
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, setup, teardown
+from more.train.engine import make_engine, make_optimizer, make_plan, make_transform
 from more.train.optimizer import make_scheduler
 from more.train.stage_one import TagStage, in_float32
 

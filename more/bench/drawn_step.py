@@ -16,8 +16,8 @@ from more.config.schema import Config
 from more.method.labels import Batch
 from more.method.network import MoReNetwork
 from more.method.objective import make_objective
-from more.train.build import make_optimizer
 from more.train.cams import CamMaker
+from more.train.engine import make_optimizer
 from more.train.stage_one import in_float32
 
 PARTS = ("CAM", "forward", "labels", "losses", "backward", "optimiser")

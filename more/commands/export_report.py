@@ -116,8 +116,8 @@ def export_weights(
 
     `python -m more export-weights --run quickstart/run/two --out shapes.onnx`
     """
-    from more.inference.load import export_weights as job
     from more.inference.portable import choose_format, export_network
+    from more.inference.trained import export_weights as job
 
     kind = choose_format(out, format)
     if kind == "safetensors":

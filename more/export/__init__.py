@@ -38,7 +38,7 @@ def export_masks(masks: Path, out: Path, format: str = "png", progress: bool = T
     if format == "png":
         return export_png(masks, out, progress=progress, **given)
     if format == "rle":
-        from more.export.coco import export_coco
+        from more.export.rle import export_coco
 
         return export_coco(masks, out, progress=progress, **given)
     if format == "voc-server":

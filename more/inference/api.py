@@ -20,7 +20,6 @@ from more.data.seeds import seed_probabilities
 from more.data.tags import class_indices
 from more.errors import UserError
 from more.filtering.crf import resolve_engine
-from more.inference.load import load_run, weights_digest
 from more.inference.localizer import KINDS, Localizer, Request, check_maps
 from more.inference.picture_masks import PictureMasks, Shown
 from more.inference.predict import (
@@ -32,6 +31,7 @@ from more.inference.predict import (
 )
 from more.inference.predict_job import Options
 from more.inference.prediction import Prediction
+from more.inference.trained import load_run, weights_digest
 
 Tags: TypeAlias = "str | Sequence[str] | Sequence[Sequence[str]] | None"
 

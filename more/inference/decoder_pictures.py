@@ -11,8 +11,8 @@ from more.data.seeds import SeedItem
 from more.data.shards.reader import ShardSet
 from more.device import local_device
 from more.errors import UserError
-from more.inference.load import class_names, load_run, run_config
 from more.inference.localizer import Localizer, Request
+from more.inference.trained import class_names, load_run, run_config
 
 
 def decoder_seeds(run: Path, images: ShardSet, ids: Sequence[str]) -> dict[str, SeedItem] | None:

@@ -21,9 +21,9 @@ from more.data.shards.manifest import ShardEntry
 from more.data.shards.reader import ShardSet
 from more.device import local_device, usable_cores
 from more.errors import UserError
-from more.inference.load import load_run, weights_digest
 from more.inference.localizer import Localizer, Request
 from more.inference.seed_shard import SeedShards
+from more.inference.trained import load_run, weights_digest
 from more.jobs.resume import PlannedSet, finish_set, finished_beside_others, images_to_try
 from more.jobs.retry import swap
 from more.progress import Tally, Tracker, track

@@ -21,7 +21,7 @@ import more
 from more.config.schema import Config
 from more.data.shards.format import make_folder, to_json, write_atomic
 from more.errors import UserError
-from more.inference.load import class_names, load_run
+from more.inference.trained import class_names, load_run
 
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "pt2": ".pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `onnx`

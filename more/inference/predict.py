@@ -24,12 +24,12 @@ from more.errors import UserError
 from more.filtering.parameters import CRFParams
 from more.inference.contact_sheet import remove_contact_sheet, write_contact_sheet
 from more.inference.inputs import find_pictures, plain
-from more.inference.load import class_names, exported_config, load_run, run_config
 from more.inference.localize import maps_record
 from more.inference.localizer import Localizer, Request
 from more.inference.picture_masks import PictureMasks
 from more.inference.predict_files import remove_leftovers
 from more.inference.predict_job import Options, PictureJob
+from more.inference.trained import class_names, exported_config, load_run, run_config
 from more.palette import palette
 from more.progress import Tally, console, track
 from more.refinement.plan import announced_engine

@@ -27,10 +27,10 @@ from more.plan.memory import (
     stage_memory,
     stages_of,
 )
-from more.train.build import make_plan
 from more.train.checks import check_classes
 from more.train.deepspeed_settings import BatchSplit, deepspeed_dict, split_batch
 from more.train.distributed import settled_here
+from more.train.engine import make_plan
 
 
 def describe(config: Config, train_set: ShardSet, val_set: ShardSet | None, world: int, *,

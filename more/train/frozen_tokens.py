@@ -22,8 +22,8 @@ from more.data.token_store import TokenStore, row_bytes
 from more.errors import UserError
 from more.method.network import MoReNetwork
 from more.progress import track
-from more.train.build import make_transform
 from more.train.distributed import World
+from more.train.engine import make_transform
 from more.train.stop import StopRequest
 
 

@@ -24,10 +24,10 @@ from more.method.network import MoReNetwork, NetworkOutput
 from more.method.objective import make_objective, mean_counts
 from more.tensors import upload
 from more.train.average import WeightAverage
-from more.train.build import make_batches
 from more.train.cams import CamMaker
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
+from more.train.engine import make_batches
 from more.train.frozen_tokens import kept_tokens
 from more.train.meter import CAMS, FORWARD, LOSSES
 from more.train.stop import StopRequest

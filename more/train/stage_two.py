@@ -24,7 +24,7 @@ from more.data.mask_labels import match_masks
 from more.data.shards.format import sha256_file
 from more.data.shards.reader import ShardSet
 from more.errors import UserError, first_few
-from more.inference.load import (
+from more.inference.trained import (
     exported_config,
     find_checkpoint,
     load_run,
@@ -36,9 +36,9 @@ from more.method.losses.classification import image_tags_loss, kind_counts, mask
 from more.method.network import MoReNetwork, train_only
 from more.tensors import upload
 from more.train.average import WeightAverage
-from more.train.build import make_batches
 from more.train.deepspeed_settings import BatchSplit
 from more.train.distributed import World
+from more.train.engine import make_batches
 from more.train.frozen_tokens import kept_tokens
 from more.train.meter import FORWARD, LOSSES
 from more.train.stage_one import TagStage

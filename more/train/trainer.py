@@ -22,7 +22,6 @@ from more.data.shards.reader import ShardSet
 from more.device import allow_tf32
 from more.train import checkpoint
 from more.train.average import average_of
-from more.train.build import make_engine
 from more.train.checkpoint_files import Writer, prune, write_best
 from more.train.checks import (
     check_best,
@@ -33,6 +32,7 @@ from more.train.checks import (
 )
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, settled_here
+from more.train.engine import make_engine
 from more.train.live_line import Status
 from more.train.meter import BACKWARD, REST, UPDATE, WAITING, Means, Meter, Trace
 from more.train.optimizer import poisoned

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from data_tools.coco_names import clean_name
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.export.coco import export_coco
+from more.export.rle import export_coco
 from tests.data_tools.coco_layout import CocoFolder, box, plain_folder, run
 
 

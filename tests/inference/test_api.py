@@ -19,10 +19,10 @@ from more.data.seeds import decode_seed, seed_probabilities
 from more.data.shards.codec import decode_image
 from more.data.shards.reader import ShardSet
 from more.evaluation.pictures import mask_overlay
-from more.inference.load import export_weights
 from more.inference.localize import Request, localize
 from more.inference.predict import predict
 from more.inference.predict_job import Options
+from more.inference.trained import export_weights
 from tests.conftest import ROOT
 from tests.data.sets import NAMES, picture, small_set
 from tests.inference.test_localize import make_run

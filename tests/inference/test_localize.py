@@ -26,14 +26,14 @@ from more.data.shards.writer import ShardWriter
 from more.data.transforms import inference_image
 from more.errors import UserError
 from more.filtering.parameters import CRFParams
-from more.inference import load, seed_shard
+from more.inference import seed_shard, trained
 from more.inference.localize import Request, load_run, localize
 from more.inference.localizer import Localizer, seed_item
 from more.jobs.bookkeeping import failures_path
 from more.refinement.image import Refinement
 from more.refinement.refine import refine
 from more.train import checkpoint_files
-from more.train.build import make_network
+from more.train.engine import make_network
 from tests.claimed_gpu import GPU, claimed_gpu
 from tests.data.sets import flip_a_byte, small_set
 from tests.refinement.sets import make_sets
@@ -429,7 +429,7 @@ def test_stage_two_says_how_likely_a_class_is_by_its_decoder(run):
 
 def test_the_weights_are_hashed_once_for_all_kinds_of_maps(data, tmp_path, monkeypatch):
     run, hashed = make_run(tmp_path / "run"), []
-    for module in (run_folder, load):
+    for module in (run_folder, trained):
         monkeypatch.setattr(module, "sha256_file", lambda path: (
             hashed.append(path.name), sha256_file(path))[1])
     localize(run, data, tmp_path / "seeds", Request(("cam", "lam"), "true", 1))
@@ -443,6 +443,6 @@ def test_damaged_notes_of_a_run_are_named(tmp_path, text):
     run = make_run(tmp_path / "run")
     (run / "run.json").write_text(text)
     with pytest.raises(UserError, match="run.json: damaged"):
-        load.class_names(run)
+        trained.class_names(run)
     (run / "run.json").write_text("{}")
-    assert load.class_names(run) == []
+    assert trained.class_names(run) == []

@@ -18,9 +18,9 @@ from more.cli import main
 from more.config.load import config_from_dict, to_dict
 from more.errors import UserError
 from more.inference import portable
-from more.inference.load import export_weights, load_run
 from more.inference.localizer import Localizer, Request
 from more.inference.portable import choose_format, export_network
+from more.inference.trained import export_weights, load_run
 from more.method.make_network import make_network
 from more.train import checkpoint_files
 from tests.inference.test_localize import SETTINGS

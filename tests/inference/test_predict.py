@@ -21,10 +21,10 @@ from more.data.shards.reader import ShardSet
 from more.errors import UserError
 from more.inference import predict_files
 from more.inference.contact_sheet import SHEET
-from more.inference.load import export_weights
 from more.inference.localize import Request, localize
 from more.inference.predict import predict
 from more.inference.predict_job import Options
+from more.inference.trained import export_weights
 from more.refinement.refine import refine
 from tests.data.sets import NAMES, picture, small_set
 from tests.data_tools.odd import PICTURES

@@ -15,9 +15,9 @@ from more.data.shards.manifest import read_manifest, write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
-from more.inference.load import load_run
 from more.inference.localize import Request, localize
 from more.inference.localizer import Localizer
+from more.inference.trained import load_run
 from more.jobs.ranks import Rank
 from more.refinement.plan import open_pair, plan
 from more.refinement.refine import refine

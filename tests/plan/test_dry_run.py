@@ -24,7 +24,7 @@ from more.config.load import load_config
 from more.train import checkpoint
 from more.train.average import average_of
 from more.method.make_network import make_network
-from more.train.build import make_optimizer
+from more.train.engine import make_optimizer
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 from more.train.distributed import import_deepspeed, setup, teardown
 from more.train.optimizer import make_scheduler

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from more.config.load import load_config
 from more.config.schema import Config
-from more.train.build import make_engine
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World, setup, teardown
+from more.train.engine import make_engine
 from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from tests.research.step_count import IMAGES, NARROW, drawn_batch, last_step

@@ -15,8 +15,8 @@ from more.bench.drawn_step import drawn_example
 from more.config.load import load_config
 from more.config.schema import Config
 from more.method.make_network import make_network
-from more.train.build import make_optimizer
 from more.train.distributed import World
+from more.train.engine import make_optimizer
 from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from tests.claimed_gpu import GPU, claimed_gpu, put_on

@@ -12,7 +12,7 @@ import torch
 from more.bench import drawn_step, step_parts
 from more.bench.bench_train import bench_settings
 from more.errors import UserError
-from more.train.build import make_network
+from more.train.engine import make_network
 from tests.bench.test_step_parts import SMALL
 from tests.processes import run
 from tests.research import plain_step

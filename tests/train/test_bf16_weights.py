@@ -140,7 +140,7 @@ import torch
 import torch.distributed as dist
 from more.config.load import load_config
 from more.method.make_network import make_network
-from more.train.build import make_optimizer
+from more.train.engine import make_optimizer
 from more.train.distributed import import_deepspeed, leave, setup
 from more.train.deepspeed_settings import deepspeed_dict, split_batch
 

@@ -12,9 +12,9 @@ from more.data.shards.reader import ShardSet
 from more.method.make_network import make_network
 from more.train import warm_up
 from more.train.average import WeightAverage
-from more.train.build import make_optimizer
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World
+from more.train.engine import make_optimizer
 from more.train.optimizer import poisoned
 from more.train.stage_one import TagStage
 from more.train.stage_two import MaskStage

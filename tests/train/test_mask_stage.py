@@ -23,9 +23,9 @@ from more.errors import UserError
 from more.method.encoder import ClassTokenEncoder
 from more.method.losses.classification import image_tags_loss, mask_loss
 from more.method.make_network import make_network
-from more.train.build import make_transform
 from more.train.deepspeed_settings import split_batch
 from more.train.distributed import World
+from more.train.engine import make_transform
 from more.train.frozen_tokens import kept_tokens
 from more.train.stage_two import MaskStage, settled
 from tests.data.sets import mask_set, small_set

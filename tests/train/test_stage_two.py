@@ -17,8 +17,8 @@ from more.data.seeds import decode_seed
 from more.data.shards.manifest import read_manifest
 from more.data.shards.reader import ShardSet
 from more.filtering.parameters import CRFParams
-from more.inference.load import load_run
 from more.inference.localize import Request, localize
+from more.inference.trained import load_run
 from more.refinement.image import Refinement
 from more.refinement.refine import refine
 from tests.data.sets import flip_a_byte, mask_set
@@ -223,7 +223,7 @@ def test_its_decoder_makes_seeds_as_a_run_and_as_a_file(tiny, runs, supervised, 
 
 def test_stage_two_of_an_exported_file(tiny, one, masks, tmp_path):
     """With the settings of stage one's model, whatever the file of settings has now."""
-    from more.inference.load import export_weights
+    from more.inference.trained import export_weights
 
     file = export_weights(one, tmp_path / "one.safetensors")
     done = train(tiny, "--masks", masks, "--init", file, "--run", tmp_path / "two",

@@ -11,7 +11,7 @@ import torch
 
 from more.data.shards.reader import ShardSet
 from more.errors import UserError
-from more.inference.load import export_weights, find_checkpoint, load_run
+from more.inference.trained import export_weights, find_checkpoint, load_run
 from more.train import checkpoint_files
 from tests.data.sets import small_set
 from tests.inference.test_localize import make_run

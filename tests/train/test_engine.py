@@ -16,10 +16,10 @@ from more.filtering.gaussian_attention import attention_filter
 from more.method.losses.energy import energy_filter
 from more.method.make_network import make_network
 from more.method.objective import make_objective
-from more.train import build
-from more.train.build import make_optimizer, make_plan, same_buffers
+from more.train import engine
 from more.train.deepspeed_settings import deepspeed_dict, merged, split_batch
 from more.train.distributed import World, import_deepspeed
+from more.train.engine import make_optimizer, make_plan, same_buffers
 
 
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))
@@ -81,7 +81,7 @@ def test_rank_0s_buffers_are_sent_to_every_rank(tiny, monkeypatch):
 def test_a_run_sends_its_buffers_after_the_head_warm_up(tiny, monkeypatch):
     order = []
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    monkeypatch.setattr(build, "same_buffers", lambda *_: order.append("buffers"))
+    monkeypatch.setattr(engine, "same_buffers", lambda *_: order.append("buffers"))
 
     class Stage:
         pretrained = True
@@ -93,7 +93,7 @@ def test_a_run_sends_its_buffers_after_the_head_warm_up(tiny, monkeypatch):
             raise InterruptedError  # far enough
 
     with pytest.raises(InterruptedError):
-        build.make_engine(load_config(tiny["config"]), split_batch(4, 1), world, Stage(), print,
+        engine.make_engine(load_config(tiny["config"]), split_batch(4, 1), world, Stage(), print,
                           None)
     assert order == ["warm-up", "buffers"]
 @pytest.mark.parametrize("named", [False, True])

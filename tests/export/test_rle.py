@@ -15,7 +15,7 @@ from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
 from more.errors import UserError
 from more.export import export_masks
-from more.export.coco import export_coco
+from more.export.rle import export_coco
 from tests.command.conftest import refused
 from tests.data.sets import NAMES, small_set
 from tests.refinement.sets import make_sets
