@@ -19,7 +19,7 @@ from more.data.shards.codec import encode_mask
 from more.data.shards.manifest import write_manifest
 from more.data.shards.reader import ShardSet
 from more.data.shards.writer import ShardWriter
-from more.filtering.parameters import CRFParams
+from more.filtering.parameters import ENGINES, CRFParams
 from more.refinement import plan as planning
 from more.refinement import worker_memory
 from more.refinement.image import Refinement, refine_item
@@ -172,3 +172,7 @@ def test_a_worker_opens_the_shards_of_its_task_alone(tmp_path, monkeypatch):
             needed = {folder.locate(folder.index_of(image_id))[0] for image_id in spec.ids}
             assert len(set_.manifest.shards) == len(needed)
     planning._open_set.cache_clear()
+
+
+def test_every_engine_has_its_cost():
+    assert set(COSTS) == set(ENGINES)
