@@ -27,7 +27,7 @@ def test_the_newest_entry_is_this_version():
 def test_the_table_has_the_numbers_of_the_formats():
     assert row("shard set").startswith(f"format {shards.FORMAT},")
     assert row("`tune.json`") == f"format {result.FORMAT}"
-    weights = (ROOT / "more" / "inference" / "load.py").read_text(encoding="utf-8")
+    weights = (ROOT / "more" / "inference" / "trained.py").read_text(encoding="utf-8")
     assert set(re.findall(r'"(more-weights-\d+)"', weights)) == {
         row("file of `more export-weights`").strip("`")}
 
