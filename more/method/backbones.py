@@ -40,8 +40,9 @@ def create_backbone(backbone: str, image_size: int, vit_kwargs: dict[str, Any] |
     try:
         vit = timm.create_model(backbone, pretrained=False, **sizes, **arguments)
     except (TypeError, RuntimeError, AssertionError, AttributeError) as error:
-        raise UserError(f"backbone {backbone!r} cannot be built for images of {image_size} "
-                        f"pixels: {error}", BACKBONE_ADVICE) from error
+        also = " and model.vit_kwargs" if vit_kwargs else ""
+        raise UserError(f"backbone {backbone!r} cannot be built for images of {image_size} pixels"
+                        f"{also}: {error or type(error).__name__}", BACKBONE_ADVICE) from error
     check_backbone(vit)
     return vit
 

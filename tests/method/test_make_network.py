@@ -290,3 +290,8 @@ def test_dinov2_file_in_half_precision():
     vit.load_state_dict({**single.encoder.state_dict()})
     tokens = vit.forward_features(images(1, 70, 70))
     torch.testing.assert_close(single.encoder(images(1, 70, 70)).patch_tokens, tokens[:, 1:])
+
+
+def test_arguments_that_do_not_fit_a_named_backbone_are_named():
+    with pytest.raises(UserError, match="112 pixels and model.vit_kwargs: .+"):
+        create_backbone("vit_small_patch16_224", 112, {"patch_size": "none"})
